@@ -1,0 +1,54 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Errors that a user can act on.
+
+Owns the exception tree and its exit codes. Never prints: cli/ does, in one place.
+Every error says in one line what happened and in one line what to do.
+"""
+
+from __future__ import annotations
+
+
+class XdtraceError(Exception):
+    """A failure with a remedy.
+
+    Args:
+        message: what happened, one line.
+        hint: what to do about it, one line.
+    """
+
+    exit_code = 1
+
+    def __init__(self, message: str, hint: str) -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+
+class FailOnMet(XdtraceError):
+    """A ``--fail-on`` condition was met."""
+
+    exit_code = 1
+
+
+class UsageError(XdtraceError):
+    """The command line, a profile or another input of the user's is wrong."""
+
+    exit_code = 2
+
+
+class TargetError(XdtraceError):
+    """The target was not found, has exited, or may not be traced."""
+
+    exit_code = 3
+
+
+class HostError(XdtraceError):
+    """This host cannot trace: no BPF, no bcc, lockdown, no permission for BPF."""
+
+    exit_code = 4
+
+
+class TraceError(XdtraceError):
+    """A trace folder is missing, corrupt, hostile or of a newer version."""
+
+    exit_code = 5

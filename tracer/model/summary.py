@@ -1,0 +1,373 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The Summary: the one object that every view, ``--json`` and the notebooks show.
+
+Owns the shape of schema 1 (documented in docs/summary.md) and its JSON form.
+Computes nothing: analysis.py fills it. Times are integer ns (CLOCK_MONOTONIC);
+``None`` means not known, never zero.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+SCHEMA = 1
+
+#: Every cause a miss can be shown with (domain.md, "Names shown").
+CAUSES = (
+    "lock",
+    "not_scheduled",
+    "stolen",
+    "slow_syscall",
+    "on_cpu",
+    "blocked",
+    "serialised",
+    "head_of_line",
+    "not_rearmed",
+    "guest_late",
+    "host_late",
+    "forward_failed",
+    "mixed",
+    "unknown",
+)
+
+#: Remedies judged by replay, in the order they are shown.
+REMEDIES = (
+    "item_state",
+    "dup",
+    "refcount",
+    "task",
+    "fair",
+    "own_context",
+    "realtime",
+    "no_steal",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class TargetRow:
+    """A traced process; crate and version of its cross-domain device, "" where not found."""
+
+    tgid: int
+    role: str
+    comm: str
+    exe: str
+    build_id: str
+    crate: str = ""
+    version: str = ""
+    alive: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class ThreadRow:
+    """A thread. ``role``: G, W, D, vcpu, fence, task or ""; ``role_by``: behaviour or name."""
+
+    tid: int
+    tgid: int
+    role: str
+    comm: str
+    policy: str = ""
+    priority: int = 0
+    cpus: str = ""
+    throttled_ns: int = -1
+    role_by: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class DriverRow:
+    """A driver of cycles. ``events``: late_start, skipped, catch_up -> count."""
+
+    id: str
+    tgid: int
+    period_ns: int
+    events: Mapping[str, int]
+    cycles: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Slack:
+    """Deadline minus closing read, ns; negative: late."""
+
+    p50: int | None = None
+    p1: int | None = None
+    min: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class StreamRow:
+    """A stream: one eventfd that the audio server signals every cycle.
+
+    ``context`` is W's tid. ``misses`` counts every missed cycle, the ``carried`` ones included.
+    ``recent``: slack per recent cycle (oldest first) for a sparkline, ns, None = missed.
+    """
+
+    id: str
+    name: str
+    tgid: int
+    context: int
+    driver: str | None
+    wake_eventfd: int
+    completion_eventfd: int | None
+    period_ns: int
+    source: str
+    confidence: float
+    cycles: int
+    misses: int
+    carried: int
+    episodes: int
+    misses_by_leg: Mapping[str, int]
+    misses_by_cause: Mapping[str, int]
+    slack_ns: Slack
+    alive: bool = True
+    recent: tuple[int | None, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class WaitStats:
+    """Of a lock's waits, ns."""
+
+    p50: int
+    p99: int
+    max: int
+    total: int
+
+
+@dataclass(frozen=True, slots=True)
+class HoldStats:
+    """Of a lock's holds, ns; ``source`` says how they were seen (held_words, wakes, none)."""
+
+    n: int
+    source: str
+    p50: int | None
+    p99: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class LockRow:
+    """A lock word. ``kind``: mutex (Rust std), pthread, condvar_relock, other."""
+
+    name: str
+    instance: str
+    address: int
+    tgid: int
+    named_by: str
+    contended: int
+    barged: int
+    wait_ns: WaitStats
+    hold_ns: HoldStats
+    misses_caused: int
+    kind: str = "mutex"
+    evidence: str = ""
+    top_waiter: str = ""
+    top_holder: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class BlameRow:
+    """Holder's operation and syscall x victim's operation on one lock."""
+
+    lock: str
+    holder_operation: str
+    holder_syscall: str
+    victim_operation: str
+    wait_ns_total: int
+    wait_ns_max: int
+    misses: int
+    waits: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class HeldRow:
+    """How often a lock word was held when a thread entered a syscall on an object.
+
+    ``base``: the word's held fraction over threads that never wait on it, None if none was seen.
+    """
+
+    lock: str
+    tid: int
+    role: str
+    syscall: str
+    object: str
+    samples: int
+    held_fraction: float
+    base: float | None = None
+    inside: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class CostStats:
+    """Cost of forwarding one completion: (dup +) write (+ close), ns."""
+
+    p50: int | None
+    p99: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class WritePath:
+    """Which of the four write paths a VMM runs. ``why``: the evidence in words."""
+
+    kind: str
+    evidence: str
+    crate: str
+    version: str
+    cost_ns: CostStats
+    writes: int
+    why: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """A piece of a miss's window; ``ns`` long, in order; they sum to the window exactly.
+
+    ``kind``: a leaf of domain.md; ``via``: serialised, head_of_line, not_rearmed or "";
+    ``tid``: the responsible thread, 0 for an unseen one; ``object``: lock, syscall ... concerned.
+    """
+
+    kind: str
+    via: str
+    ns: int
+    tid: int
+    object: str
+    detail: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Episode:
+    """Misses of a stream (or several) from one moment with nothing pending to the next."""
+
+    id: int
+    start_ns: int
+    end_ns: int | None
+    streams: tuple[str, ...]
+    misses: int
+    cause: str
+    culprit: str
+
+
+@dataclass(frozen=True, slots=True)
+class Miss:
+    """One missed cycle of one stream, with its verdict.
+
+    ``late_ns`` None: never closed within the grace. ``detail``: the verdict in one sentence.
+    ``sufficient``, ``jointly``: "kind" or "kind:object". ``chain``: lock chain, waiter first.
+    ``went_first``: what W served before, e.g. {"channel": 12}. ``kick``: exact, inferred or none.
+    ``carried_from``: id of its origin.
+    """
+
+    id: int
+    episode: int
+    stream: str
+    cycle: int
+    leg: str
+    deadline_ns: int
+    late_ns: int | None
+    cause: str
+    lock: str | None
+    via: str | None
+    detail: str
+    carried_from: int | None
+    sufficient: tuple[str, ...]
+    jointly: tuple[str, ...]
+    chain: tuple[str, ...]
+    went_first: Mapping[str, int]
+    kick: str
+    audible: str
+    evidence: str
+    segments: tuple[Segment, ...]
+    start_ns: int = 0
+    todo: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Remedy:
+    """What one remedy would have done: misses (and episodes) avoided, what remains by cause."""
+
+    avoided: int
+    of: int
+    remaining_by_cause: Mapping[str, int]
+    episodes_avoided: int = 0
+    episodes_of: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """Something an engineer would want to be told. ``level``: info, warn or alert."""
+
+    what: str
+    why: str
+    do: str
+    level: str = "warn"
+
+
+@dataclass(frozen=True, slots=True)
+class Window:
+    """Record time covered."""
+
+    start_ns: int
+    end_ns: int
+
+
+@dataclass(frozen=True, slots=True)
+class Lost:
+    """Records lost by class."""
+
+    ring: int = 0
+    map: int = 0
+    late: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class RecordCounts:
+    """Records analysed, and lost; ``per_s`` over the last second of record time."""
+
+    total: int
+    lost: Lost
+    per_s: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class SelfCost:
+    """Own CPU in percent of one core; ns the probes ran per second, -1 where not measured."""
+
+    cpu_percent: float = 0.0
+    probe_ns_per_s: int = -1
+
+
+@dataclass(frozen=True, slots=True)
+class Summary:
+    """Everything xdtrace has to say at one moment of record time."""
+
+    host: Mapping[str, str | int | float]
+    targets: tuple[TargetRow, ...]
+    window: Window
+    records: RecordCounts
+    self: SelfCost
+    steal_ns: int
+    verdict: str
+    threads: tuple[ThreadRow, ...] = ()
+    drivers: tuple[DriverRow, ...] = ()
+    streams: tuple[StreamRow, ...] = ()
+    locks: tuple[LockRow, ...] = ()
+    blame: tuple[BlameRow, ...] = ()
+    held: tuple[HeldRow, ...] = ()
+    write_path: Mapping[str, WritePath] = field(default_factory=dict)
+    episodes: tuple[Episode, ...] = ()
+    misses: tuple[Miss, ...] = ()
+    misses_by_cause: Mapping[str, int] = field(default_factory=dict)
+    counterfactual: Mapping[str, Remedy] = field(default_factory=dict)
+    findings: tuple[Finding, ...] = ()
+    schema: int = SCHEMA
+
+    def to_dict(self) -> dict[str, Any]:
+        """The JSON form (schema 1): nested dicts and lists of plain values."""
+        return dataclasses.asdict(self)
+
+    def to_json(self, *, kind: str | None = None) -> str:
+        """One line of JSON; ``kind`` adds a leading ``"type"`` (snapshot, summary)."""
+        data = self.to_dict()
+        if kind is not None:
+            data = {"type": kind, **data}
+        return json.dumps(data, separators=(",", ":"), ensure_ascii=False)
