@@ -102,6 +102,7 @@ class StreamRow:
 
     ``context`` is W's tid. ``misses`` counts every missed cycle, the ``carried`` ones included.
     ``recent``: slack per recent cycle (oldest first) for a sparkline, ns, None = missed.
+    ``audible``: misses by yes, no, unknown.
     """
 
     id: str
@@ -123,6 +124,7 @@ class StreamRow:
     slack_ns: Slack
     alive: bool = True
     recent: tuple[int | None, ...] = ()
+    audible: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -338,7 +340,10 @@ class SelfCost:
 
 @dataclass(frozen=True, slots=True)
 class Summary:
-    """Everything xdtrace has to say at one moment of record time."""
+    """Everything xdtrace has to say at one moment of record time.
+
+    ``verdict``: is it still happening, since when, how often, why; ``todo``: the one thing to do about it.
+    """
 
     host: Mapping[str, str | int | float]
     targets: tuple[TargetRow, ...]
@@ -360,6 +365,7 @@ class Summary:
     counterfactual: Mapping[str, Remedy] = field(default_factory=dict)
     findings: tuple[Finding, ...] = ()
     schema: int = SCHEMA
+    todo: str = ""
 
     def to_dict(self) -> dict[str, Any]:
         """The JSON form (schema 1): nested dicts and lists of plain values."""
