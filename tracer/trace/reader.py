@@ -1,0 +1,226 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Reads a trace, folder or packed file, trusting nothing in it.
+
+Owns what a damaged or unfinished trace still gives. Never writes, never follows a
+link inside the folder, holds one batch at a time (format.READ_LIMIT_BYTES).
+Reads by pread, not mmap: a file cut while it is read must not kill the reader.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import zlib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import pyarrow as pa
+
+from tracer import schema
+from tracer.errors import TraceError
+from tracer.trace import format as fmt
+from tracer.trace.archive import Part, open_parts
+from tracer.trace.writer import index_checksum
+
+_MAX_EVENT_BYTES = fmt.MAX_BATCH_RECORDS * schema.RECORD_BYTES + 4096
+_MAX_INDEX_BYTES = 4096
+
+
+class TraceReader:
+    """A source of batches, equal to those that were recorded.
+
+    May be iterated several times. A trace that ends early gives its whole batches.
+
+    Args:
+        path: NAME.xdt, or the single file that ``pack`` made of one.
+
+    Attributes:
+        meta: meta.json ({} where it is damaged; then ``incomplete`` says so).
+        incomplete: what is missing, in words; None for a whole trace. What only
+            reading can show (a lost write in the middle) is added while iterating.
+
+    Raises:
+        TraceError: no trace, a newer one, or one that cannot be right; while
+            iterating too.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path = Path(path)
+        self.meta: Mapping[str, Any] = {}
+        self.incomplete: str | None = None
+        self._parts = open_parts(path)
+        try:
+            self._read_meta()
+            self._starts = {name: self._check_stream(name) for name in (*fmt.STREAMS, fmt.INDEX)}
+            self._batches = self._survey()
+        except BaseException:
+            self.close()
+            raise
+
+    def __enter__(self) -> TraceReader:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the files. May be called twice."""
+        for part in self._parts.values():
+            part.close()
+        self._parts = {}
+
+    def __iter__(self) -> Iterator[schema.Batch]:
+        if not self._parts:
+            raise TraceError(f"{self.path} was closed", "open it again")
+        at = self._starts[fmt.INDEX]
+        ends = [self._starts[name] for name in fmt.STREAMS]
+        for number in range(self._batches):
+            row, at = self._index_row(at)
+            batch = self._batch(number, row, ends)
+            if batch is None:
+                return
+            ends = row["ends"]
+            yield batch
+
+    # --- opening ---
+
+    def _part(self, name: str) -> Part:
+        return self._parts.get(name) or Part.nothing()
+
+    def _missing(self, what: str) -> None:
+        known = self.incomplete
+        if known is None or what not in known:
+            self.incomplete = f"{known}; {what}" if known else what
+
+    def _read_meta(self) -> None:
+        part = self._part(fmt.META)
+        if part.size_bytes > fmt.MAX_META_BYTES:
+            raise fmt.damaged(f"{fmt.META} of {part.size_bytes} bytes")
+        try:
+            meta = json.loads(part.read(0, part.size_bytes))
+        except (ValueError, RecursionError):
+            if fmt.INDEX + fmt.SUFFIX not in self._parts:
+                raise TraceError(
+                    f"{self.path} is no trace", "name a folder made by `xdtrace record`"
+                ) from None
+            self._missing(f"{fmt.META} cannot be read")
+            return
+        if not isinstance(meta, dict) or meta.get("format") != fmt.FORMAT_NAME:
+            raise TraceError(f"{self.path} is no trace", "name a folder made by `xdtrace record`")
+        fmt.check_version(meta.get("version"))
+        self.meta = meta
+
+    def _check_stream(self, name: str) -> int:
+        """Check the schema; the offset of the first message."""
+        part = self._part(name + fmt.SUFFIX)
+        head = fmt.peek(part.read, 0, 0)
+        if head is None:
+            self._missing(f"{name}{fmt.SUFFIX} is missing or ends before its first batch")
+            return part.size_bytes
+        fmt.check_schema(name, part.read(0, head.size_bytes))
+        return head.size_bytes
+
+    def _survey(self) -> int:
+        """How many batches are whole; says in ``incomplete`` why not all."""
+        part = self._part(fmt.INDEX + fmt.SUFFIX)
+        starts: list[int] = []
+        at = self._starts[fmt.INDEX]
+        closed = False
+        while head := fmt.peek(part.read, at, _MAX_INDEX_BYTES):
+            if head.is_end:
+                closed = True
+                break
+            if at + head.size_bytes > part.size_bytes:
+                break
+            starts.append(at)
+            at += head.size_bytes
+        whole = len(starts)
+        sizes = [self._part(name + fmt.SUFFIX).size_bytes for name in fmt.STREAMS]
+        while whole and any(
+            end > size for end, size in zip(self._index_row(starts[whole - 1])[0]["ends"], sizes, strict=True)
+        ):
+            whole -= 1
+        if not closed:
+            self._missing("the recording was not closed: what came after its last whole batch is missing")
+        if cut := len(starts) - whole:
+            self._missing(f"the last {cut} of {len(starts)} batches are cut off")
+        promised = self.meta.get("batches") if self.meta.get("closed") is True else None
+        if isinstance(promised, int) and promised > len(starts):
+            self._missing(f"{promised - len(starts)} of {promised} batches are not in the index")
+        return whole
+
+    # --- reading ---
+
+    def _index_row(self, at: int) -> tuple[dict[str, Any], int]:
+        part = self._part(fmt.INDEX + fmt.SUFFIX)
+        head = fmt.peek(part.read, at, _MAX_INDEX_BYTES)
+        if head is None:
+            raise fmt.damaged("the index shrank while it was read")
+        message = part.read(at, head.size_bytes)
+        rows = fmt.parse_message(fmt.INDEX, message, 1, _MAX_INDEX_BYTES).to_pylist()
+        if len(rows) != 1:
+            raise fmt.damaged("a row of the index that is none")
+        return rows[0], at + head.size_bytes
+
+    def _batch(self, number: int, row: dict[str, Any], starts: list[int]) -> schema.Batch | None:
+        messages: dict[str, bytes] = {}
+        crc = 0
+        for name, start, end in zip(fmt.STREAMS, starts, row["ends"], strict=True):
+            limit = _MAX_EVENT_BYTES if name == fmt.EVENTS else fmt.MAX_SIDE_BYTES
+            if not 0 <= end - start <= limit:
+                raise fmt.damaged(f"{name} of batch {number} would take {end - start} bytes")
+            if end > start:
+                messages[name] = data = self._part(name + fmt.SUFFIX).read(start, end - start)
+                crc = zlib.crc32(data, crc)
+        if index_checksum(row, crc) != row["crc32"]:
+            if self.meta.get("closed") is True:
+                raise fmt.damaged(f"batch {number} does not match its checksum")
+            self._missing(
+                f"batch {number} was not wholly written; it and {self._batches - number - 1} after it are left out"
+            )
+            return None
+        records = schema.empty_records()
+        if fmt.EVENTS in messages:
+            events = fmt.parse_message(
+                fmt.EVENTS, messages.pop(fmt.EVENTS), fmt.MAX_BATCH_RECORDS, _MAX_EVENT_BYTES
+            )
+            records = fmt.columns_to_records(events)
+        if len(records) != row["records"]:
+            raise fmt.damaged(f"batch {number} has {len(records)} records, not {row['records']}")
+        fmt.check_records(records)
+        sides = {name: _side(name, message) for name, message in messages.items()}
+        use = schema.SelfUse(row["cpu_percent"], row["probe_ns_per_s"], row["steal_ns"])
+        return schema.Batch(
+            records=records,
+            watermark_ns=row["watermark_ns"],
+            losses=schema.Losses(row["lost_ring"], row["lost_map"], row["lost_late"]),
+            self_use=use if row["self_use"] else None,
+            **sides,
+        )
+
+
+def _side(name: str, message: bytes) -> Any:
+    table = fmt.parse_message(name, message, fmt.MAX_SIDE_ROWS, fmt.MAX_SIDE_BYTES)
+    rows = table.to_pylist()
+    if name == "host":
+        return {row["key"]: _host_value(row["json"]) for row in rows}
+    for row in rows:
+        if name == "sites":
+            row["frames"] = tuple(schema.Frame(**frame) for frame in row["frames"])
+        elif name == "targets":
+            row["notes"] = tuple(row["notes"])
+    return tuple(fmt.ROW_TYPES[name](**row) for row in rows)
+
+
+def _host_value(text: str) -> str | int | float:
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise fmt.damaged("a host fact that is none") from error
+    if not isinstance(value, str | int | float):
+        raise fmt.damaged("a host fact that is none")
+    return value
