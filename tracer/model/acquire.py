@@ -1,0 +1,192 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Futex records to acquisitions of lock words.
+
+Owns the rule of what one acquisition is. std's lock_contended and glibc's lll_lock set the
+word to 2 before each wait and leave it at 2 when they get the lock, so that an unlock after
+a contended acquisition always wakes. Hence, exactly: consecutive futex calls of a thread
+that are waits for 2 on one word are one acquisition; its own wake, or any other futex call,
+says that it went on. Whether a word is a lock at all is decided in locks.py.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tracer.schema import FUTEX_CMD_MASK, FUTEX_PRIVATE, FUTEX_WAIT, FUTEX_WAIT_BITSET, Records
+
+STD_WAIT = FUTEX_WAIT_BITSET | FUTEX_PRIVATE  # 137
+PTHREAD_WAIT = FUTEX_WAIT | FUTEX_PRIVATE  # 128
+CONTENDED = 2
+
+# What a futex call is, here.
+LOCK_WAIT, OTHER_WAIT, WAKE = 1, 2, 3
+_WAKES = (1, 3, 4, 5, 10)  # WAKE, REQUEUE, CMP_REQUEUE, WAKE_OP, WAKE_BITSET
+
+#: One acquisition. hold_ns: -1 where its release was not seen; cond*: the condvar wait just before
+#: (0: none); closed_ns: end of the futex call that showed that the thread had gone on.
+ACQ = np.dtype(
+    [
+        ("tgid", "<u4"),
+        ("tid", "<u4"),
+        ("word", "<u8"),
+        ("start_ns", "<u8"),
+        ("end_ns", "<u8"),
+        ("caller", "<u8"),
+        ("waits", "<u4"),
+        ("barged", "<u4"),
+        ("cond", "<u8"),
+        ("cond_caller", "<u8"),
+        ("cond_end_ns", "<u8"),
+        ("closed_ns", "<u8"),
+        ("hold_ns", "<i8"),
+    ]
+)
+
+
+def classify(op: NDArray[np.uint16], expected: NDArray[np.uint32]) -> NDArray[np.uint8]:
+    """LOCK_WAIT, OTHER_WAIT, WAKE or 0 for futex ops (n,) and their expected values (n,)."""
+    cmd = op & FUTEX_CMD_MASK
+    wait = (cmd == FUTEX_WAIT) | (cmd == FUTEX_WAIT_BITSET)
+    lock = ((op == STD_WAIT) | (op == PTHREAD_WAIT)) & (expected == CONTENDED)
+    out = np.where(lock, LOCK_WAIT, np.where(wait, OTHER_WAIT, 0)).astype(np.uint8)
+    out[np.isin(cmd, _WAKES)] = WAKE
+    return out
+
+
+@dataclass(slots=True)
+class _Last:
+    """A thread's last futex call; ``row``: its acquisition as long as it may go on (shape (1,))."""
+
+    cls: int
+    word: int
+    end_ns: int
+    caller: int
+    ret: int
+    row: Records | None = None
+
+
+class Acquirer:
+    """Turns futex records, step by step, into closed acquisitions.
+
+    State is one small object per thread, dropped by ``forget``.
+    """
+
+    def __init__(self) -> None:
+        self._last: dict[int, _Last] = {}
+
+    def pending(self) -> Records:
+        """Acquisitions (n,) of dtype ACQ whose thread made no futex call since: closed_ns 0."""
+        rows = [last.row for last in self._last.values() if last.row is not None]
+        return np.concatenate(rows) if rows else np.empty(0, dtype=ACQ)
+
+    def pending_of(self, tid: int) -> Records:
+        """The pending acquisition of a thread, shape (0,) or (1,)."""
+        last = self._last.get(tid)
+        return last.row if last is not None and last.row is not None else np.empty(0, dtype=ACQ)
+
+    def forget(self, tid: int) -> Records:
+        """Drop a thread that has exited; its pending acquisition (0 or 1) is closed."""
+        row = self.pending_of(tid)
+        if len(row):
+            row["closed_ns"] = row["end_ns"]
+        self._last.pop(tid, None)
+        return row
+
+    def step(self, futex: Records, cls: NDArray[np.uint8], tgids: NDArray[np.uint32]) -> Records:
+        """Acquisitions closed by these futex calls.
+
+        Args:
+            futex: dtype FUTEX, shape (n,), closed spans in order of their end.
+            cls: from ``classify``; tgids: processes of the threads, both (n,).
+
+        Returns:
+            dtype ACQ in order of closed_ns, tid.
+        """
+        order = np.lexsort((futex["enter_ns"], futex["tid"]))
+        rows, cls, tgids = futex[order], cls[order], tgids[order]
+        n = len(rows)
+        tid, word, enter = rows["tid"], rows["word"], rows["enter_ns"]
+        end = enter + rows["dur_ns"]
+        first_of_tid = np.ones(n, dtype=bool)
+        first_of_tid[1:] = tid[1:] != tid[:-1]
+        prev_cls = np.concatenate(([np.uint8(0)], cls[:-1]))
+        prev_word = np.concatenate((word[:1], word[:-1]))
+        prev_end = np.concatenate((end[:1], end[:-1]))
+        prev_caller = np.concatenate((rows["caller"][:1], rows["caller"][:-1]))
+        heads = np.flatnonzero(first_of_tid)
+        for at in heads.tolist():
+            last = self._last.get(int(tid[at]))
+            prev_cls[at] = 0 if last is None else last.cls
+            if last is not None:
+                prev_word[at], prev_end[at], prev_caller[at] = last.word, last.end_ns, last.caller
+        goes_on = (cls == LOCK_WAIT) & (prev_cls == LOCK_WAIT) & (prev_word == word)
+
+        done: list[Records] = []
+        for at in heads.tolist():  # acquisitions of earlier steps that these calls close
+            last = self._last.get(int(tid[at]))
+            if last is not None and last.row is not None and not goes_on[at]:
+                _close(last.row, int(cls[at]), int(word[at]), int(enter[at]), int(end[at]))
+                done.append(last.row)
+                last.row = None
+
+        locks = np.flatnonzero(cls == LOCK_WAIT)
+        if len(locks):
+            begin = np.flatnonzero(~goes_on[locks] | first_of_tid[locks])
+            final = np.append(begin[1:], len(locks)) - 1
+            head, tail = locks[begin], locks[final]
+            acq = np.zeros(len(begin), dtype=ACQ)
+            acq["tgid"], acq["tid"], acq["word"] = tgids[head], tid[head], word[head]
+            acq["start_ns"], acq["end_ns"] = enter[head], end[tail]
+            acq["caller"] = np.maximum.reduceat(rows["caller"][locks], begin)
+            acq["waits"] = final - begin + 1
+            woken = (rows["ret"][locks] == 0).astype(np.uint32)
+            acq["barged"] = np.add.reduceat(woken, begin) - woken[final]
+            after_cond = (prev_cls[head] == OTHER_WAIT) & ~goes_on[head]
+            acq["cond"] = np.where(after_cond, prev_word[head], 0)
+            acq["cond_caller"] = np.where(after_cond, prev_caller[head], 0)
+            acq["cond_end_ns"] = np.where(after_cond, prev_end[head], 0)
+            acq["hold_ns"] = -1
+            for i in np.flatnonzero(goes_on[head]).tolist():  # began in an earlier step
+                last = self._last[int(tid[head[i]])]
+                if last.row is not None:
+                    before = last.row[0]
+                    acq["waits"][i] += before["waits"]
+                    acq["barged"][i] += before["barged"] + (last.ret == 0)
+                    acq["caller"][i] = before["caller"] or acq["caller"][i]
+                    for name in ("start_ns", "cond", "cond_caller", "cond_end_ns"):
+                        acq[name][i] = before[name]
+                    last.row = None
+            after = np.minimum(tail + 1, n - 1)
+            closed = (tail + 1 < n) & ~first_of_tid[after]
+            acq["closed_ns"] = np.where(closed, end[after], 0)
+            own_wake = closed & (cls[after] == WAKE) & (word[after] == acq["word"])
+            acq["hold_ns"] = np.where(
+                own_wake, np.maximum(enter[after].astype(np.int64) - acq["end_ns"].astype(np.int64), 0), -1
+            )
+            done.append(acq[closed])
+            open_rows = {int(acq["tid"][i]): acq[i : i + 1].copy() for i in np.flatnonzero(~closed).tolist()}
+        else:
+            open_rows = {}
+
+        for at in (np.append(heads[1:], n) - 1).tolist():
+            who = int(tid[at])
+            self._last[who] = _Last(
+                int(cls[at]),
+                int(word[at]),
+                int(end[at]),
+                int(rows["caller"][at]),
+                int(rows["ret"][at]),
+                open_rows.get(who),
+            )
+        out = np.concatenate(done) if done else np.empty(0, dtype=ACQ)
+        return out[np.lexsort((out["tid"], out["closed_ns"]))]
+
+
+def _close(row: Records, cls: int, word: int, enter: int, end: int) -> None:
+    """Write into an acquisition (1,) the futex call that showed that its thread had gone on."""
+    row["closed_ns"] = end
+    if cls == WAKE and word == int(row["word"][0]):
+        row["hold_ns"] = max(0, enter - int(row["end_ns"][0]))

@@ -1,0 +1,222 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Who held a lock, doing what, while somebody waited for it.
+
+Owns the recent syscalls by thread (a few seconds, references to the records of past steps)
+and the blame cells: lock word x holder x its syscall x waiter, a bounded number of them.
+Names are not known here: cells hold tids and addresses, views get names at summary time.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tracer.model.registry import Registry
+from tracer.schema import FUTEX, RECORD, RW, Flag, Kind, Records, end_ns, view
+
+RECENT_NS = 4_000_000_000
+WINDOW_NS = 1_000_000_000  # how far back in a hold its longest syscall is looked for
+CELLS = 4096
+
+_NAMES = {
+    Kind.READ: "read",
+    Kind.WRITE: "write",
+    Kind.FUTEX: "futex",
+    Kind.TIMER: "timerfd_settime",
+    Kind.EPOLL_CTL: "epoll_ctl",
+    Kind.EPOLL_WAIT: "epoll_wait",
+    Kind.RECVMSG: "recvmsg",
+    Kind.SENDMSG: "sendmsg",
+}
+# x86-64 numbers of FD and SYSCALL records that are met under locks.
+_NUMBERS = {
+    3: "close",
+    7: "poll",
+    9: "mmap",
+    10: "mprotect",
+    11: "munmap",
+    16: "ioctl",
+    17: "pread64",
+    18: "pwrite64",
+    24: "sched_yield",
+    28: "madvise",
+    32: "dup",
+    33: "dup2",
+    35: "nanosleep",
+    72: "fcntl",
+    74: "fsync",
+    77: "ftruncate",
+    230: "clock_nanosleep",
+    271: "ppoll",
+    285: "fallocate",
+    290: "eventfd2",
+    292: "dup3",
+    319: "memfd_create",
+}
+
+
+class Recent:
+    """Syscalls of the last seconds, found by thread without copying what nobody asks for."""
+
+    def __init__(self) -> None:
+        self._chunks: deque[tuple[int, int, Records, dict[int, Records]]] = deque()
+
+    def step(self, records: Records, now_ns: int) -> None:
+        """Keep a step's records (sorted by end) and drop what is too old."""
+        if len(records):
+            first, last = end_ns(records[:1]), end_ns(records[-1:])
+            self._chunks.append((int(first[0]), int(last[0]), records, {}))
+        while self._chunks and self._chunks[0][1] + RECENT_NS < now_ns:
+            self._chunks.popleft()
+
+    def of(self, tid: int, start_ns: int, until_ns: int) -> Records:
+        """Closed syscall spans (n,) of a thread that end in [start, until], in time order, no wakes."""
+        parts = []
+        for first, last, records, cache in self._chunks:
+            if last < start_ns or first > until_ns:
+                continue
+            rows = cache.get(tid)
+            if rows is None:
+                rows = records[records["tid"] == tid]
+                rows = rows[(rows["kind"] <= Kind.SYSCALL) & ((rows["flags"] & Flag.OPEN) == 0)]
+                wake = (rows["kind"] == Kind.FUTEX) & ((rows["op"] & 0x7F) != 0) & ((rows["op"] & 0x7F) != 9)
+                rows = cache[tid] = rows[~wake]
+            parts.append(rows)
+        if not parts:
+            return np.empty(0, dtype=RECORD)
+        return parts[0] if len(parts) == 1 else np.concatenate(parts)
+
+    def longest(
+        self, tid: int, starts: NDArray[np.uint64], ends: NDArray[np.uint64]
+    ) -> tuple[Records, NDArray[np.int64]]:
+        """The longest syscall of a thread within each interval.
+
+        Args:
+            starts, ends: (n,) ns; a syscall counts if it ends within.
+
+        Returns:
+            The thread's spans, and per interval (n,) the index of the longest or -1.
+        """
+        picked = np.full(len(starts), -1, dtype=np.int64)
+        rows = self.of(tid, int(starts.min()), int(ends.max()))
+        if not len(rows):
+            return rows, picked
+        stop = end_ns(rows)
+        lo = np.searchsorted(stop, starts, side="right")
+        hi = np.searchsorted(stop, ends, side="right")
+        some = np.flatnonzero(hi > lo)
+        if len(some):
+            key = np.empty(len(rows) + 1, dtype=np.uint64)  # longest first, then latest
+            key[:-1] = (np.minimum(rows["dur_ns"], np.uint64(1 << 39)) << np.uint64(24)) | np.arange(
+                len(rows), dtype=np.uint64
+            )
+            key[-1] = 0
+            pairs = np.column_stack((lo[some], hi[some])).ravel()
+            best = np.maximum.reduceat(key, pairs)[::2]
+            picked[some] = (best & np.uint64((1 << 24) - 1)).astype(np.int64)
+        return rows, picked
+
+    def calls_between(
+        self, tid: int, starts: NDArray[np.uint64], ends: NDArray[np.uint64]
+    ) -> NDArray[np.bool_]:
+        """Whether a thread entered a syscall (no wake) within each open interval, (n,)."""
+        rows = self.of(tid, int(starts.min()), int(ends.max()))
+        enter = rows["enter_ns"] if len(rows) else np.empty(0, dtype=np.uint64)
+        between: NDArray[np.bool_] = np.searchsorted(enter, ends, side="left") > np.searchsorted(
+            enter, starts, side="left"
+        )
+        return between
+
+
+def syscall_label(row: Records, tgid: int, registry: Registry) -> str:
+    """A syscall with its object, e.g. ``write(pipe)``; ``row`` is one record, shape (1,)."""
+    kind = Kind(int(row["kind"][0]))
+    number = int(row["op"][0])
+    flags = int(row["flags"][0])
+    if kind in (Kind.READ, Kind.WRITE):
+        if flags & Flag.EVENTFD:
+            return f"{_NAMES[kind]}(eventfd)"
+        if flags & Flag.TIMERFD:
+            return f"{_NAMES[kind]}(timerfd)"
+        known = registry.fds.get((tgid, int(view(row, RW)["fd"][0])))
+        return f"{_NAMES[kind]}({known.type})" if known is not None else _NAMES[kind]
+    if kind == Kind.FUTEX:
+        two = int(view(row, FUTEX)["expected"][0]) == 2
+        return "futex(lock)" if two else "futex(condvar)"
+    if kind in (Kind.FD, Kind.SYSCALL):
+        return _NUMBERS.get(number, f"syscall {number}")
+    return _NAMES.get(kind, kind.name.lower())
+
+
+def label_key(row: Records) -> tuple[int, int, int]:
+    """What ``syscall_label`` depends on, cheap to compare; ``row`` has shape (1,)."""
+    kind = int(row["kind"][0])
+    if kind in (Kind.READ, Kind.WRITE):
+        flags = int(row["flags"][0]) & (Flag.EVENTFD | Flag.TIMERFD)
+        return kind, flags, 0 if flags else int(view(row, RW)["fd"][0])
+    if kind == Kind.FUTEX:
+        return kind, 0, int(view(row, FUTEX)["expected"][0] == 2)
+    return kind, int(row["op"][0]), 0
+
+
+@dataclass(slots=True)
+class Cell:
+    """One blame cell: ns waited for a holder in a syscall, by a waiter from a call site."""
+
+    tgid: int
+    word: int
+    holder_tid: int
+    holder_caller: int
+    syscall: str
+    waiter_tid: int
+    waiter_caller: int
+    waits: int = 0
+    total_ns: int = 0
+    max_ns: int = 0
+    last_ns: int = 0
+    misses: int = 0
+
+
+CellKey = tuple[int, int, int, int, str, int, int]
+
+
+@dataclass(slots=True)
+class Cells:
+    """All blame cells; past CELLS of them, further ones lose their call sites, then their tids."""
+
+    cells: dict[CellKey, Cell] = field(default_factory=dict)
+
+    def get(self, key: CellKey) -> Cell:
+        """The cell of a key, made if need be."""
+        for attempt in (key, (*key[:3], 0, key[4], key[5], 0), (*key[:2], 0, 0, key[4], 0, 0)):
+            cell = self.cells.get(attempt)
+            if cell is not None:
+                return cell
+            if len(self.cells) < CELLS:
+                break
+        else:
+            attempt = (0, 0, 0, 0, "", 0, 0)
+            if attempt in self.cells:
+                return self.cells[attempt]
+        cell = self.cells[attempt] = Cell(*attempt)
+        return cell
+
+    def forget(self, tgid: int, word: int) -> None:
+        """Drop a word's cells."""
+        for key in [k for k in self.cells if k[0] == tgid and k[1] == word]:
+            del self.cells[key]
+
+    def find(self, tgid: int, word: int, holder_tid: int, waiter_tid: int) -> Cell | None:
+        """The cell of a lock wait seen by attribution: the latest of those that fit."""
+        fit = [
+            c
+            for c in self.cells.values()
+            if c.tgid == tgid
+            and c.word == word
+            and c.waiter_tid == waiter_tid
+            and (not holder_tid or c.holder_tid == holder_tid)
+        ]
+        return max(fit, key=lambda c: (c.last_ns, c.max_ns, c.holder_tid), default=None)
