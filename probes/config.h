@@ -1,0 +1,71 @@
+/* SPDX-License-Identifier: GPL-2.0-only */
+/*
+ * config.h - every knob that capture/probes.py sets by -D, its default and why.
+ *
+ * Syscall numbers (XD_NR_*), register slots (XD_REGS_*) and structure offsets
+ * (XD_OFF_*) have no default: they come from the machine, and a missing one
+ * must fail to compile, not trace nonsense.
+ */
+#ifndef XD_CONFIG_H
+#define XD_CONFIG_H
+
+#ifndef __always_inline
+#define __always_inline inline __attribute__((always_inline))
+#endif
+
+/* Ring size in pages: 8 MiB holds 131,072 records, 0.1 s at 1.3 M records/s. */
+#ifndef XD_RING_PAGES
+#define XD_RING_PAGES 2048
+#endif
+
+/* Live threads of all targets together; a VMM has tens, churny programs hundreds. */
+#ifndef XD_MAX_THREADS
+#define XD_MAX_THREADS 16384
+#endif
+
+/* Targets at a time: VMMs plus audio servers. */
+#ifndef XD_MAX_TARGETS
+#define XD_MAX_TARGETS 64
+#endif
+
+/* Watched lock words per target: each costs a user read per syscall. 0 compiles them out. */
+#ifndef XD_HELD_WORDS
+#define XD_HELD_WORDS 4
+#endif
+
+/* A futex wait longer than this carries its caller's address: shorter ones cannot hurt a period. */
+#ifndef XD_WAIT_STACK_NS
+#define XD_WAIT_STACK_NS 20000
+#endif
+
+/* Syscalls without a record of their own are written when at least this long. */
+#ifndef XD_MIN_OTHER_NS
+#define XD_MIN_OTHER_NS 10000
+#endif
+
+/* A waking seen this long before the thread left the CPU still belongs to that span. */
+#ifndef XD_EARLY_WAKE_NS
+#define XD_EARLY_WAKE_NS 50000
+#endif
+
+/* 1: offsets for task -> files -> eventfd_ctx are known, so records carry eventfd ids. */
+#ifndef XD_HAVE_FILES
+#define XD_HAVE_FILES 0
+#endif
+
+/* 1: the run queue's steal time can be read (paravirtual guests). */
+#ifndef XD_HAVE_STEAL
+#define XD_HAVE_STEAL 0
+#endif
+
+/* 1: sched_switch passes prev_state as its fourth argument (kernel 5.18 and later). */
+#ifndef XD_SWITCH_HAS_STATE
+#define XD_SWITCH_HAS_STATE 1
+#endif
+
+/* 1: struct epoll_event has no hole after its first word (x86-64). */
+#ifndef XD_EPOLL_PACKED
+#define XD_EPOLL_PACKED 0
+#endif
+
+#endif

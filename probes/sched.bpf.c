@@ -1,0 +1,176 @@
+/* SPDX-License-Identifier: GPL-2.0-only */
+/*
+ * sched.bpf.c - off-CPU spans of target threads: how long, blocked or
+ * runnable, woken when and by whom, who ran instead, what the hypervisor stole.
+ *
+ * Not traced: time on the CPU (it is what lies between two spans).
+ * Cost: sched_switch and sched_waking of the whole host pay one lookup each;
+ * interrupt entries and exits a per-CPU increment.
+ */
+#define XD_TASK_DEAD 0x80
+
+#if XD_HAVE_STEAL
+static __always_inline u64 xd_steal(struct xd_cpu *cpu, u64 task)
+{
+	u64 cfs_rq = 0, steal = 0;
+
+	/* A CPU's run queue never moves: its address is learnt once. */
+	if (!cpu->rq) {
+		bpf_probe_read_kernel(&cfs_rq, sizeof(cfs_rq), (void *)(task + XD_OFF_TASK_CFS_RQ));
+		if (!cfs_rq)
+			return 0;
+		bpf_probe_read_kernel(&cpu->rq, sizeof(cpu->rq), (void *)(cfs_rq + XD_OFF_CFS_RQ_RQ));
+	}
+	bpf_probe_read_kernel(&steal, sizeof(steal), (void *)(cpu->rq + XD_OFF_RQ_STEAL));
+	return steal;
+}
+#endif
+
+int xd_sched_switch(struct bpf_raw_tracepoint_args *ctx)
+{
+	u64 id = bpf_get_current_pid_tgid();
+	u32 prev_tid = id, next_tid;
+	u64 next = ctx->args[2], now = 0, steal = 0;
+	struct xd_cpu *cpu = xd_this_cpu();
+	struct xd_thread *thread;
+
+	if (!cpu)
+		return 0;
+	/* Nothing switches inside an interrupt: whatever the depth says, it is over. */
+	cpu->irq_depth = 0;
+	thread = prev_tid ? xd_threads.lookup(&prev_tid) : NULL;
+	if (thread && thread->tgid == id >> 32) {
+#if XD_SWITCH_HAS_STATE
+		u32 state = ctx->args[3];
+#else
+		u32 state = xd_task_u32(ctx->args[1], XD_OFF_TASK_STATE);
+#endif
+		if (!(state & XD_TASK_DEAD)) {
+			now = bpf_ktime_get_ns();
+			thread->stolen_ns = 0;
+#if XD_HAVE_STEAL
+			steal = xd_steal(cpu, next);
+			if (thread->steal_in && steal > thread->steal_in)
+				thread->stolen_ns = steal - thread->steal_in;
+#endif
+			if (thread->woken_ns) {
+				if (now - thread->woken_ns <= XD_EARLY_WAKE_NS)
+					thread->woken_ns = now;
+				else
+					thread->woken_ns = 0;
+			}
+			thread->state = state;
+			thread->preempted = ctx->args[0] != 0;
+			thread->cpu_out = bpf_get_smp_processor_id();
+			thread->out_flags = 0;
+			thread->out_ns = now;
+		}
+	}
+
+	next_tid = xd_task_u32(next, XD_OFF_TASK_PID);
+	thread = next_tid ? xd_threads.lookup(&next_tid) : NULL;
+	if (!thread)
+		return 0;
+	if (!now)
+		now = bpf_ktime_get_ns();
+#if XD_HAVE_STEAL
+	steal = xd_steal(cpu, next);
+#endif
+	if (thread->out_ns) {
+		struct xd_offcpu *span = xd_reserve();
+
+		if (span) {
+			xd_head_set(&span->head, XD_OFFCPU, thread->out_flags, thread->state, next_tid,
+				    thread->out_ns, now - thread->out_ns);
+			span->woken_ns = thread->woken_ns;
+			span->waker_tid = thread->woken_ns ? thread->waker_tid : 0;
+			span->waker_tgid = thread->woken_ns ? thread->waker_tgid : 0;
+			span->instead_tid = prev_tid;
+			span->cpu_out = thread->cpu_out;
+			span->cpu_in = bpf_get_smp_processor_id();
+			span->waker_in_irq = thread->woken_ns ? thread->waker_in_irq : 0;
+			span->preempted = thread->preempted;
+			span->pad = 0;
+			span->stolen_ns = thread->stolen_ns;
+			xd_submit(span);
+		}
+	}
+	thread->steal_in = steal;
+	thread->woken_ns = 0;
+	thread->out_ns = 0;
+	return 0;
+}
+
+int xd_sched_waking(struct bpf_raw_tracepoint_args *ctx)
+{
+	u32 tid = xd_task_u32(ctx->args[0], XD_OFF_TASK_PID);
+	struct xd_thread *thread = xd_threads.lookup(&tid);
+	struct xd_cpu *cpu;
+	u64 id, now;
+
+	if (!thread)
+		return 0;
+	now = bpf_ktime_get_ns();
+	/* The first waking counts; one that is stale while the thread still runs does not. */
+	if (thread->woken_ns && (thread->out_ns || now - thread->woken_ns <= XD_EARLY_WAKE_NS))
+		return 0;
+	cpu = xd_this_cpu();
+	id = bpf_get_current_pid_tgid();
+	thread->waker_tid = id;
+	thread->waker_tgid = id >> 32;
+	thread->waker_in_irq = cpu && cpu->irq_depth > 0;
+	thread->woken_ns = now;
+	return 0;
+}
+
+static __always_inline int xd_irq_enter(void)
+{
+	struct xd_cpu *cpu = xd_this_cpu();
+
+	if (cpu)
+		cpu->irq_depth++;
+	return 0;
+}
+
+static __always_inline int xd_irq_exit(void)
+{
+	struct xd_cpu *cpu = xd_this_cpu();
+
+	if (cpu && cpu->irq_depth > 0)
+		cpu->irq_depth--;
+	return 0;
+}
+
+/*
+ * One program per tracepoint: the kernel skips a program that is already
+ * running on the CPU, and an interrupt may come in the middle of one.
+ */
+int xd_hrtimer_enter(struct bpf_raw_tracepoint_args *ctx)
+{
+	return xd_irq_enter();
+}
+
+int xd_hrtimer_exit(struct bpf_raw_tracepoint_args *ctx)
+{
+	return xd_irq_exit();
+}
+
+int xd_softirq_enter(struct bpf_raw_tracepoint_args *ctx)
+{
+	return xd_irq_enter();
+}
+
+int xd_softirq_exit(struct bpf_raw_tracepoint_args *ctx)
+{
+	return xd_irq_exit();
+}
+
+int xd_hardirq_enter(struct bpf_raw_tracepoint_args *ctx)
+{
+	return xd_irq_enter();
+}
+
+int xd_hardirq_exit(struct bpf_raw_tracepoint_args *ctx)
+{
+	return xd_irq_exit();
+}

@@ -1,0 +1,164 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The few bpf(2) commands that bcc has no call for, or none without its own bookkeeping.
+
+Owns the layouts of union bpf_attr (include/uapi/linux/bpf.h) that are used.
+Every function raises OSError with the kernel's errno.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import platform
+
+from numpy.typing import NDArray
+
+_SYS_BPF = {"x86_64": 321, "aarch64": 280}.get(platform.machine(), 321)
+_MAP_LOOKUP = 1
+_MAP_UPDATE = 2
+_MAP_DELETE = 3
+_PROG_GET_NEXT_ID = 11
+_RAW_TRACEPOINT_OPEN = 17
+_MAP_LOOKUP_BATCH = 24
+_ENABLE_STATS = 32
+
+ANY = 0
+NOEXIST = 1
+EXIST = 2
+
+_libc = ctypes.CDLL(None, use_errno=True)
+_libc.syscall.restype = ctypes.c_long
+
+
+class _MapElement(ctypes.Structure):
+    _fields_ = (
+        ("map_fd", ctypes.c_uint32),
+        ("pad", ctypes.c_uint32),
+        ("key", ctypes.c_uint64),
+        ("value", ctypes.c_uint64),
+        ("flags", ctypes.c_uint64),
+    )
+
+
+class _MapBatch(ctypes.Structure):
+    _fields_ = (
+        ("in_batch", ctypes.c_uint64),
+        ("out_batch", ctypes.c_uint64),
+        ("keys", ctypes.c_uint64),
+        ("values", ctypes.c_uint64),
+        ("count", ctypes.c_uint32),
+        ("map_fd", ctypes.c_uint32),
+        ("elem_flags", ctypes.c_uint64),
+        ("flags", ctypes.c_uint64),
+    )
+
+
+class _RawTracepoint(ctypes.Structure):
+    _fields_ = (
+        ("name", ctypes.c_uint64),
+        ("prog_fd", ctypes.c_uint32),
+        ("pad", ctypes.c_uint32),
+        ("cookie", ctypes.c_uint64),
+    )
+
+
+class _NextId(ctypes.Structure):
+    _fields_ = (("start_id", ctypes.c_uint32), ("next_id", ctypes.c_uint32), ("open_flags", ctypes.c_uint32))
+
+
+class _Stats(ctypes.Structure):
+    _fields_ = (("type", ctypes.c_uint32),)
+
+
+def _bpf(command: int, attr: ctypes.Structure) -> int:
+    result: int = _libc.syscall(_SYS_BPF, command, ctypes.byref(attr), ctypes.sizeof(attr))
+    if result < 0:
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number))
+    return result
+
+
+def raw_tracepoint_open(name: str, prog_fd: int) -> int:
+    """Attach a program; the returned fd is the attachment. Needs no tracefs."""
+    text = ctypes.create_string_buffer(name.encode())
+    # The kernel wants the bytes of older kernels only: 16, without the cookie.
+    attr = _RawTracepoint(name=ctypes.addressof(text), prog_fd=prog_fd)
+    result: int = _libc.syscall(_SYS_BPF, _RAW_TRACEPOINT_OPEN, ctypes.byref(attr), 16)
+    if result < 0:
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number))
+    return result
+
+
+def map_update(map_fd: int, key: int, value: bytes, flags: int = ANY) -> None:
+    """Set the value of a u32 key."""
+    k = ctypes.c_uint32(key)
+    v = ctypes.create_string_buffer(value, len(value))
+    attr = _MapElement(map_fd=map_fd, key=ctypes.addressof(k), value=ctypes.addressof(v), flags=flags)
+    _bpf(_MAP_UPDATE, attr)
+
+
+def map_lookup(map_fd: int, key: int, size_bytes: int) -> bytes:
+    """The value of a u32 key; for a per-CPU map ``size_bytes`` is that of all CPUs together."""
+    k = ctypes.c_uint32(key)
+    v = ctypes.create_string_buffer(size_bytes)
+    _bpf(_MAP_LOOKUP, _MapElement(map_fd=map_fd, key=ctypes.addressof(k), value=ctypes.addressof(v)))
+    return v.raw
+
+
+def map_delete(map_fd: int, key: int) -> None:
+    """Delete a u32 key; one that is not there is no error."""
+    k = ctypes.c_uint32(key)
+    with contextlib.suppress(FileNotFoundError):
+        _bpf(_MAP_DELETE, _MapElement(map_fd=map_fd, key=ctypes.addressof(k)))
+
+
+def map_lookup_all(map_fd: int, keys: NDArray, values: NDArray) -> int:  # type: ignore[type-arg]
+    """Copy a whole hash map into ``keys`` (u4, (n,)) and ``values`` (any record dtype, (n,)).
+
+    n must be the map's max_entries. Returns how many entries were there.
+    """
+    out = ctypes.c_uint64(0)
+    attr = _MapBatch(
+        out_batch=ctypes.addressof(out),
+        keys=keys.ctypes.data,
+        values=values.ctypes.data,
+        count=len(keys),
+        map_fd=map_fd,
+    )
+    # ENOENT: the end of the map was reached, which is what we want.
+    with contextlib.suppress(FileNotFoundError):
+        _bpf(_MAP_LOOKUP_BATCH, attr)
+    return int(attr.count)
+
+
+def program_ids() -> list[int]:
+    """Ids of all BPF programs loaded on this host."""
+    ids: list[int] = []
+    while True:
+        attr = _NextId(start_id=ids[-1] if ids else 0)
+        try:
+            _bpf(_PROG_GET_NEXT_ID, attr)
+        except FileNotFoundError:
+            return ids
+        ids.append(int(attr.next_id))
+
+
+def enable_stats() -> int:
+    """Count run times of all BPF programs until the returned fd is closed."""
+    return _bpf(_ENABLE_STATS, _Stats(type=0))
+
+
+def fdinfo(fd: int) -> dict[str, str]:
+    """/proc/self/fdinfo of a BPF fd as name to value."""
+    with open(f"/proc/self/fdinfo/{fd}", encoding="ascii", errors="replace") as file:
+        lines = (line.split(":", 1) for line in file if ":" in line)
+        return {name.strip(): value.strip() for name, value in lines}
+
+
+def possible_cpus() -> int:
+    """How many values a per-CPU map has."""
+    with open("/sys/devices/system/cpu/possible", encoding="ascii") as file:
+        text = file.read().strip()
+    return max(int(part.split("-")[-1]) for part in text.split(",")) + 1
