@@ -1,0 +1,338 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which process is traced: pinning it, finding its audio server, finding VMMs.
+
+Owns the identity of a target (a pidfd and a start time, so that a reused pid is
+never traced by mistake) and the search for related processes by what they hold
+open. Never attaches anything, never follows children, and believes no name
+where behaviour can be seen: names are hints for ``list`` only.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+from dataclasses import dataclass, field
+from types import TracebackType
+
+from tracer import schema
+from tracer.capture import procfs
+from tracer.errors import HostError, TargetError
+
+_VCPU_COMM = "fc_vcpu"
+_WORKER_COMMS = ("gpu worker", "cross domain")
+_SEE_LIST = "`xdtrace list` shows the VMMs on this host"
+
+
+@dataclass(slots=True)
+class PinnedTarget:
+    """A process held by a pidfd, so that its pid cannot come to mean another one.
+
+    Attributes:
+        start_ns: when it started, CLOCK_BOOTTIME.
+        exe: its program's path in its own mount namespace; open ``exe_path`` instead.
+        ns_tgid: its pid in its own (innermost) pid namespace.
+        notes: what the user should know, one sentence each.
+    """
+
+    tgid: int
+    role: str
+    comm: str
+    exe: str
+    start_ns: int
+    ns_tgid: int
+    notes: tuple[str, ...] = ()
+    pidfd: int = field(default=-1, repr=False)
+
+    @property
+    def exe_path(self) -> str:
+        """Where its program can be opened from here, whatever its mount namespace."""
+        return f"{procfs.PROC}/{self.tgid}/exe"
+
+    def alive(self) -> bool:
+        """False once it has exited (also as a zombie) or was closed here."""
+        return self.pidfd >= 0 and not _has_exited(self.pidfd)
+
+    def describe(self, build_id: str = "", crate: str = "", version: str = "") -> schema.Target:
+        """The same as it travels in a batch."""
+        return schema.Target(
+            tgid=self.tgid,
+            role=self.role,
+            comm=self.comm,
+            exe=self.exe,
+            build_id=build_id,
+            start_ns=self.start_ns,
+            crate=crate,
+            version=version,
+            alive=self.alive(),
+            notes=self.notes,
+        )
+
+    def close(self) -> None:
+        """Let go of the process; may be called twice."""
+        if self.pidfd >= 0:
+            os.close(self.pidfd)
+            self.pidfd = -1
+
+    def __enter__(self) -> PinnedTarget:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+@dataclass(frozen=True, slots=True)
+class AudioStream:
+    """An eventfd of an audio server that a VMM waits for: one stream's wakeups.
+
+    Attributes:
+        context_epfd: the epoll fd of the VMM that watches it; one per cross-domain context.
+        server_tgid: the audio server.
+    """
+
+    eventfd_id: int
+    context_epfd: int
+    server_tgid: int
+
+
+@dataclass(frozen=True, slots=True)
+class Vmm:
+    """A process that looks like a VMM.
+
+    Attributes:
+        vcpus: number of its vCPU threads or KVM vCPU fds.
+        contexts: number of its cross-domain workers by thread name.
+        why: what gives it away, strongest first: ``kvm``, ``threads``, ``audio``.
+        audio: tgids of the audio servers whose eventfds it shares.
+        streams: what it waits for from them now.
+    """
+
+    tgid: int
+    comm: str
+    exe: str
+    vcpus: int
+    contexts: int
+    why: tuple[str, ...]
+    audio: tuple[int, ...]
+    streams: tuple[AudioStream, ...]
+
+
+def pin(pid: int, role: str = "vmm") -> PinnedTarget:
+    """Pin a process by pid; a thread's id stands for its process.
+
+    Raises:
+        TargetError: no such process, a kernel thread, xdtrace itself, exited, or not permitted.
+        HostError: this system has no pidfd.
+    """
+    tgid, notes = _resolve(pid)
+    pidfd = _open_pidfd(tgid)
+    try:
+        return _inspect(tgid, role, pidfd, notes)
+    except BaseException:
+        os.close(pidfd)
+        raise
+
+
+def _resolve(pid: int) -> tuple[int, tuple[str, ...]]:
+    status = procfs.status(pid) if pid > 0 else {}
+    if not status:
+        raise _not_found(pid)
+    tgid = int(status.get("Tgid", pid))
+    if tgid == os.getpid():
+        raise TargetError(f"{pid} is xdtrace itself", f"give the VMM's pid; {_SEE_LIST}")
+    if tgid != pid:
+        return tgid, (f"{pid} is a thread of {tgid}; tracing the whole process",)
+    return tgid, ()
+
+
+def _not_found(pid: int) -> TargetError:
+    try:
+        os.kill(pid, 0) if pid > 0 else None
+    except PermissionError:
+        return TargetError(f"process {pid} exists but is hidden from you", "run xdtrace with sudo")
+    except (OSError, OverflowError):
+        pass
+    return TargetError(f"there is no process {pid} here", _SEE_LIST)
+
+
+def _open_pidfd(tgid: int) -> int:
+    try:
+        return os.pidfd_open(tgid)
+    except ProcessLookupError:
+        raise _exited(tgid) from None
+    except OSError as error:
+        raise HostError(
+            f"pidfd_open is refused here ({error.strerror})",
+            "Linux 5.8 or newer is needed; in a container, a seccomp profile that allows pidfd_open",
+        ) from error
+
+
+def _exited(tgid: int) -> TargetError:
+    return TargetError(f"process {tgid} has exited", f"start it again and attach to its new pid; {_SEE_LIST}")
+
+
+def _has_exited(pidfd: int) -> bool:
+    poll = select.poll()
+    poll.register(pidfd, select.POLLIN)
+    return bool(poll.poll(0))
+
+
+def _inspect(tgid: int, role: str, pidfd: int, notes: tuple[str, ...]) -> PinnedTarget:
+    """Read what identifies it; what was read is its own if it still lives afterwards."""
+    stat, status = procfs.stat(tgid), procfs.status(tgid)
+    if stat is None or stat.state in "ZX" or _has_exited(pidfd):
+        raise _exited(tgid)
+    if stat.kernel_thread:
+        raise TargetError(
+            f"{tgid} ({stat.comm}) is a kernel thread, no VMM", f"give a process's pid; {_SEE_LIST}"
+        )
+    exe = _exe(tgid, pidfd)
+    ns_tgid = int((status.get("NSpid", "").split() or [str(tgid)])[-1])
+    if ns_tgid != tgid:
+        notes += (f"in a pid namespace of its own, where it is {ns_tgid}",)
+    tick_ns = 1_000_000_000 // os.sysconf("SC_CLK_TCK")
+    return PinnedTarget(tgid, role, stat.comm, exe, stat.start_ticks * tick_ns, ns_tgid, notes, pidfd)
+
+
+def _exe(tgid: int, pidfd: int) -> str:
+    try:
+        os.listdir(f"{procfs.PROC}/{tgid}/fd")
+        return procfs.text_of(os.fsencode(os.readlink(f"{procfs.PROC}/{tgid}/exe")))
+    except PermissionError:
+        raise TargetError(f"process {tgid} may not be inspected by you", "run xdtrace with sudo") from None
+    except OSError:
+        raise _exited(tgid) from None if _has_exited(pidfd) else _unreadable(tgid)
+
+
+def _unreadable(tgid: int) -> TargetError:
+    return TargetError(f"/proc/{tgid}/exe cannot be read", "mount /proc, and run xdtrace with sudo")
+
+
+def find_audio(tgid: int) -> list[int]:
+    """The audio servers of a VMM: who drives cycles over eventfds that the VMM shares.
+
+    A server waits in one epoll for a timer of its own and for an eventfd that the VMM writes
+    (the completion). Where /proc does not show that, the holder of a timer that shares most
+    eventfds is taken. A forked copy of the VMM (it holds all of its eventfds) and another VMM
+    (it holds KVM fds) are none. Processes that may not be read cannot be found.
+
+    Returns:
+        tgids, those that share most first; [] when there is none.
+    """
+    return _find_audio(tgid, _Scan())
+
+
+@dataclass(frozen=True, slots=True)
+class _Holdings:
+    """What a process holds open, as far as the search needs it."""
+
+    eventfds: dict[int, int]
+    has_timer: bool
+    kvm_vcpus: int
+    has_vm: bool
+
+
+class _Scan:
+    """One look at every process: each is read at most once, and only when asked for."""
+
+    def __init__(self) -> None:
+        self.tgids = procfs.pids()
+        self._known: dict[int, _Holdings] = {}
+
+    def holdings(self, tgid: int) -> _Holdings:
+        """What a process holds; empty when it is gone or may not be read."""
+        if tgid not in self._known:
+            self._known[tgid] = _holdings(tgid)
+        return self._known[tgid]
+
+
+def _holdings(tgid: int) -> _Holdings:
+    links = list(procfs.links(tgid))
+    kinds = [link for _, link in links]
+    return _Holdings(
+        eventfds=procfs.eventfd_ids(tgid) if procfs.EVENTFD in kinds else {},
+        has_timer=procfs.TIMERFD in kinds,
+        kvm_vcpus=sum(link.startswith("anon_inode:kvm-vcpu") for link in kinds),
+        has_vm=any(link.startswith("anon_inode:kvm-v") for link in kinds),
+    )
+
+
+def _find_audio(tgid: int, scan: _Scan) -> list[int]:
+    own = {number for number in scan.holdings(tgid).eventfds.values() if number >= 0}
+    if not own:
+        return []
+    sharing: dict[int, int] = {}
+    for other in scan.tgids:
+        held = scan.holdings(other)
+        shared = own.intersection(held.eventfds.values())
+        if other != tgid and shared and held.has_timer and not held.has_vm:
+            sharing[other] = len(shared)
+    copies = {other for other, count in sharing.items() if count == len(own)}
+    candidates = [other for other in sharing if other not in copies] or list(sharing)
+    candidates.sort(key=lambda other: (-sharing[other], other))
+    drivers = [other for other in candidates if _drives(other, own, scan)]
+    return drivers or candidates[:1]
+
+
+def _drives(tgid: int, shared: set[int], scan: _Scan) -> bool:
+    """Whether one epoll of a process watches both a timerfd and one of the shared eventfds."""
+    eventfds = scan.holdings(tgid).eventfds
+    timers = {int(name) for name, link in procfs.links(tgid) if link == procfs.TIMERFD}
+    watched: dict[int, set[str]] = {}
+    for entry in procfs.epolls(tgid):
+        kinds = watched.setdefault(entry.epfd, set())
+        if entry.fd in timers:
+            kinds.add("timer")
+        elif eventfds.get(entry.fd) in shared:
+            kinds.add("shared")
+    return any(len(kinds) == 2 for kinds in watched.values())
+
+
+def list_vmms() -> list[Vmm]:
+    """Processes that look like VMMs, those with audio streams first, then by tgid.
+
+    A KVM fd is proof; threads named as libkrun names its own are a sign. Reads only what this
+    user may read.
+    """
+    scan = _Scan()
+    found = (_vmm(tgid, scan) for tgid in scan.tgids if tgid != os.getpid())
+    return sorted((vmm for vmm in found if vmm), key=lambda vmm: (not vmm.streams, vmm.tgid))
+
+
+def _vmm(tgid: int, scan: _Scan) -> Vmm | None:
+    held = scan.holdings(tgid)
+    stats = (procfs.stat(tgid, tid) for tid in procfs.tids(tgid))
+    comms = [item.comm for item in stats if item is not None]
+    named = [comm for comm in comms if comm.startswith((*_WORKER_COMMS, _VCPU_COMM))]
+    if not held.has_vm and not named:
+        return None
+    audio = tuple(_find_audio(tgid, scan))
+    streams = _streams(tgid, audio, scan)
+    try:
+        exe = procfs.text_of(os.fsencode(os.readlink(f"{procfs.PROC}/{tgid}/exe")))
+    except OSError:
+        exe = ""
+    signs = (("kvm", held.has_vm), ("threads", bool(named)), ("audio", bool(audio)))
+    return Vmm(
+        tgid=tgid,
+        comm=procfs.status(tgid).get("Name", ""),
+        exe=exe,
+        vcpus=held.kvm_vcpus or sum(comm.startswith(_VCPU_COMM) for comm in comms),
+        contexts=sum(comm.startswith(_WORKER_COMMS[1]) for comm in comms),
+        why=tuple(name for name, present in signs if present),
+        audio=audio,
+        streams=streams,
+    )
+
+
+def _streams(tgid: int, audio: tuple[int, ...], scan: _Scan) -> tuple[AudioStream, ...]:
+    """Eventfds of the servers that the VMM has in an epoll of its own."""
+    owner = {number: server for server in audio for number in scan.holdings(server).eventfds.values()}
+    ids = scan.holdings(tgid).eventfds
+    streams = {
+        (entry.epfd, ids[entry.fd]): AudioStream(ids[entry.fd], entry.epfd, owner[ids[entry.fd]])
+        for entry in (procfs.epolls(tgid) if audio else ())
+        if ids.get(entry.fd) in owner
+    }
+    return tuple(streams[key] for key in sorted(streams))
