@@ -1,0 +1,294 @@
+# SPDX-License-Identifier: Apache-2.0
+"""But for: would the cycle have met its deadline without this? Decided by replay.
+
+Owns the replay of a cycle's critical path (W and G as serial servers), the
+candidates for a cause, the label and the remedies. Never subtracts: taking time out
+moves our own commands earlier, where they may meet a G that was busy in the recording.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from itertools import combinations
+from typing import Final
+
+from tracer.model.leaves import (
+    BLOCKED,
+    GUEST_LEAF,
+    HOST_LEAF,
+    LOCK,
+    NOT_SCHEDULED,
+    ON_CPU,
+    SLOW_SYSCALL,
+    STOLEN,
+    Leaf,
+    Word,
+)
+from tracer.model.path import GPU, HEAD_OF_LINE, NOT_REARMED, SERIALISED, Path
+from tracer.schema import Kind
+
+#: The largest excess is the label if it is at least this much the next one's (domain.md).
+DOMINANCE: Final = 1.25
+#: Two candidates are "the same milliseconds" if they share this part of the larger one.
+SAME_SHARE: Final = 0.8
+#: At most this many candidates are tried jointly.
+MAX_JOINT: Final = 8
+
+#: A candidate: ("lock", tgid, word), ("not_scheduled", tid), ("slow_syscall", tid, kind, number), ("serialised",) ...
+Key = tuple[str | int, ...]
+Removal = Callable[[int, Leaf], float]
+
+CAUSE_OF: Final[Mapping[str, str]] = {GUEST_LEAF: "guest_late", HOST_LEAF: "host_late"}
+GROUPS: Final = (SERIALISED, HEAD_OF_LINE, NOT_REARMED)
+EVERYWHERE: Final = (LOCK, NOT_SCHEDULED, STOLEN, BLOCKED)
+
+
+def own_key(leaf: Leaf) -> Key:
+    """The candidate that a leaf belongs to by its kind and object."""
+    if leaf.kind == LOCK and leaf.word is not None:
+        return (LOCK, *leaf.word)
+    if leaf.kind in (NOT_SCHEDULED, BLOCKED, ON_CPU):
+        return (leaf.kind, leaf.tid)
+    if leaf.kind == SLOW_SYSCALL and leaf.call is not None:
+        return (SLOW_SYSCALL, leaf.tid, leaf.call[0], leaf.call[1])
+    return (leaf.kind,)
+
+
+def keys_of(leaf: Leaf, via: str) -> tuple[Key, ...]:
+    """All candidates that a leaf counts for."""
+    keys: list[Key] = []
+    if leaf.kind in EVERYWHERE or not via:
+        keys.append(own_key(leaf))
+    if leaf.kind == LOCK and leaf.off_tid:
+        keys.append((NOT_SCHEDULED, leaf.off_tid))
+    if leaf.kind == NOT_SCHEDULED and leaf.after is not None:
+        keys.append((LOCK, *leaf.after))
+    if via:
+        keys.append((via,))
+    return tuple(keys)
+
+
+@dataclass(slots=True)
+class Case:
+    """A cycle's path with its leaves, ready for replay."""
+
+    path: Path
+    leaves: list[Leaf]
+    by_phase: list[list[int]] = field(default_factory=list)
+    keys: list[tuple[Key, ...]] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.by_phase = [[] for _ in self.path.phases]
+        for i, leaf in enumerate(self.leaves):
+            self.by_phase[leaf.phase].append(i)
+            self.keys.append(keys_of(leaf, self.path.phases[leaf.phase].via))
+
+    def totals(self) -> dict[Key, int]:
+        """Time per candidate, ns."""
+        totals: dict[Key, int] = {}
+        for leaf, keys in zip(self.leaves, self.keys, strict=True):
+            for key in keys:
+                totals[key] = totals.get(key, 0) + leaf.ns
+        return totals
+
+    def replay(self, removed: Removal) -> int:
+        """The closing time in ns with ``removed(index, leaf)`` (a share, 0..1) of each leaf taken out."""
+        now = self.path.start_ns
+        starts = [a for a, _ in self.path.foreign]
+        for index, phase in enumerate(self.path.phases):
+            kept = 0.0
+            gone: list[tuple[Leaf, float]] = []
+            for i in self.by_phase[index]:
+                share = removed(i, self.leaves[i])
+                kept += self.leaves[i].ns * (1.0 - share)
+                if share:
+                    gone.append((self.leaves[i], share))
+            waits = phase.queued or (phase.who == GPU and phase.via in (SERIALISED, NOT_REARMED))
+            if now >= phase.start_ns or not waits:
+                now += round(kept)
+                continue
+            if not phase.queued:
+                own = kept - sum(
+                    max(0, min(b, phase.end_ns) - max(a, phase.start_ns)) for a, b in self.path.foreign
+                )
+                if kept == 0:
+                    continue
+                now = min(self._served(starts, now, gone) + max(0, round(own)), max(phase.end_ns, now))
+                continue
+            if phase.end_ns > phase.start_ns and kept == 0:
+                continue  # the queue itself was taken out
+            now = min(self._served(starts, now, gone), max(phase.end_ns, now))
+        return now
+
+    def _served(self, starts: list[int], now: int, gone: list[tuple[Leaf, float]]) -> int:
+        """When G takes a command kicked at ``now``: after the command it was executing then."""
+        i = bisect_right(starts, now) - 1
+        if i < 0 or self.path.foreign[i][1] <= now:
+            return now
+        end = self.path.foreign[i][1]
+        less = sum(share * max(0, min(leaf.end_ns, end) - max(leaf.start_ns, now)) for leaf, share in gone)
+        return max(now, end - round(less))
+
+    def meets(self, removed: Removal) -> bool:
+        """Whether the deadline is met with that taken out."""
+        return self.replay(removed) <= self.path.deadline_ns
+
+
+@dataclass(frozen=True, slots=True)
+class Judgement:
+    """Outcome for one origin.
+
+    Attributes:
+        cause: a name of summary.CAUSES; key: the candidate behind it, None for mixed and unknown.
+        excess: ns above baseline per candidate.
+    """
+
+    cause: str
+    key: Key | None
+    sufficient: tuple[Key, ...]
+    jointly: tuple[Key, ...]
+    excess: Mapping[Key, int]
+
+
+def judge(case: Case, baseline: Mapping[Key, int]) -> Judgement:
+    """Sufficient candidates and the label of one late cycle.
+
+    Args:
+        baseline: usual ns per candidate (0 for those that have none).
+    """
+    totals = case.totals()
+    excess: dict[Key, int] = {}
+    for key, total in totals.items():
+        usual = 0 if key[0] in EVERYWHERE or key[0] in GROUPS else baseline.get(key, 0)
+        if total - usual > 0:
+            excess[key] = total - usual
+    share = {key: excess[key] / totals[key] for key in excess}
+    order = sorted(excess, key=lambda k: (-excess[k], k[0], str(k)))
+    sufficient = [key for key in order if case.meets(_without(case, {key: share[key]}))]
+    if not sufficient:
+        jointly = _jointly(case, order[:MAX_JOINT], share)
+        return Judgement("mixed", None, (), jointly, excess)
+    label = _label(case, sufficient, excess)
+    if label is None:
+        return Judgement("mixed", None, tuple(sufficient), (), excess)
+    cause = CAUSE_OF.get(str(label[0]), str(label[0]))
+    return Judgement(cause, label, tuple(sufficient), (), excess)
+
+
+def _without(case: Case, shares: Mapping[Key, float]) -> Removal:
+    def removed(index: int, leaf: Leaf) -> float:
+        return max((shares.get(key, 0.0) for key in case.keys[index]), default=0.0)
+
+    return removed
+
+
+def _jointly(case: Case, order: list[Key], share: Mapping[Key, float]) -> tuple[Key, ...]:
+    """The smallest sufficient set, of the largest excess among equals; empty if there is none."""
+    for size in (2, 3):
+        for keys in combinations(order, size):
+            if case.meets(_without(case, {k: share[k] for k in keys})):
+                return keys
+    return tuple(order) if order and case.meets(_without(case, {k: share[k] for k in order})) else ()
+
+
+def _overlap(case: Case, one: Key, other: Key) -> int:
+    return sum(
+        leaf.ns for leaf, keys in zip(case.leaves, case.keys, strict=True) if one in keys and other in keys
+    )
+
+
+def _label(case: Case, sufficient: list[Key], excess: Mapping[Key, int]) -> Key | None:
+    """The label among sufficient candidates (largest excess first), None if mixed."""
+    best = sufficient[0]
+    for other in sufficient[1:]:
+        same = _overlap(case, best, other) >= SAME_SHARE * max(excess[best], excess[other])
+        if same:
+            best = _more_specific(case, best, other)
+        elif excess[best] < DOMINANCE * excess[other]:
+            if best[0] == LOCK and other[0] == NOT_SCHEDULED and _is_holder(case, best, other):
+                best = other
+                continue
+            return None
+        elif best[0] == LOCK and other[0] == NOT_SCHEDULED and _is_holder(case, best, other):
+            best = other
+    return best
+
+
+def _is_holder(case: Case, lock: Key, missing: Key) -> bool:
+    """Whether a not_scheduled candidate is the missing CPU of a lock's holder."""
+    return any(
+        leaf.kind == LOCK and leaf.off_tid == missing[1] and own_key(leaf) == lock for leaf in case.leaves
+    )
+
+
+def _more_specific(case: Case, one: Key, other: Key) -> Key:
+    """Of two candidates that are the same milliseconds: a leaf before a group, a holder's CPU before its lock."""
+    if one[0] in GROUPS and other[0] not in GROUPS:
+        return other
+    if other[0] in GROUPS:
+        return one
+    if one[0] == LOCK and other[0] == NOT_SCHEDULED:
+        return other
+    return one
+
+
+# --- remedies ---------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Names:
+    """What remedies need to know beyond leaves.
+
+    Attributes:
+        item_state: lock words known by that name.
+        movable: W and G (and forwarding tasks), which real-time priority would move.
+        gpu: G's of the VMMs.
+        is_pipe: whether (tgid, fd) is no eventfd, for writes under the lock.
+    """
+
+    item_state: frozenset[Word]
+    movable: frozenset[int]
+    gpu: frozenset[int]
+
+
+def remedy_removal(case: Case, remedy: str, names: Names) -> Removal:
+    """What a remedy takes out of a path, as a removal for ``Case.replay``."""
+    phases = case.path.phases
+
+    def is_item_state(leaf: Leaf) -> bool:
+        return leaf.word in names.item_state if leaf.kind == LOCK else leaf.after in names.item_state
+
+    def writes(leaf: Leaf, *, pipes: bool) -> bool:
+        held = leaf.holder
+        if held is None or held.call is None or held.tid not in names.gpu:
+            return False
+        kind, _, _, eventfd = held.call
+        return kind == Kind.WRITE and (pipes or eventfd >= 0)
+
+    def removed(index: int, leaf: Leaf) -> float:
+        phase = phases[leaf.phase]
+        gone = False
+        if remedy == "item_state":
+            gone = is_item_state(leaf)
+        elif remedy in ("dup", "refcount"):
+            gone = leaf.kind == LOCK and is_item_state(leaf) and writes(leaf, pipes=remedy == "dup")
+        elif remedy == "task":
+            gone = is_item_state(leaf) and (writes(leaf, pipes=True) or leaf.tid in names.gpu)
+            gone = gone or (
+                leaf.tid in names.gpu and leaf.call is not None and leaf.call[0] == Kind.WRITE and leaf.call[3] < 0
+            )
+        elif remedy == "fair":
+            gone = phase.via == SERIALISED and phase.sub == "chosen"
+        elif remedy == "own_context":
+            gone = phase.via == SERIALISED or (phase.via == NOT_REARMED and phase.sub != "own")
+        elif remedy == "realtime":
+            gone = (leaf.kind == NOT_SCHEDULED and leaf.tid in names.movable) or (
+                leaf.kind == LOCK and leaf.off_tid in names.movable
+            )
+        elif remedy == "no_steal":
+            gone = leaf.kind == STOLEN
+        return 1.0 if gone else 0.0
+
+    return removed

@@ -1,0 +1,234 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the responsible thread did: a path's phases cut into leaves, to the nanosecond.
+
+A leaf is one of lock, not_scheduled, stolen, slow_syscall, on_cpu, blocked, guest,
+host. A lock wait is followed into its holder (cut at every wake on the word), and on
+from there, to a bounded depth. Names nothing: leaves carry words and tids.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+
+from tracer.model.locks import Locks
+from tracer.model.path import GUEST, HOST, Path, Phase
+from tracer.model.registry import Registry
+from tracer.model.timeline import Piece, State, Timeline
+from tracer.schema import (
+    FUTEX,
+    FUTEX_CMD_MASK,
+    FUTEX_WAIT,
+    FUTEX_WAIT_BITSET,
+    OFFCPU,
+    Kind,
+    view,
+)
+
+#: How far a chain of lock waits is followed.
+MAX_DEPTH: Final = 4
+
+LOCK, NOT_SCHEDULED, STOLEN = "lock", "not_scheduled", "stolen"
+SLOW_SYSCALL, ON_CPU, BLOCKED, GUEST_LEAF, HOST_LEAF, CARRIED = (
+    "slow_syscall",
+    "on_cpu",
+    "blocked",
+    "guest",
+    "host",
+    "carried",
+)
+
+#: (tgid, address) of a lock word.
+Word = tuple[int, int]
+
+
+@dataclass(frozen=True, slots=True)
+class Holder:
+    """Who held a lock during a leaf, and what it did.
+
+    Attributes:
+        tid: inferred holder, 0 unknown.
+        state: running, runnable, blocked, lock or unknown.
+        call: the syscall it was in, as (kind, number, fd, eventfd_id), None outside.
+        chain: words down the chain, the waited-for word first.
+        tids: holders along the chain.
+    """
+
+    tid: int
+    state: str
+    call: tuple[int, int, int, int] | None
+    chain: tuple[Word, ...]
+    tids: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Leaf:
+    """[start_ns, end_ns) of a path: one kind, one responsible thread.
+
+    Attributes:
+        word: lock waited for (kind lock).
+        after: lock whose wake made the thread runnable (kind not_scheduled), else None.
+        call: syscall concerned as (kind, number, fd, eventfd_id).
+        off_tid: the holder that was runnable and off the CPU meanwhile, 0 none.
+        instead: who ran on the CPU instead (kind not_scheduled), 0 unknown.
+    """
+
+    start_ns: int
+    end_ns: int
+    kind: str
+    tid: int
+    phase: int
+    word: Word | None = None
+    after: Word | None = None
+    call: tuple[int, int, int, int] | None = None
+    holder: Holder | None = None
+    off_tid: int = 0
+    instead: int = 0
+
+    @property
+    def ns(self) -> int:
+        """Length in ns."""
+        return self.end_ns - self.start_ns
+
+
+def call_of(row: np.void | None) -> tuple[int, int, int, int] | None:
+    """(kind, syscall number, fd, eventfd_id) of a syscall span; fd and id -1 where it has none."""
+    if row is None:
+        return None
+    kind = int(row["kind"])
+    fd = eventfd = -1
+    if kind in (Kind.READ, Kind.WRITE, Kind.FD):
+        body = np.frombuffer(bytes(row["body"])[:12], dtype="<i4")
+        fd, eventfd = int(body[1]), int(body[2])
+    elif kind in (Kind.RECVMSG, Kind.SENDMSG, Kind.EPOLL_WAIT, Kind.EPOLL_CTL):
+        fd = int(np.frombuffer(bytes(row["body"])[4:8], dtype="<i4")[0])
+    return kind, int(row["op"]), fd, eventfd
+
+
+class LeafCutter:
+    """Cuts paths into leaves."""
+
+    def __init__(self, registry: Registry, timeline: Timeline, locks: Locks) -> None:
+        self._registry = registry
+        self._timeline = timeline
+        self._locks = locks
+
+    def cut(self, path: Path, vcpu: int) -> list[Leaf]:
+        """Leaves of a path, in order; their lengths sum to the window's.
+
+        Args:
+            vcpu: the thread that plays the guest on this path, 0 where unseen.
+        """
+        leaves: list[Leaf] = []
+        for index, phase in enumerate(path.phases):
+            if phase.end_ns <= phase.start_ns:
+                continue
+            tid = phase.tid or (vcpu if phase.who == GUEST else 0)
+            if not tid:
+                kind = GUEST_LEAF if phase.who == GUEST else HOST_LEAF if phase.who == HOST else ON_CPU
+                leaves.append(Leaf(phase.start_ns, phase.end_ns, kind, 0, index))
+                continue
+            pieces = self._timeline.pieces(tid, phase.start_ns, phase.end_ns)
+            for piece in pieces:
+                self._leaf(leaves, piece, phase, index, tid)
+        return _joined(leaves)
+
+    def _leaf(self, leaves: list[Leaf], piece: Piece, phase: Phase, index: int, tid: int) -> None:
+        start, end, state = piece.start_ns, piece.end_ns, piece.state
+        instead = int(view(np.array([piece.offcpu]), OFFCPU)[0]["instead_tid"]) if piece.offcpu is not None else 0
+        if state is State.STOLEN:
+            leaves.append(Leaf(start, end, STOLEN, tid, index))
+        elif state is State.RUNNABLE:
+            after = None if phase.who in (HOST, GUEST) else self._mutex(piece.syscall, tid)
+            leaves.append(Leaf(start, end, NOT_SCHEDULED, tid, index, after=after, instead=instead))
+        elif phase.who == HOST:
+            leaves.append(Leaf(start, end, HOST_LEAF, tid, index, call=call_of(piece.syscall)))
+        elif phase.who == GUEST:
+            leaves.append(Leaf(start, end, GUEST_LEAF, tid, index))
+        elif state is State.ON_CPU:
+            leaves.append(Leaf(start, end, ON_CPU, tid, index))
+        elif state is State.BLOCKED:
+            leaves.append(Leaf(start, end, BLOCKED, tid, index))
+        else:
+            word = self._mutex(piece.syscall, tid)
+            if word is not None:
+                self._lock(leaves, start, end, word, tid, index)
+            elif self._is_wait(piece.syscall) and state is State.SYSCALL_BLOCKED:
+                leaves.append(Leaf(start, end, BLOCKED, tid, index, call=call_of(piece.syscall)))
+            else:
+                leaves.append(Leaf(start, end, SLOW_SYSCALL, tid, index, call=call_of(piece.syscall)))
+
+    @staticmethod
+    def _is_wait(row: np.void | None) -> bool:
+        if row is None or int(row["kind"]) != Kind.FUTEX:
+            return False
+        return int(row["op"]) & FUTEX_CMD_MASK in (FUTEX_WAIT, FUTEX_WAIT_BITSET)
+
+    def _mutex(self, row: np.void | None, tid: int) -> Word | None:
+        """The mutex word a span waits for, None if it is no mutex wait."""
+        if row is None or not self._is_wait(row):
+            return None
+        futex = view(np.array([row]), FUTEX)[0]
+        word = (self._registry.tgid(tid), int(futex["word"]))
+        if int(futex["expected"]) != 2:
+            return None
+        return word if self._locks.is_mutex(*word) or self._locks.kind(*word) == "pthread" else None
+
+    def _lock(self, leaves: list[Leaf], start: int, end: int, word: Word, tid: int, index: int) -> None:
+        for low, high, holder, off in self._held_by(word, tid, start, end, (tid,), 0):
+            leaves.append(Leaf(low, high, LOCK, tid, index, word=word, holder=holder, off_tid=off))
+
+    def _held_by(
+        self, word: Word, waiter: int, start: int, end: int, seen: tuple[int, ...], depth: int
+    ) -> list[tuple[int, int, Holder, int]]:
+        """Cut a wait at its holders and at what they did: (start, end, holder, runnable holder or 0)."""
+        parts: list[tuple[int, int, Holder, int]] = []
+        for piece in self._locks.holder_pieces(word[0], word[1], waiter, start, end):
+            holder = piece.holder_tid
+            if not holder or holder in seen:
+                parts.append((piece.start_ns, piece.end_ns, Holder(0, "unknown", None, (word,), ()), 0))
+                continue
+            for p in self._timeline.pieces(holder, piece.start_ns, piece.end_ns):
+                call = call_of(p.syscall)
+                if p.state is State.RUNNABLE:
+                    state, off = "runnable", holder
+                elif p.state in (State.ON_CPU, State.SYSCALL, State.STOLEN):
+                    state, off = "running", 0
+                else:
+                    deeper = self._mutex(p.syscall, holder)
+                    if deeper is not None and deeper != word and depth < MAX_DEPTH:
+                        for low, high, inner, inner_off in self._held_by(
+                            deeper, holder, p.start_ns, p.end_ns, (*seen, holder), depth + 1
+                        ):
+                            below = Holder(
+                                holder, "lock", inner.call, (word, *inner.chain), (holder, *inner.tids)
+                            )
+                            parts.append((low, high, below, inner_off))
+                        continue
+                    state, off = "blocked", 0
+                parts.append((p.start_ns, p.end_ns, Holder(holder, state, call, (word,), (holder,)), off))
+        return parts
+
+
+def _joined(leaves: list[Leaf]) -> list[Leaf]:
+    """Adjacent leaves that say the same thing, as one."""
+    joined: list[Leaf] = []
+    for leaf in leaves:
+        if joined:
+            last = joined[-1]
+            if (
+                last.end_ns == leaf.start_ns
+                and last.phase == leaf.phase
+                and (last.kind, last.tid, last.word, last.after, last.call, last.off_tid)
+                == (leaf.kind, leaf.tid, leaf.word, leaf.after, leaf.call, leaf.off_tid)
+                and last.holder == leaf.holder
+            ):
+                joined[-1] = Leaf(
+                    last.start_ns, leaf.end_ns, leaf.kind, leaf.tid, leaf.phase, leaf.word, leaf.after,
+                    leaf.call, leaf.holder, leaf.off_tid, last.instead or leaf.instead,
+                )
+                continue
+        joined.append(leaf)
+    return joined

@@ -1,0 +1,305 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From missed cycles to verdicts: episodes, origins, carried misses, baselines.
+
+Owns the list of misses. Each origin's window is cut (path, leaves) and judged by
+replay once, when its closing event has settled; a carried miss names its origin and is
+not cut again. Everything depends on record time alone.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass, field
+from statistics import median_low
+from typing import Final
+
+import numpy as np
+
+from tracer.model.counterfactual import Case, Judgement, Key, judge
+from tracer.model.leaves import LeafCutter
+from tracer.model.path import DEFAULT_COMMAND_NS, DEFAULT_GUEST_NS, Habits, Path, PathFinder
+from tracer.model.registry import Registry
+from tracer.model.roles import Roles
+from tracer.model.streams import Cycle, Stream
+from tracer.model.timeline import Timeline
+from tracer.schema import LOSS, RW, Kind, Records, end_ns, view
+
+#: On-time cycles that a baseline looks back on, and how many it needs to be a median.
+BASELINE_CYCLES: Final = 64
+BASELINE_MIN: Final = 8
+#: Misses kept with their evidence; older ones are kept as counts only.
+KEEP_MISSES: Final = 20_000
+#: Misses whose path is kept for replay under remedies.
+KEEP_CASES: Final = 2_000
+
+
+@dataclass(slots=True)
+class OnTime:
+    """An on-time cycle, with its times per candidate once they were needed."""
+
+    cycle: Cycle
+    totals: dict[Key, int] | None = None
+    guest_ns: int | None = None
+    command_ns: int | None = None
+
+
+@dataclass(slots=True)
+class StreamState:
+    """What verdicts remember of a stream."""
+
+    on_time: deque[OnTime] = field(default_factory=lambda: deque(maxlen=BASELINE_CYCLES))
+    slack: deque[int] = field(default_factory=lambda: deque(maxlen=4096))
+    recent: deque[int | None] = field(default_factory=lambda: deque(maxlen=64))
+    min_slack: int | None = None
+    pending_until: int = 0
+    episode: EpisodeState | None = None
+    last: MissState | None = None
+    misses: int = 0
+    carried: int = 0
+    episodes: int = 0
+    by_leg: dict[str, int] = field(default_factory=lambda: {"wake": 0, "completion": 0})
+    by_cause: dict[str, int] = field(default_factory=dict)
+
+
+@dataclass(slots=True)
+class EpisodeState:
+    """A run of misses of one stream from nothing pending to nothing pending."""
+
+    id: int
+    stream: Stream
+    start_ns: int
+    end_ns: int | None
+    misses: int = 0
+    origins: list[MissState] = field(default_factory=list)
+
+
+@dataclass(slots=True)
+class MissState:
+    """One missed cycle with its verdict (origins) or its origin (carried)."""
+
+    id: int
+    cycle: Cycle
+    episode: EpisodeState
+    leg: str
+    cause: str = "unknown"
+    judgement: Judgement | None = None
+    case: Case | None = None
+    origin: MissState | None = None
+    evidence: str = "complete"
+    reason: str = ""
+    driver_fault: bool = False
+    baseline: str = ""
+
+
+class Verdicts:
+    """Takes decided cycles in order; keeps misses, episodes and per-stream statistics."""
+
+    def __init__(
+        self, registry: Registry, timeline: Timeline, finder: PathFinder, cutter: LeafCutter, roles: Roles
+    ) -> None:
+        self._registry = registry
+        self._timeline = timeline
+        self._finder = finder
+        self._cutter = cutter
+        self._roles = roles
+        self.misses: deque[MissState] = deque(maxlen=KEEP_MISSES)
+        self.episodes: deque[EpisodeState] = deque(maxlen=KEEP_MISSES)
+        self.states: dict[int, StreamState] = {}
+        self.total_misses = 0
+        self._losses: deque[tuple[int, int]] = deque(maxlen=1024)
+        self._next_episode = 1
+
+    def state(self, stream: Stream) -> StreamState:
+        """The state of a stream, made when first asked for."""
+        return self.states.setdefault(stream.wake.id * 4096 + int(stream.id[1:]) % 4096, StreamState())
+
+    def note_losses(self, records: Records) -> None:
+        """Take over LOSS records: windows that overlap them are degraded."""
+        lost = view(records[records["kind"] == Kind.LOSS], LOSS)
+        for row in lost:
+            self._losses.append((int(row["enter_ns"]), int(row["enter_ns"]) + int(row["dur_ns"])))
+
+    def take(self, cycles: list[Cycle]) -> None:
+        """Take over decided cycles, ordered by deadline."""
+        for cycle in cycles:
+            state = self.state(cycle.stream)
+            if cycle.missed:
+                self._miss(cycle, state)
+            else:
+                self._met(cycle, state)
+
+    def _met(self, cycle: Cycle, state: StreamState) -> None:
+        if cycle.closing_ns is not None:
+            slack = cycle.deadline_ns - cycle.closing_ns
+            state.slack.append(slack)
+            state.recent.append(slack)
+            state.min_slack = slack if state.min_slack is None else min(state.min_slack, slack)
+            if cycle.signal_ns < state.pending_until:
+                state.pending_until = max(state.pending_until, cycle.closing_ns)
+            if cycle.read_ns is not None and (not cycle.stream.completion_expected or cycle.write_ns is not None):
+                state.on_time.append(OnTime(cycle))
+
+    def _miss(self, cycle: Cycle, state: StreamState) -> None:
+        self.total_misses += 1
+        episode = state.episode
+        joined = episode is not None and cycle.signal_ns < state.pending_until
+        if episode is None or not joined:
+            episode = EpisodeState(self._next_episode, cycle.stream, cycle.start_ns, None)
+            self._next_episode += 1
+            self.episodes.append(episode)
+            state.episode, state.last = episode, None
+            state.episodes += 1
+        state.pending_until = max(state.pending_until, cycle.end_ns)
+        miss = MissState(self.total_misses, cycle, episode, cycle.leg)
+        before = state.last
+        if before is not None and _carried_over(before.cycle, cycle):
+            miss.origin = before.origin or before
+            miss.cause, miss.evidence = miss.origin.cause, miss.origin.evidence
+            miss.driver_fault = miss.origin.driver_fault
+            state.carried += 1
+        else:
+            self._judge(miss, state)
+            episode.origins.append(miss)
+        state.last = miss
+        episode.misses += 1
+        episode.end_ns = cycle.closing_ns
+        state.misses += 1
+        state.recent.append(None)
+        state.by_leg[miss.leg] = state.by_leg.get(miss.leg, 0) + 1
+        if not miss.driver_fault:
+            state.by_cause[miss.cause] = state.by_cause.get(miss.cause, 0) + 1
+        self.misses.append(miss)
+        if len(self.misses) > KEEP_CASES:
+            self.misses[-KEEP_CASES].case = None
+
+    # --- one origin ---------------------------------------------------------------
+
+    def _judge(self, miss: MissState, state: StreamState) -> None:
+        cycle = miss.cycle
+        if cycle.after_catch_up:
+            miss.driver_fault, miss.cause = True, "host_late"
+            miss.reason = "the driver caught up: two cycles started back to back"
+            return
+        if cycle.nominal_ns < self._timeline.begin_ns:
+            miss.evidence, miss.reason = "degraded", "the window began before the records that are kept"
+            return
+        baseline, habits, miss.baseline = self._usual(state)
+        case = self._case(cycle, habits, None)
+        miss.case = case
+        if any(a <= cycle.end_ns and b >= cycle.nominal_ns for a, b in self._losses):
+            miss.evidence, miss.reason = "degraded", "records were lost in the window"
+            return
+        failed = self._failure(cycle)
+        if failed:
+            miss.cause, miss.reason = "forward_failed", failed
+            return
+        if case.path.problem:
+            miss.reason = case.path.problem
+            return
+        if cycle.closing_ns is None and cycle.read_ns is not None and self._gpu_ran(cycle):
+            miss.reason = "no write: G ran and wrote no completion"
+            return
+        judgement = judge(case, baseline)
+        if case.path.kick == "inferred":
+            judgement = self._within_bounds(cycle, habits, case, baseline, judgement)
+        miss.judgement, miss.cause = judgement, judgement.cause
+
+    def _case(self, cycle: Cycle, habits: Habits, kick_ns: int | None) -> Case:
+        path = self._finder.find(cycle, habits, kick_ns)
+        return Case(path, self._cutter.cut(path, self._vcpu(cycle)))
+
+    def _within_bounds(
+        self, cycle: Cycle, habits: Habits, case: Case, baseline: dict[Key, int], found: Judgement
+    ) -> Judgement:
+        """The label must not depend on where within its bounds an inferred kick lies."""
+        path = case.path
+        for kick in (path.kick_low_ns, path.kick_high_ns):
+            other = judge(self._case(cycle, habits, kick), baseline)
+            if other.cause != found.cause:
+                both = {found.cause, other.cause}
+                cause = "mixed" if both & {"head_of_line", "guest_late"} or "mixed" in both else found.cause
+                if cause == "mixed":
+                    union = dict.fromkeys((*found.sufficient, *other.sufficient))
+                    return Judgement("mixed", None, tuple(union), found.jointly, found.excess)
+        return found
+
+    def _usual(self, state: StreamState) -> tuple[dict[Key, int], Habits, str]:
+        """Baselines of a stream: medians over its last on-time cycles."""
+        first = self._timeline.begin_ns
+        samples: list[OnTime] = []
+        for entry in state.on_time:
+            if entry.totals is None and entry.cycle.nominal_ns > first:
+                case = self._case(entry.cycle, Habits(), None)
+                totals: dict[Key, int] = {}
+                for leaf, keys in zip(case.leaves, case.keys, strict=True):
+                    if not case.path.phases[leaf.phase].via:
+                        for key in keys:
+                            totals[key] = totals.get(key, 0) + leaf.ns
+                entry.totals = totals
+                if case.path.kick == "exact":
+                    entry.guest_ns = case.path.kick_ns - case.path.irq_ns
+                    entry.command_ns = case.path.command_ns
+            if entry.totals is not None:
+                samples.append(entry)
+        if not samples:
+            return {}, Habits(), "none"
+        keys = {key for s in samples for key in (s.totals or {})}
+        pick = median_low if len(samples) >= BASELINE_MIN else min
+        baseline = {key: int(pick([(s.totals or {}).get(key, 0) for s in samples])) for key in keys}
+        guests = [s.guest_ns for s in samples if s.guest_ns is not None]
+        commands = [s.command_ns for s in samples if s.command_ns is not None]
+        habits = Habits(
+            median_low(guests) if guests else DEFAULT_GUEST_NS,
+            median_low(commands) if commands else DEFAULT_COMMAND_NS,
+        )
+        return baseline, habits, "median" if len(samples) >= BASELINE_MIN else "smallest"
+
+    def _vcpu(self, cycle: Cycle) -> int:
+        """The vCPU that plays the guest: the one that wakes G most."""
+        tids = self._registry.with_role("vcpu", cycle.stream.tgid)
+        votes = self._roles.vcpu_votes
+        return max(tids, key=lambda t: (votes.get(t, 0), -t)) if tids else 0
+
+    def _failure(self, cycle: Cycle) -> str:
+        """Why the wakeup could not be forwarded, "" if nothing failed."""
+        worker = self._registry.threads.get(cycle.reader_tid or cycle.stream.context)
+        if worker is not None and worker.exit_ns is not None and worker.exit_ns <= cycle.end_ns:
+            return f"the worker thread {worker.comm} exited"
+        if cycle.closing_ns is not None and cycle.write_ns is not None and cycle.late_ns is not None:
+            start = cycle.read_ns or cycle.signal_ns
+        else:
+            start = cycle.signal_ns
+        gpu = self._roles.gpu_worker(cycle.stream.tgid)
+        tids = {gpu, *(self._registry.with_role("task", cycle.stream.tgid))} - {0}
+        for tid in sorted(tids):
+            rows = view(self._timeline.spans(tid, start, cycle.end_ns), RW)
+            bad = rows[(rows["kind"] == Kind.WRITE) & (rows["ret"] < 0) & (rows["len"] == 8)]
+            bad = bad[(bad["enter_ns"] >= start) & (end_ns(bad) <= cycle.end_ns)]
+            bad = bad[~np.isin(bad["ret"], (-4, -11))]
+            if len(bad):
+                return f"a write by {self._registry.comm(tid)} failed with errno {-int(bad['ret'][0])}"
+        return ""
+
+    def _gpu_ran(self, cycle: Cycle) -> bool:
+        gpu = self._roles.gpu_worker(cycle.stream.tgid)
+        return bool(gpu) and len(self._timeline.spans(gpu, cycle.read_ns or cycle.signal_ns, cycle.end_ns)) > 0
+
+
+def _carried_over(before: Cycle, cycle: Cycle) -> bool:
+    """Whether a miss would have been none had the previous cycle closed at its deadline.
+
+    Closed by the same event: carried. Else the part of the wait that lies before the previous
+    closing is moved up by the previous lateness.
+    """
+    if before.closing_ns is None or cycle.closing_ns is None:
+        return before.closing_ns == cycle.closing_ns
+    if before.closing_ns == cycle.closing_ns:
+        return True
+    late = before.closing_ns - before.deadline_ns
+    moved = min(late, max(0, before.closing_ns - cycle.signal_ns))
+    return cycle.closing_ns - moved <= cycle.deadline_ns
+
+
+def kick_of(path: Path) -> str:
+    """How the kick's time is known: exact, inferred or none."""
+    return path.kick
