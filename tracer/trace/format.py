@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """What lies in NAME.xdt/, and the checks of single messages.
 
-Owns file names, Arrow schemas, limits, and the header of an Arrow message.
-Never opens a file: writer.py and reader.py do.
+Owns file names, Arrow schemas, limits, and what a record may hold.
+Never opens a file: writer.py and reader.py do. messages.py takes Arrow messages apart.
 
 - ``meta.json``: format version, host, targets, settings, totals. For people and
   for other tools; of it reading needs the version only. Replaced as a whole.
@@ -19,10 +19,6 @@ After a loss of power (writes may reach the disk in any order) the checksum tell
 
 from __future__ import annotations
 
-import struct
-from collections.abc import Callable
-from dataclasses import dataclass
-
 import numpy as np
 import pyarrow as pa
 
@@ -34,6 +30,10 @@ FORMAT_NAME = "xdtrace"
 
 MAX_BATCH_RECORDS = 1 << 21
 """Records in one batch (117 MB); a ring of 64 MiB holds half as many."""
+MAX_EVENTS_BYTES = MAX_BATCH_RECORDS * schema.RECORD_BYTES + 4096
+"""The columns of one batch's records, unpacked."""
+MAX_INDEX_BYTES = 4096
+"""One row of the index."""
 MAX_SIDE_ROWS = 1 << 18
 """Rows (and nested rows) of one side table in one batch."""
 MAX_SIDE_BYTES = 32 << 20
@@ -52,12 +52,6 @@ STREAMS = (EVENTS, *SIDES)
 """In the order in which a batch is written; the index follows."""
 SUFFIX = ".arrows"
 FILES = (META, *(name + SUFFIX for name in (*STREAMS, INDEX)))
-
-_END_OF_STREAM = b"\xff\xff\xff\xff\0\0\0\0"
-_CONTINUATION = 0xFFFFFFFF
-_MAX_HEADER_BYTES = 64 << 10
-_RECORD_BATCH = 3
-_SCHEMA = 1
 
 
 def _row(*fields: tuple[str, pa.DataType]) -> pa.Schema:
@@ -85,7 +79,7 @@ SCHEMAS: dict[str, pa.Schema] = {
         ("tid", _U32),
         ("enter_ns", _U64),
         ("dur_ns", _U64),
-        *((f"body{i}", _U64) for i in range(4)),
+        ("body", pa.binary(schema.RECORD["body"].itemsize)),
     ),
     "targets": _row(
         ("tgid", _I64),
@@ -164,176 +158,6 @@ def damaged(what: str) -> TraceError:
     )
 
 
-def write_message(name: str, columns: list[pa.Array]) -> pa.Buffer:
-    """One encapsulated, compressed Arrow message of stream *name*."""
-    table = SCHEMAS[name]
-    sink = pa.BufferOutputStream()
-    compression = "zstd" if name == EVENTS else None
-    with pa.ipc.new_stream(sink, table, options=pa.ipc.IpcWriteOptions(compression=compression)) as stream:
-        stream.write_batch(pa.record_batch(columns, schema=table))
-    whole = sink.getvalue()
-    start = len(SCHEMA_MESSAGES[name])
-    return whole.slice(start, whole.size - start - len(_END_OF_STREAM))
-
-
-def end_of_stream() -> bytes:
-    """What closes an Arrow stream: without it the recording did not end by itself."""
-    return _END_OF_STREAM
-
-
-# --- reading, distrustfully -------------------------------------------------
-
-
-class _Flat:
-    """Just enough flatbuffers to look at an Arrow message before Arrow does.
-
-    Arrow allocates what a message *says* it unpacks to; so that must be read first.
-    Layout: https://flatbuffers.dev/internals and Arrow's format/Message.fbs.
-    Out of bounds raises struct.error, which the callers turn into TraceError.
-    """
-
-    def __init__(self, data: bytes, position: int) -> None:
-        self.data, self.position = data, position
-        (back,) = struct.unpack_from("<i", data, position)
-        self.vtable = position - back
-        if self.vtable < 0:
-            raise struct.error("vtable before the message")
-        (self.vtable_bytes,) = struct.unpack_from("<H", data, self.vtable)
-
-    def _at(self, field: int) -> int:
-        slot = 4 + 2 * field
-        if slot + 2 > self.vtable_bytes:
-            return 0
-        (offset,) = struct.unpack_from("<H", self.data, self.vtable + slot)
-        return self.position + int(offset) if offset else 0
-
-    def scalar(self, field: int, code: str) -> int:
-        at = self._at(field)
-        return int(struct.unpack_from("<" + code, self.data, at)[0]) if at else 0
-
-    def table(self, field: int) -> _Flat | None:
-        at = self._at(field)
-        return _Flat(self.data, at + int(struct.unpack_from("<I", self.data, at)[0])) if at else None
-
-    def pairs(self, field: int) -> list[tuple[int, int]]:
-        """A vector of structs of two int64."""
-        at = self._at(field)
-        if not at:
-            return []
-        start = at + int(struct.unpack_from("<I", self.data, at)[0])
-        (count,) = struct.unpack_from("<I", self.data, start)
-        if count > len(self.data) // 16:
-            raise struct.error("vector longer than the message")
-        flat = struct.unpack_from(f"<{2 * count}q", self.data, start + 4)
-        return list(zip(flat[::2], flat[1::2], strict=True))
-
-
-@dataclass(frozen=True, slots=True)
-class Head:
-    """Where one message ends, and whether it holds rows."""
-
-    header_bytes: int
-    body_bytes: int
-    is_end: bool = False
-
-    @property
-    def size_bytes(self) -> int:
-        """The whole message, its prefix included."""
-        return 8 + self.header_bytes + self.body_bytes
-
-
-def peek(read: Callable[[int, int], bytes], at: int, limit: int) -> Head | None:
-    """The message that starts at *at*; None if the file ends within it.
-
-    Args:
-        read: (offset, size) -> at most *size* bytes there.
-        limit: the most bytes a message may have.
-    """
-    prefix = read(at, 8)
-    if len(prefix) < 8:
-        return None
-    marker, header_bytes = struct.unpack("<II", prefix)
-    if marker != _CONTINUATION:
-        if prefix == bytes(8) and not any(read(at + 8, 4096)):
-            return None  # space that a lost write left behind
-        raise damaged(f"no Arrow message at byte {at}")
-    if header_bytes == 0:
-        return Head(0, 0, is_end=True)
-    if header_bytes > _MAX_HEADER_BYTES:
-        raise damaged(f"a message header of {header_bytes} bytes")
-    header = read(at + 8, header_bytes)
-    if len(header) < header_bytes:
-        return None
-    body_bytes = _message(header).scalar(3, "q")
-    if not 0 <= body_bytes <= limit:
-        raise damaged(f"a message of {body_bytes} bytes")
-    return Head(header_bytes, body_bytes)
-
-
-def _message(header: bytes) -> _Flat:
-    try:
-        return _Flat(header, int(struct.unpack_from("<I", header, 0)[0]))
-    except struct.error as error:
-        raise damaged("an Arrow message that is none") from error
-
-
-def parse_message(name: str, message: bytes, max_rows: int, max_bytes: int) -> pa.RecordBatch:
-    """One message of stream *name* as a checked RecordBatch.
-
-    Raises:
-        TraceError: it is malformed, too large, or unpacks to more than *max_bytes*.
-    """
-    try:
-        (header_bytes,) = struct.unpack_from("<I", message, 4)
-        _check_sizes(
-            message[8 : 8 + header_bytes], memoryview(message)[8 + header_bytes :], max_rows, max_bytes
-        )
-        batch = pa.ipc.read_record_batch(pa.py_buffer(message), SCHEMAS[name])
-        batch.validate(full=True)
-        if any(column.null_count for column in batch.columns):
-            raise damaged(f"{name} has empty fields")
-    except (struct.error, pa.ArrowException, OSError, ValueError, MemoryError) as error:
-        raise damaged(f"{name} has a malformed message") from error
-    return batch
-
-
-def _check_sizes(header: bytes, body: memoryview, max_rows: int, max_bytes: int) -> None:
-    message = _message(header)
-    rows = message.table(2)
-    if message.scalar(1, "B") != _RECORD_BATCH or rows is None or message.scalar(3, "q") != len(body):
-        raise damaged("a message that holds no rows")
-    counts = [rows.scalar(0, "q"), *(length for length, _ in rows.pairs(1))]
-    if any(not 0 <= count <= max_rows * len(STREAMS) for count in counts) or counts[0] > max_rows:
-        raise damaged(f"a message of {max(counts)} rows")
-    compressed = rows.table(3) is not None
-    total = 0
-    for offset, length in rows.pairs(2):
-        if offset < 0 or length < 0 or offset + length > len(body):
-            raise damaged("a column outside its message")
-        unpacked = length
-        if compressed and length:
-            (unpacked,) = struct.unpack_from("<q", body, offset)
-            unpacked = length if unpacked == -1 else unpacked
-        total += unpacked
-        if unpacked < 0 or total > max_bytes:
-            raise damaged(f"a message that unpacks to more than {max_bytes} bytes")
-
-
-def check_schema(name: str, message: bytes) -> None:
-    """The first message of a stream names the columns we know, or TraceError."""
-    if message == SCHEMA_MESSAGES[name]:
-        return
-    try:
-        if _message(message[8:]).scalar(1, "B") != _SCHEMA:
-            raise damaged(f"{name} has no schema")
-        found = pa.ipc.read_schema(pa.py_buffer(message))
-    except (struct.error, pa.ArrowException, OSError, ValueError) as error:
-        raise damaged(f"{name} has a malformed schema") from error
-    check_version(dict(found.metadata or {}).get(b"xdtrace.format"))
-    if not found.equals(SCHEMAS[name]):
-        raise damaged(f"{name} has other columns")
-
-
 def check_version(version: object) -> None:
     """Refuse a format that is not ours to read.
 
@@ -357,23 +181,33 @@ def check_version(version: object) -> None:
 
 # --- records ----------------------------------------------------------------
 
-_FLAT_RECORD = np.dtype([*schema.RECORD.descr[:6], *((f"body{i}", "<u8") for i in range(4))])
+_HEAD = (schema.RECORD.names or ())[:-1]
+_BODY = schema.RECORD["body"]
 _PID_MAX = 1 << 22  # PID_MAX_LIMIT, include/linux/threads.h
 _MAX_NS = 1 << 63
 
 
 def records_to_columns(records: schema.Records) -> list[pa.Array]:
-    """Records (n,) of dtype RECORD as the columns of events."""
-    flat = np.ascontiguousarray(records).view(_FLAT_RECORD)
-    return [pa.array(np.ascontiguousarray(flat[name])) for name in _FLAT_RECORD.names or ()]
+    """Records (n,) of dtype RECORD as the columns of events.
+
+    Measured on 500,000 mixed records, one thread, per record: this layout with zstd 1 is 9.6 bytes,
+    133 ns to write and 90 to read; one column of 56 bytes 12.1, 180 and 77; lz4 17.7, 85 and 73.
+    """
+    body = pa.py_buffer(np.ascontiguousarray(records["body"]))
+    return [
+        *(pa.array(np.ascontiguousarray(records[name])) for name in _HEAD),
+        pa.Array.from_buffers(pa.binary(_BODY.itemsize), len(records), [None, body]),
+    ]
 
 
 def columns_to_records(batch: pa.RecordBatch) -> schema.Records:
     """The inverse of records_to_columns; dtype RECORD, shape (n,)."""
-    flat = np.empty(batch.num_rows, dtype=_FLAT_RECORD)
-    for name, column in zip(_FLAT_RECORD.names or (), batch.columns, strict=True):
-        flat[name] = column.to_numpy(zero_copy_only=True)
-    return flat.view(schema.RECORD)
+    records = np.empty(batch.num_rows, dtype=schema.RECORD)
+    for name in _HEAD:
+        records[name] = batch.column(name).to_numpy(zero_copy_only=True)
+    body = batch.column("body").buffers()[1]
+    records["body"] = np.frombuffer(body, dtype=_BODY, count=batch.num_rows)
+    return records
 
 
 def check_records(records: schema.Records) -> None:

@@ -9,23 +9,18 @@ Reads by pread, not mmap: a file cut while it is read must not kill the reader.
 from __future__ import annotations
 
 import json
-import os
 import zlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-import pyarrow as pa
-
 from tracer import schema
 from tracer.errors import TraceError
 from tracer.trace import format as fmt
+from tracer.trace import messages
 from tracer.trace.archive import Part, open_parts
 from tracer.trace.writer import index_checksum
-
-_MAX_EVENT_BYTES = fmt.MAX_BATCH_RECORDS * schema.RECORD_BYTES + 4096
-_MAX_INDEX_BYTES = 4096
 
 
 class TraceReader:
@@ -117,11 +112,11 @@ class TraceReader:
     def _check_stream(self, name: str) -> int:
         """Check the schema; the offset of the first message."""
         part = self._part(name + fmt.SUFFIX)
-        head = fmt.peek(part.read, 0, 0)
+        head = messages.peek(part.read, 0, 0)
         if head is None:
             self._missing(f"{name}{fmt.SUFFIX} is missing or ends before its first batch")
             return part.size_bytes
-        fmt.check_schema(name, part.read(0, head.size_bytes))
+        messages.check_schema(name, part.read(0, head.size_bytes))
         return head.size_bytes
 
     def _survey(self) -> int:
@@ -130,7 +125,7 @@ class TraceReader:
         starts: list[int] = []
         at = self._starts[fmt.INDEX]
         closed = False
-        while head := fmt.peek(part.read, at, _MAX_INDEX_BYTES):
+        while head := messages.peek(part.read, at, fmt.MAX_INDEX_BYTES):
             if head.is_end:
                 closed = True
                 break
@@ -157,42 +152,41 @@ class TraceReader:
 
     def _index_row(self, at: int) -> tuple[dict[str, Any], int]:
         part = self._part(fmt.INDEX + fmt.SUFFIX)
-        head = fmt.peek(part.read, at, _MAX_INDEX_BYTES)
+        head = messages.peek(part.read, at, fmt.MAX_INDEX_BYTES)
         if head is None:
             raise fmt.damaged("the index shrank while it was read")
         message = part.read(at, head.size_bytes)
-        rows = fmt.parse_message(fmt.INDEX, message, 1, _MAX_INDEX_BYTES).to_pylist()
+        rows = messages.parse_message(fmt.INDEX, message, 1, fmt.MAX_INDEX_BYTES).to_pylist()
         if len(rows) != 1:
             raise fmt.damaged("a row of the index that is none")
         return rows[0], at + head.size_bytes
 
     def _batch(self, number: int, row: dict[str, Any], starts: list[int]) -> schema.Batch | None:
-        messages: dict[str, bytes] = {}
+        found: dict[str, bytes] = {}
         crc = 0
         for name, start, end in zip(fmt.STREAMS, starts, row["ends"], strict=True):
-            limit = _MAX_EVENT_BYTES if name == fmt.EVENTS else fmt.MAX_SIDE_BYTES
+            limit = fmt.MAX_EVENTS_BYTES * 65 // 64 if name == fmt.EVENTS else fmt.MAX_SIDE_BYTES
             if not 0 <= end - start <= limit:
                 raise fmt.damaged(f"{name} of batch {number} would take {end - start} bytes")
             if end > start:
-                messages[name] = data = self._part(name + fmt.SUFFIX).read(start, end - start)
+                found[name] = data = self._part(name + fmt.SUFFIX).read(start, end - start)
                 crc = zlib.crc32(data, crc)
         if index_checksum(row, crc) != row["crc32"]:
             if self.meta.get("closed") is True:
                 raise fmt.damaged(f"batch {number} does not match its checksum")
-            self._missing(
-                f"batch {number} was not wholly written; it and {self._batches - number - 1} after it are left out"
-            )
+            left_out = self._batches - number
+            self._missing(f"batch {number} was not wholly written; {left_out} batches are left out")
             return None
         records = schema.empty_records()
-        if fmt.EVENTS in messages:
-            events = fmt.parse_message(
-                fmt.EVENTS, messages.pop(fmt.EVENTS), fmt.MAX_BATCH_RECORDS, _MAX_EVENT_BYTES
+        if fmt.EVENTS in found:
+            events = messages.parse_message(
+                fmt.EVENTS, found.pop(fmt.EVENTS), fmt.MAX_BATCH_RECORDS, fmt.MAX_EVENTS_BYTES
             )
             records = fmt.columns_to_records(events)
         if len(records) != row["records"]:
             raise fmt.damaged(f"batch {number} has {len(records)} records, not {row['records']}")
         fmt.check_records(records)
-        sides = {name: _side(name, message) for name, message in messages.items()}
+        sides = {name: _side(name, message) for name, message in found.items()}
         use = schema.SelfUse(row["cpu_percent"], row["probe_ns_per_s"], row["steal_ns"])
         return schema.Batch(
             records=records,
@@ -204,7 +198,7 @@ class TraceReader:
 
 
 def _side(name: str, message: bytes) -> Any:
-    table = fmt.parse_message(name, message, fmt.MAX_SIDE_ROWS, fmt.MAX_SIDE_BYTES)
+    table = messages.parse_message(name, message, fmt.MAX_SIDE_ROWS, fmt.MAX_SIDE_BYTES)
     rows = table.to_pylist()
     if name == "host":
         return {row["key"]: _host_value(row["json"]) for row in rows}

@@ -25,6 +25,7 @@ import pyarrow as pa
 from tracer import schema
 from tracer.errors import TraceError
 from tracer.trace import format as fmt
+from tracer.trace import messages
 
 _CREATE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -107,10 +108,10 @@ class TraceWriter:
             raise TraceError(
                 f"{self.path} takes no more batches", "it was closed, or a write to it failed before"
             )
-        messages = self._messages(batch)
+        added = self._messages(batch)
         ends = dict(self._ends)
         crc = 0
-        for name, message in messages:
+        for name, message in added:
             ends[name] += len(message)
             crc = zlib.crc32(message, crc)
         use = batch.self_use or schema.SelfUse()
@@ -128,8 +129,8 @@ class TraceWriter:
         }
         row["crc32"] = index_checksum(row, crc)
         table = fmt.SCHEMAS[fmt.INDEX]
-        commit = fmt.write_message(fmt.INDEX, [pa.array([row[c.name]], type=c.type) for c in table])
-        for name, message in messages:
+        commit = messages.write_message(fmt.INDEX, [pa.array([row[c.name]], type=c.type) for c in table])
+        for name, message in added:
             self._write(name, message)
         self._write(fmt.INDEX, commit)
         self._ends = ends
@@ -142,7 +143,7 @@ class TraceWriter:
         try:
             if not self._broken:
                 for name, fd in self._fds.items():
-                    self._write(name, fmt.end_of_stream())
+                    self._write(name, messages.end_of_stream())
                     os.fsync(fd)
                 self._meta["closed"] = True
                 self._write_meta()
@@ -158,16 +159,16 @@ class TraceWriter:
                 "hand over smaller batches",
             )
         fmt.check_records(batch.records)
-        messages = []
+        columns = []
         if len(batch.records):
-            messages.append((fmt.EVENTS, fmt.records_to_columns(batch.records)))
+            columns.append((fmt.EVENTS, fmt.records_to_columns(batch.records)))
         for name in fmt.ROW_TYPES:
             if rows := getattr(batch, name):
-                messages.append((name, _columns(name, rows)))
+                columns.append((name, _columns(name, rows)))
         if batch.host:
             pairs = [{"key": key, "json": json.dumps(value)} for key, value in batch.host.items()]
-            messages.append(("host", _dict_columns("host", pairs)))
-        written = [(name, memoryview(fmt.write_message(name, columns))) for name, columns in messages]
+            columns.append(("host", _dict_columns("host", pairs)))
+        written = [(name, memoryview(messages.write_message(name, column))) for name, column in columns]
         for name, message in written:
             if name != fmt.EVENTS and (len(message) > fmt.MAX_SIDE_BYTES):
                 raise TraceError(
@@ -285,11 +286,11 @@ _KNOWN = (*fmt.FILES, fmt.META + ".new")
 
 def _owner() -> tuple[int, int]:
     """Who shall own the trace: the user behind sudo, else ourselves."""
-    uid, gid = os.environ.get("SUDO_UID", ""), os.environ.get("SUDO_GID", "")
-    if os.geteuid() == 0 and uid.isascii() and uid.isdecimal() and gid.isascii() and gid.isdecimal():
-        if int(uid) < 1 << 32 and int(gid) < 1 << 32:
-            return int(uid), int(gid)
-    return os.geteuid(), os.getegid()
+    ours = os.geteuid(), os.getegid()
+    texts = os.environ.get("SUDO_UID", ""), os.environ.get("SUDO_GID", "")
+    if ours[0] != 0 or not all(text.isascii() and text.isdecimal() and len(text) <= 10 for text in texts):
+        return ours
+    return int(texts[0]), int(texts[1])
 
 
 def _write_all(fd: int, data: bytes | memoryview | pa.Buffer) -> None:
