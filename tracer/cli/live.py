@@ -1,0 +1,165 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What attach, record and demo share: a session, an analysis, a view and perhaps a writer, wired.
+
+Owns which part is made when (the heavy imports too). Computes nothing.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tracer.cli.options import check_pids, check_seconds, parse_locks, parse_period
+from tracer.cli.run import Ending, run
+from tracer.errors import UsageError
+
+if TYPE_CHECKING:
+    from tracer.model.summary import Summary
+    from tracer.schema import LockSymbol
+    from tracer.views.base import View
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A live run as the user asked for it, checked.
+
+    Attributes:
+        output: absolute (bcc changes the working directory).
+        audio: the audio server's PID, None: find it, False: none.
+    """
+
+    tgids: tuple[int, ...]
+    output: Path | None = None
+    duration_s: float | None = None
+    period: tuple[int, int] | None = None
+    profile: str | None = None
+    locks: tuple[LockSymbol, ...] = ()
+    audio: int | bool | None = None
+    held_words: int = 4
+    force: bool = False
+
+
+def plan(
+    pids: list[int],
+    *,
+    output: Path | None,
+    duration: float | None,
+    period: str | None,
+    profile: str | None,
+    lock: list[str] | None,
+    audio: int | None,
+    no_audio: bool,
+    held_words: int,
+    force: bool,
+) -> Plan:
+    """Check the options of a live command. Raises UsageError."""
+    tgids = check_pids(pids)
+    check_seconds("--duration", duration)
+    if audio is not None and no_audio:
+        raise UsageError("--audio and --no-audio contradict each other", "leave one of them out")
+    if audio is not None:
+        check_pids([audio])
+    if not 0 <= held_words <= 16:
+        raise UsageError(f"--held-words {held_words} is out of range", "give 0 to 16")
+    return Plan(
+        tgids=tgids,
+        output=output.absolute() if output is not None else None,
+        duration_s=duration,
+        period=parse_period(period),
+        profile=_absolute(profile),
+        locks=parse_locks(lock, tgids),
+        audio=False if no_audio else audio,
+        held_words=held_words,
+        force=force,
+    )
+
+
+def _absolute(profile: str | None) -> str | None:
+    """A path made absolute before bcc changes directory; a bare name stays one."""
+    return str(Path(profile).absolute()) if profile is not None and Path(profile).is_file() else profile
+
+
+def make_analysis(profile: str | None, period: tuple[int, int] | None) -> Any:
+    """An Analysis with the profiles that apply. Raises UsageError for a bad profile."""
+    from tracer.model.analysis import Analysis
+    from tracer.profile import default_profiles, load
+
+    profiles = default_profiles() if profile is None else (load(profile), *default_profiles())
+    return Analysis(profiles=tuple(profiles), period=period)
+
+
+def open_session(todo: Plan) -> Any:
+    """A capture session, not yet entered."""
+    from tracer.capture.session import Session, Settings
+
+    settings = Settings(audio=todo.audio, held_words=todo.held_words, lock_symbols=todo.locks)
+    return Session(todo.tgids, settings)
+
+
+def open_writer(path: Path, *, force: bool) -> Any:
+    """A trace writer."""
+    from tracer.trace import TraceWriter
+
+    return TraceWriter(path, force=force)
+
+
+def make_view(*, as_json: bool, refresh_s: float | None, quiet: bool = False) -> View:
+    """JSON lines, the live screen, or text blocks: what fits the terminal and the options."""
+    check_seconds("--refresh", refresh_s, least=0.01)
+    if as_json:
+        from tracer.views.jsonl import JsonLines
+
+        return JsonLines(sys.stdout, refresh_s or 1.0)
+    if not quiet and sys.stdout.isatty():
+        from tracer.views.live import LiveScreen, keyboard
+
+        return LiveScreen(sys.stdout, keyboard(), refresh_s or 0.25)
+    from tracer.views.text import TextBlocks
+
+    return TextBlocks(sys.stdout, None if quiet else refresh_s or 2.0)
+
+
+@dataclass(frozen=True)
+class Hooks:
+    """What a command adds to the loop."""
+
+    started: Callable[[], object] = lambda: None
+    may_end: Callable[[bool], bool] = bool
+    extra: Callable[[], Mapping[str, object]] = field(default=dict)
+
+
+def go(todo: Plan, view: View, ending: Ending, hooks: Hooks | None = None) -> Summary:
+    """Attach, run until something ends it, detach, show the last summary.
+
+    The screen is taken only after the session stands, so that its errors appear on the normal
+    screen; the last summary is shown after it is given back and everything is detached.
+    """
+    hooks = hooks or Hooks()
+    analysis = make_analysis(todo.profile, todo.period)
+    with ExitStack() as stack:
+        # The folder is made before bcc changes directory, and only once the target is known to be there.
+        session = open_session(todo)
+        writer = None
+        stack.enter_context(session)
+        if todo.output is not None:
+            writer = stack.enter_context(open_writer(todo.output, force=todo.force))
+        stack.enter_context(view)
+        hooks.started()
+        summary = run(
+            session,
+            analysis,
+            view,
+            ending=ending,
+            writer=writer,
+            watch=session.watch,
+            stop=session.stop,
+            duration_s=todo.duration_s,
+            may_end=hooks.may_end,
+        )
+        extra = dict(hooks.extra())
+    view.finish(summary, extra)
+    return summary

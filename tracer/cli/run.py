@@ -1,0 +1,146 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The one loop: batches from a session or a trace, through the analysis, to a view.
+
+Owns when things happen (refresh, duration, the end) and the signals that end a run.
+Never looks into a batch or a summary.
+"""
+
+from __future__ import annotations
+
+import signal
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from types import FrameType
+from typing import Any, Protocol
+
+from tracer.model.summary import Summary
+from tracer.schema import Batch
+from tracer.views.base import Action, View
+
+#: At most this share of the time goes into summaries and drawing, however much there is to show.
+DRAW_SHARE = 0.05
+
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
+class Engine(Protocol):
+    """What the loop needs of tracer.model.analysis.Analysis."""
+
+    def feed(self, batch: Batch) -> None: ...
+
+    def finish(self) -> None: ...
+
+    def summary(self) -> Summary: ...
+
+    def words_to_watch(self) -> Mapping[int, tuple[int, ...]]: ...
+
+    def reset(self) -> None: ...
+
+
+class Writer(Protocol):
+    """What the loop needs of tracer.trace.TraceWriter."""
+
+    def append(self, batch: Batch) -> None: ...
+
+
+class Ending:
+    """Whether somebody asked for the end, by a signal or otherwise."""
+
+    def __init__(self) -> None:
+        self.requested = False
+
+    def request(self) -> None:
+        """Ask the loop to end after the present batch."""
+        self.requested = True
+
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        if self.requested and number == signal.SIGINT:
+            raise KeyboardInterrupt  # asked twice: the orderly way takes too long for the user
+        self.requested = True
+
+
+@contextmanager
+def ending_by_signal() -> Iterator[Ending]:
+    """Ctrl-C, SIGTERM and SIGHUP ask for the end instead of tearing the process down."""
+    ending = Ending()
+    old = {number: signal.signal(number, ending._on_signal) for number in _SIGNALS}
+    try:
+        yield ending
+    finally:
+        for number, handler in old.items():
+            signal.signal(number, handler)
+
+
+def run(
+    source: Iterable[Batch],
+    analysis: Engine,
+    view: View,
+    *,
+    ending: Ending,
+    writer: Writer | None = None,
+    watch: Callable[[int, tuple[int, ...]], Any] | None = None,
+    stop: Callable[[], Any] | None = None,
+    duration_s: float | None = None,
+    may_end: Callable[[bool], bool] = bool,
+    clock: Callable[[], float] = time.monotonic,
+) -> Summary:
+    """Feed every batch, show a summary when one is due, and return the last one.
+
+    Args:
+        ending: asked for by signals; ``q`` and ``duration_s`` use it too.
+        writer: gets each batch before the analysis does.
+        watch: told the words (tgid, addresses) to watch, whenever they change.
+        stop: ends the source in an orderly way; what it still yields is analysed.
+            Without it the loop leaves the source where it is.
+        duration_s: seconds of wall clock until the end.
+        may_end: asked after each batch, told whether the end was asked for; True ends the run
+            (also unasked). So a caller can wind down first.
+
+    Raises:
+        BrokenPipeError: nobody reads the view's output any more.
+        Whatever source, writer and analysis raise.
+    """
+    words: Mapping[int, tuple[int, ...]] = {}
+    end = None if duration_s is None else clock() + duration_s
+    due = clock()
+    stopping = False
+    for batch in source:
+        if writer is not None:
+            writer.append(batch)
+        analysis.feed(batch)
+        if stopping:
+            continue
+        if watch is not None and (wanted := dict(analysis.words_to_watch())) != words:
+            for tgid in {**words, **wanted}:
+                if wanted.get(tgid, ()) != words.get(tgid, ()):
+                    watch(tgid, wanted.get(tgid, ()))
+            words = wanted
+        for action in view.poll():
+            if action is Action.QUIT:
+                ending.request()
+            else:
+                analysis.reset()
+                due = clock()
+        now = clock()
+        if end is not None and now >= end:
+            ending.request()
+        if may_end(ending.requested):
+            if stop is None:
+                break
+            stop()
+            stopping = True
+        elif now >= due:
+            view.show(analysis.summary())
+            spent = clock() - now
+            due = now + max(view.refresh_s, spent / DRAW_SHARE)
+    analysis.finish()
+    return analysis.summary()
+
+
+def replay(source: Iterable[Batch], analysis: Engine) -> Summary:
+    """All of a trace through the analysis at once; raises whatever the two raise."""
+    for batch in source:
+        analysis.feed(batch)
+    analysis.finish()
+    return analysis.summary()

@@ -1,0 +1,89 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Findings, and what each remedy would have avoided.
+
+Owns how advice is written. Computes nothing but text.
+"""
+
+from __future__ import annotations
+
+from rich.text import Text
+
+from tracer.model.summary import REMEDIES, Finding, Remedy, Summary
+from tracer.views.fmt import BAD, DIM, WARN, clean, count, cut, wrap
+from tracer.views.grid import Block, Cell, Column, heading, table
+from tracer.views.streams import tally
+
+#: How a remedy reads after "each alone would have avoided ...".
+REMEDY_NAMES = {
+    "item_state": "no waits on item_state",
+    "dup": "write path dup",
+    "refcount": "write path refcount",
+    "task": "write path task",
+    "fair": "a fair worker",
+    "own_context": "a context of its own",
+    "realtime": "real-time priority for W and G",
+    "no_steal": "no stolen CPU",
+}
+
+_LEVELS = {"alert": ("!!", BAD), "warn": ("! ", WARN), "info": ("· ", DIM)}
+
+
+def sort_findings(rows: tuple[Finding, ...]) -> list[Finding]:
+    """Alerts first; else as the model gave them."""
+    order = list(_LEVELS)
+    return sorted(rows, key=lambda f: order.index(f.level) if f.level in _LEVELS else len(order))
+
+
+def render_findings(summary: Summary, *, full: bool = False) -> Block:
+    """What an engineer would check first: what, why, and the one thing to do; ``full`` never cuts."""
+
+    def build(width: int, height: int | None) -> list[Text]:
+        if not summary.findings:
+            return []
+        lines = [heading("Findings", "", width)]
+        rows = sort_findings(summary.findings)
+        for shown, finding in enumerate(rows):
+            entry = _entry(finding, width, full)
+            if height is not None and len(lines) + len(entry) > height - (shown + 1 < len(rows)):
+                lines.append(Text(cut(f"  … {len(rows) - shown} more (view 3 shows them all)", width), DIM))
+                break
+            lines.extend(entry)
+        return lines
+
+    return Block(build)
+
+
+def _entry(finding: Finding, width: int, full: bool) -> list[Text]:
+    sign, style = _LEVELS.get(finding.level, _LEVELS["info"])
+    what, why, do = clean(finding.what), clean(finding.why), clean(finding.do)
+    if not full:
+        text = f"{sign} {what}" + (f" → {do}" if do else "")
+        return [Text(part, style, no_wrap=True) for part in wrap(text, width, indent="   ", lines=2)]
+    lines = [Text(part, style, no_wrap=True) for part in wrap(f"{sign} {what}", width, indent="   ")]
+    lines.extend(Text("   " + part, DIM, no_wrap=True) for part in wrap(why, width - 3) if why)
+    lines.extend(Text("   " + part, no_wrap=True) for part in wrap(f"→ {do}", width - 3, indent="  ") if do)
+    return lines
+
+
+def render_remedies(summary: Summary) -> Block:
+    """What each remedy alone would have avoided, by replay; the best first."""
+    named = [(name, summary.counterfactual[name]) for name in REMEDIES if name in summary.counterfactual]
+    rows = sorted(named, key=lambda row: (-row[1].episodes_avoided, -row[1].avoided))
+
+    def share(got: int, of: int) -> Cell:
+        return (f"{count(got)} of {count(of)}", "bold" if got else DIM)
+
+    columns: list[Column[tuple[str, Remedy]]] = [
+        Column("remedy", lambda r: REMEDY_NAMES.get(r[0], clean(r[0])), least=14, most=32),
+        Column("episodes", lambda r: share(r[1].episodes_avoided, r[1].episodes_of), right=True),
+        Column("misses", lambda r: share(r[1].avoided, r[1].of), 1, right=True),
+        Column("what remains", lambda r: (tally(r[1].remaining_by_cause), DIM), 2, least=14, most=60),
+    ]
+
+    def build(width: int, height: int | None) -> list[Text]:
+        if not any(remedy.of or remedy.episodes_of for _, remedy in rows):
+            return []
+        note = "each alone would have avoided, by replay"
+        return table("What would have helped", note, columns, rows, width, height)
+
+    return Block(build)

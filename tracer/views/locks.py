@@ -1,0 +1,128 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The tables of locks: Locks, Blame and Held.
+
+Owns their columns and order: harm first (misses caused), then time waited, never the
+count of waits. Computes nothing but text.
+"""
+
+from __future__ import annotations
+
+from rich.text import Text
+
+from tracer.model.summary import BlameRow, HeldRow, LockRow, Summary
+from tracer.views.fmt import BAD, DIM, NONE, WARN, clean, count, duration, percent
+from tracer.views.grid import Block, Cell, Column, table
+
+
+def sort_locks(rows: tuple[LockRow, ...], order: str) -> list[LockRow]:
+    """By misses caused, then time waited; by time waited; or by name."""
+    if order == "name":
+        return sorted(rows, key=lambda k: (k.name, k.instance, k.address))
+    if order == "time":
+        return sorted(rows, key=lambda k: (-k.wait_ns.total, k.name, k.address))
+    return sorted(rows, key=lambda k: (-k.misses_caused, -k.wait_ns.total, k.name, k.address))
+
+
+def _caused(misses: int) -> Cell:
+    return (count(misses), BAD if misses else "")
+
+
+def _who(lock: LockRow) -> str:
+    return (
+        f"{clean(lock.top_waiter)} ← {clean(lock.top_holder)}" if lock.top_waiter or lock.top_holder else ""
+    )
+
+
+def _kind(lock: LockRow) -> str:
+    return "" if lock.kind == "mutex" else clean(lock.kind.replace("_", " "))
+
+
+def _hold(lock: LockRow) -> str:
+    hold = lock.hold_ns
+    return f"{duration(hold.p50)} / {duration(hold.p99)}" if hold.n else NONE
+
+
+def render_locks(summary: Summary, *, sort: str = "harm") -> Block:
+    """One row per contended lock word."""
+    several = len({lock.tgid for lock in summary.locks}) > 1
+    columns: list[Column[LockRow]] = [
+        Column("lock", lambda k: clean(k.name), least=10, most=30),
+        Column("instance", lambda k: (clean(k.instance), DIM), 4, least=6, most=18),
+        Column("missed", lambda k: _caused(k.misses_caused), right=True),
+        Column("wait total", lambda k: duration(k.wait_ns.total), right=True),
+        Column("max", lambda k: duration(k.wait_ns.max), 1, right=True),
+        Column("p99", lambda k: duration(k.wait_ns.p99), 2, right=True),
+        Column("p50", lambda k: duration(k.wait_ns.p50), 5, right=True),
+        Column("waits", lambda k: count(k.contended), 2, right=True),
+        Column("barged", lambda k: count(k.barged), 6, right=True),
+        Column("hold p50 / p99", _hold, 5, right=True),
+        Column("top waiter ← holder", _who, 3, least=16, most=44),
+        Column("kind", _kind, 6),
+        Column("vmm", lambda k: str(k.tgid) if several else "", 3, right=True),
+        Column("named by", lambda k: (k.named_by, DIM), 7),
+    ]
+    rows = sort_locks(summary.locks, sort)
+    note = {"harm": "misses caused, then time waited", "time": "time waited", "name": "name"}[sort]
+    return Block(
+        lambda width, height: table(
+            "Locks", f"sorted by {note}", columns, rows, width, height, empty="no thread waited for a lock"
+        )
+    )
+
+
+def render_blame(summary: Summary) -> Block:
+    """Who held which lock, doing what, while whom waited."""
+    columns: list[Column[BlameRow]] = [
+        Column("lock", lambda b: clean(b.lock), least=10, most=28),
+        Column("held by", lambda b: clean(b.holder_operation), least=10, most=34),
+        Column("in syscall", lambda b: clean(b.holder_syscall), 2, least=6, most=24),
+        Column("waiting", lambda b: clean(b.victim_operation), least=10, most=34),
+        Column("missed", lambda b: _caused(b.misses), 1, right=True),
+        Column("wait total", lambda b: duration(b.wait_ns_total), 1, right=True),
+        Column("max", lambda b: duration(b.wait_ns_max), 2, right=True),
+        Column("waits", lambda b: count(b.waits) if b.waits else "", 4, right=True),
+    ]
+    rows = sorted(summary.blame, key=lambda b: (-b.misses, -b.wait_ns_total, b.lock, b.holder_operation))
+    return Block(
+        lambda width, height: table("Blame", "what the holder did × who waited", columns, rows, width, height)
+    )
+
+
+def _inside(row: HeldRow) -> Cell:
+    return ("under it", WARN) if row.inside else ""
+
+
+def render_held(summary: Summary) -> Block:
+    """Which syscalls were entered while a lock word was held: its state, not the thread's."""
+    columns: list[Column[HeldRow]] = [
+        Column("lock", lambda h: clean(h.lock), least=10, most=28),
+        Column("thread", lambda h: f"{h.role} {h.tid}".strip(), 1),
+        Column("syscall", lambda h: clean(h.syscall)),
+        Column("on", lambda h: clean(h.object), least=8, most=34),
+        Column("held", lambda h: percent(h.held_fraction), right=True),
+        Column("base", lambda h: percent(h.base), 3, right=True),
+        Column("samples", lambda h: count(h.samples), 2, right=True),
+        Column("", _inside, 1),
+    ]
+    rows = sorted(summary.held, key=lambda h: (not h.inside, -h.held_fraction, -h.samples, h.lock, h.tid))
+    return Block(
+        lambda width, height: table(
+            "Held", "how often a lock was held when a syscall began", columns, rows, width, height
+        )
+    )
+
+
+def render_lock_evidence(summary: Summary) -> Block:
+    """Why each lock carries its name, one line each (the screen of locks in full)."""
+
+    def build(width: int, height: int | None) -> list[Text]:
+        columns: list[Column[LockRow]] = [
+            Column("lock", lambda k: clean(k.name), least=10, most=28),
+            Column("address", lambda k: f"{k.address:#x}", 1),
+            Column("named by", lambda k: k.named_by),
+            Column("because", lambda k: (clean(k.evidence), DIM), least=16, most=100),
+        ]
+        rows = [lock for lock in sort_locks(summary.locks, "harm") if lock.evidence]
+        return table("Names", "", columns, rows, width, height)
+
+    return Block(build)

@@ -1,0 +1,233 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Misses: the last ones in a line each, or in full with every segment.
+
+Owns how a verdict is written and drawn. Computes nothing but text: which miss was
+carried over from which comes from the model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from rich.text import Text
+
+from tracer.model.summary import Miss, Segment, StreamRow, Summary
+from tracer.views.fmt import (
+    BAD,
+    DIM,
+    SEGMENT_MARKS,
+    WARN,
+    bar,
+    clean,
+    count,
+    cut,
+    duration,
+    legend,
+    pad,
+    plural,
+    wrap,
+)
+from tracer.views.grid import Block, heading
+
+_CARRIED_CAUSE = " (carried)"
+
+
+def mark(segment: Segment) -> str:
+    """The mark a segment is drawn with: its via group where it has one."""
+    return segment.via or segment.kind
+
+
+def _parts(miss: Miss) -> list[tuple[str, int]]:
+    return [(mark(segment), segment.ns) for segment in miss.segments]
+
+
+def _late(miss: Miss) -> str:
+    return "never closed" if miss.late_ns is None else f"{duration(miss.late_ns)} late"
+
+
+def _cause(miss: Miss) -> str:
+    name = clean(miss.cause)
+    if miss.lock and miss.cause == "lock":
+        name += f" {clean(miss.lock)}"
+    elif miss.via and miss.via != miss.cause:
+        name += f" ({clean(miss.via)})"
+    return name + (_CARRIED_CAUSE if miss.carried_from is not None else "")
+
+
+def _audible(miss: Miss) -> str:
+    return {"yes": "audible", "no": "not audible"}.get(miss.audible, "audible?")
+
+
+def _names(summary: Summary) -> dict[str, str]:
+    return {stream.id: clean(stream.name or stream.id) for stream in summary.streams}
+
+
+def _groups(misses: Sequence[Miss]) -> list[tuple[Miss, list[Miss]]]:
+    """Each miss with the carried ones right behind it that name the same origin (or itself)."""
+    groups: list[tuple[Miss, list[Miss]]] = []
+    for miss in misses:
+        if groups and miss.carried_from is not None:
+            head = groups[-1][0]
+            if miss.carried_from in (head.id, head.carried_from):
+                groups[-1][1].append(miss)
+                continue
+        groups.append((miss, []))
+    return groups
+
+
+def render_misses(summary: Summary) -> Block:
+    """The last misses, newest first: a sentence each, with its bar of segments."""
+    names = _names(summary)
+
+    def build(width: int, height: int | None) -> list[Text]:
+        if not summary.misses:
+            return []
+        note = f"newest first, of {plural(_total(summary.streams, summary), 'missed cycle')}"
+        lines = [heading("Misses", note, width)]
+        groups = _groups(summary.misses[-2000:])
+        left = len(groups)
+        keys: set[str] = set()
+        room = None if height is None else height - 3  # heading, legend, "more"
+        for miss, carried in reversed(groups):
+            entry = _entry(miss, carried, names, width)
+            if room is not None and len(lines) - 1 + len(entry) > room and len(lines) > 1:
+                break
+            lines.extend(entry)
+            keys.update(mark(s) for s in miss.segments)
+            left -= 1
+        if left:
+            lines.append(Text(cut(f"  … {plural(left, 'earlier miss')}", width), DIM))
+        lines.append(_legend(keys, width))
+        return lines
+
+    return Block(build)
+
+
+def _total(streams: Sequence[StreamRow], summary: Summary) -> int:
+    return max(sum(stream.misses for stream in streams), len(summary.misses))
+
+
+def _legend(keys: set[str], width: int) -> Text:
+    line = legend(keys)
+    line.truncate(width, overflow="ellipsis")
+    return line
+
+
+def _entry(miss: Miss, carried: Sequence[Miss], names: dict[str, str], width: int) -> list[Text]:
+    bar_width = 40 if width >= 120 else 24 if width >= 78 else 12
+    style = DIM if miss.carried_from is not None else ""
+    line = Text(no_wrap=True)
+    if bar_width:
+        drawn = bar(_parts(miss), bar_width)
+        line.append_text(drawn)
+        line.append(" " * (bar_width - drawn.cell_len) + " ")
+    line.append(f"{_late(miss)}  ", style or BAD)
+    line.append(_cause(miss), style or "bold")
+    rest = [names.get(miss.stream, clean(miss.stream) or "no stream"), f"cycle {count(miss.cycle)}", miss.leg]
+    rest.append(_audible(miss))
+    if carried:
+        rest.append(f"+{len(carried)} carried")
+    if miss.evidence != "complete":
+        rest.append("evidence degraded")
+    for part in rest:
+        if line.cell_len + 2 + len(part) <= width:
+            line.append(f"  {part}", WARN if part.startswith("evidence") else style or DIM)
+    line.truncate(width, overflow="ellipsis")
+    out = [line]
+    if miss.detail and miss.carried_from is None:
+        out.append(Text(cut("  " + clean(miss.detail), width), style, no_wrap=True))
+    return out
+
+
+def render_misses_in_detail(summary: Summary) -> Block:
+    """The last misses, newest first, each with its segments, its sufficient causes and its evidence."""
+    names = _names(summary)
+
+    def build(width: int, height: int | None) -> list[Text]:
+        if not summary.misses:
+            return []
+        note = f"newest first, of {plural(_total(summary.streams, summary), 'missed cycle')}"
+        lines = [heading("Misses in detail", note, width)]
+        groups = _groups(summary.misses[-2000:])
+        for shown, (miss, carried) in enumerate(reversed(groups)):
+            entry = _in_detail(miss, carried, names, width)
+            if height is not None and shown and len(lines) + len(entry) > height - 1:
+                lines.append(Text(cut(f"  … {plural(len(groups) - shown, 'earlier miss')}", width), DIM))
+                break
+            lines.extend(entry)
+        return lines
+
+    return Block(build)
+
+
+def _field(name: str, value: str, width: int, style: str = "") -> list[Text]:
+    lines = wrap(value, max(width - 14, 10), lines=3)
+    out = []
+    for i, part in enumerate(lines):
+        line = Text(pad(f"  {name}" if i == 0 else "", 14), DIM, no_wrap=True)
+        line.append(part, style or "not dim")
+        out.append(line)
+    return out
+
+
+def _in_detail(miss: Miss, carried: Sequence[Miss], names: dict[str, str], width: int) -> list[Text]:
+    stream = names.get(miss.stream, clean(miss.stream) or "no stream")
+    title = Text(f"#{miss.id} ", "bold", no_wrap=True)
+    title.append(f"{stream}  cycle {count(miss.cycle)}  {miss.leg}  ")
+    title.append(_late(miss), BAD)
+    title.append(f"  {_audible(miss)}  kick {clean(miss.kick)}", DIM)
+    if miss.evidence != "complete":
+        title.append("  evidence degraded", WARN)
+    title.truncate(width, overflow="ellipsis")
+    lines = [title]
+    if miss.detail:
+        lines.extend(Text("  " + part, no_wrap=True) for part in wrap(clean(miss.detail), width - 2, lines=4))
+    lines.extend(_field("cause", _cause(miss), width, "bold"))
+    if miss.carried_from is not None:
+        lines.extend(_field("carried", f"from miss #{miss.carried_from}", width))
+    elif miss.sufficient:
+        lines.extend(_field("any of", ", ".join(map(clean, miss.sufficient)) + " alone would do", width))
+    elif miss.jointly:
+        lines.extend(_field("only together", " + ".join(map(clean, miss.jointly)), width))
+    if miss.chain:
+        lines.extend(_field("chain", " ← ".join(map(clean, miss.chain)), width))
+    if miss.went_first:
+        first = ", ".join(f"{clean(k)} {count(v)}" for k, v in miss.went_first.items())
+        lines.extend(_field("went first", first, width))
+    if miss.todo:
+        lines.extend(_field("do", clean(miss.todo), width))
+    if carried:
+        ids = f"#{carried[0].id}" if len(carried) == 1 else f"#{carried[0].id} to #{carried[-1].id}"
+        lines.extend(_field("and", f"{plural(len(carried), 'carried miss')} ({ids})", width))
+    lines.extend(_segments(miss.segments, width))
+    lines.append(Text())
+    return lines
+
+
+def _segments(segments: Sequence[Segment], width: int, most: int = 8) -> list[Text]:
+    """The bar, then the longest segments in the order in which they happened."""
+    drawn = Text("  ", no_wrap=True)
+    drawn.append_text(bar([(mark(s), s.ns) for s in segments], min(width - 2, 100)))
+    lines = [drawn] if segments else []
+    longest = sorted(range(len(segments)), key=lambda i: -segments[i].ns)[:most]
+    for i in sorted(longest):
+        segment = segments[i]
+        letter, style, _ = SEGMENT_MARKS.get(mark(segment), SEGMENT_MARKS["unknown"])
+        line = Text("  ", no_wrap=True)
+        line.append(letter, style)
+        line.append(f" {pad(duration(segment.ns), 7, right=True)} ")
+        words = " ".join(filter(None, [segment.kind, clean(segment.object)]))
+        line.append(f" {words}")
+        if segment.via:
+            line.append(f"  via {segment.via}")
+        if segment.tid:
+            line.append(f"  tid {segment.tid}", DIM)
+        if segment.detail:
+            line.append(f"  {clean(segment.detail)}", DIM)
+        line.truncate(width, overflow="ellipsis")
+        lines.append(line)
+    if len(segments) > most:
+        rest = len(segments) - most
+        rest_ns = sum(s.ns for s in segments) - sum(segments[i].ns for i in longest)
+        lines.append(Text(cut(f"    … {plural(rest, 'shorter segment')}, {duration(rest_ns)}", width), DIM))
+    return lines

@@ -1,0 +1,131 @@
+# SPDX-License-Identifier: Apache-2.0
+"""All renderables by one name, and the screens made of them.
+
+Owns which blocks make which screen and who gets how many lines. Every ``render_*``
+takes a Summary and returns a Block, which rich can print and the live screen can cut.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from rich.text import Text
+
+from tracer.model.summary import Summary
+from tracer.views.findings import render_findings, render_remedies
+from tracer.views.fmt import cut
+from tracer.views.grid import Block, stack
+from tracer.views.header import render_header
+from tracer.views.locks import render_blame, render_held, render_lock_evidence, render_locks
+from tracer.views.misses import render_misses, render_misses_in_detail
+from tracer.views.streams import SORTS, render_streams, render_threads
+
+__all__ = [
+    "SORTS",
+    "VIEWS",
+    "render_blame",
+    "render_findings",
+    "render_header",
+    "render_held",
+    "render_lock_evidence",
+    "render_locks",
+    "render_misses",
+    "render_misses_in_detail",
+    "render_remedies",
+    "render_report",
+    "render_streams",
+    "render_threads",
+    "screen",
+]
+
+VIEWS = ("overview", "locks", "held", "misses")
+
+_LEAST = 4  # lines under which a block says nothing: title, head, a row, "more"
+
+
+def _blocks(summary: Summary, view: str, sort: str) -> list[Block]:
+    """The blocks of a view below the header, the most important first."""
+    if view == "locks":
+        return [
+            render_locks(summary, sort=sort),
+            render_blame(summary),
+            render_remedies(summary),
+            render_lock_evidence(summary),
+        ]
+    if view == "held":
+        return [render_findings(summary, full=True), render_held(summary), render_threads(summary)]
+    if view == "misses":
+        return [render_misses_in_detail(summary)]
+    return [
+        render_streams(summary, sort=sort),
+        render_misses(summary),
+        render_locks(summary, sort=sort),
+        render_findings(summary),
+        render_blame(summary),
+    ]
+
+
+def _shares(wants: Sequence[int], room: int) -> list[int]:
+    """Lines for each block: what it wants where there is room, else the largest give first.
+
+    Blocks that would get less than they need to say anything go, the last ones first.
+    """
+    shares = list(wants)
+    while sum(shares) + sum(1 for s in shares if s) > room:
+        largest = max(range(len(shares)), key=lambda i: (shares[i], i))
+        if shares[largest] > _LEAST:
+            shares[largest] -= 1
+            continue
+        last = max((i for i, s in enumerate(shares) if s), default=None)
+        if last is None or last == 0:
+            break
+        shares[last] = 0
+    return shares
+
+
+def screen(
+    summary: Summary,
+    width: int,
+    height: int,
+    *,
+    view: str = "overview",
+    sort: str = "harm",
+    paused: bool = False,
+    footer: Text | None = None,
+) -> list[Text]:
+    """A whole screen: exactly ``height`` lines of at most ``width`` cells."""
+    lines = render_header(summary, paused=paused).lines(width)[: max(height - 1, 1)]
+    blocks = _blocks(summary, view, sort)
+    room = height - len(lines) - (1 if footer is not None else 0)
+    wants = [len(block.lines(width)) for block in blocks]
+    for block, share in zip(blocks, _shares(wants, room), strict=True):
+        if share and len(lines) < height - 1:
+            lines.append(Text())
+            lines.extend(block.lines(width, share))
+    body = height - (1 if footer is not None else 0)
+    if view == "misses" and not summary.misses:
+        lines.extend([Text(), Text(cut(_no_misses(summary), width))])
+    lines = lines[:body] + [Text()] * (body - len(lines))
+    return [*lines, footer] if footer is not None else lines
+
+
+def _no_misses(summary: Summary) -> str:
+    return "no missed cycle so far" if summary.streams else "no audio stream seen, so no misses to show"
+
+
+def render_report(summary: Summary, *, full: bool = True) -> Block:
+    """Everything below each other, for a page rather than a screen; ``full``: the last summary."""
+    if not full:
+        return stack([render_header(summary), render_streams(summary), render_locks(summary)])
+    return stack(
+        [
+            render_header(summary),
+            render_remedies(summary),
+            render_findings(summary, full=True),
+            render_streams(summary),
+            render_locks(summary),
+            render_blame(summary),
+            render_held(summary),
+            Block(lambda width, height: render_misses(summary).lines(width, height or 40)),
+        ]
+    )
