@@ -131,6 +131,13 @@ class Recent:
         return between
 
 
+def syscall_name(kind: Kind, number: int) -> str:
+    """A syscall's name without its object."""
+    if kind in (Kind.FD, Kind.SYSCALL):
+        return _NUMBERS.get(number, f"syscall {number}")
+    return _NAMES.get(kind, kind.name.lower())
+
+
 def syscall_label(row: Records, tgid: int, registry: Registry) -> str:
     """A syscall with its object, e.g. ``write(pipe)``; ``row`` is one record, shape (1,)."""
     kind = Kind(int(row["kind"][0]))
@@ -146,9 +153,7 @@ def syscall_label(row: Records, tgid: int, registry: Registry) -> str:
     if kind == Kind.FUTEX:
         two = int(view(row, FUTEX)["expected"][0]) == 2
         return "futex(lock)" if two else "futex(condvar)"
-    if kind in (Kind.FD, Kind.SYSCALL):
-        return _NUMBERS.get(number, f"syscall {number}")
-    return _NAMES.get(kind, kind.name.lower())
+    return syscall_name(kind, number)
 
 
 def label_key(row: Records) -> tuple[int, int, int]:

@@ -13,64 +13,35 @@ an inference, and everything called holder here is inferred (domain.md).
 from __future__ import annotations
 
 import dataclasses
-from collections import deque
 from collections.abc import Iterable
-from dataclasses import dataclass, field
-from typing import Protocol, TypeVar
+from typing import Protocol
 
 import numpy as np
 
 from tracer.model.acquire import ACQ, CONTENDED, LOCK_WAIT, PTHREAD_WAIT, STD_WAIT, WAKE, Acquirer, classify
 from tracer.model.blame import RECENT_NS, WINDOW_NS, Cells, Recent, label_key, syscall_label
-from tracer.model.histogram import LogHistogram
 from tracer.model.registry import Registry
 from tracer.model.summary import BlameRow, HoldStats, LockRow, WaitStats
+from tracer.model.words import (
+    SEEN_PRIVATE_OTHER,
+    SEEN_PTHREAD,
+    SEEN_SHARED,
+    SEEN_STD,
+    SEEN_STD_OTHER,
+    WAKES,
+    Acquisition,
+    Piece,
+    Rows,
+    Word,
+    bump,
+    copy_word,
+)
 from tracer.schema import FUTEX, FUTEX_PRIVATE, LIFE, Flag, Kind, Life, Records, view
 
 RETAIN_NS = 8_000_000_000
-RETAIN_ROWS = 1_000_000
 MAX_WORDS = 4096
 SETTLE_NS = 20_000_000  # blame waits this long for the holder's wake to return
 STALE_NS = 60_000_000_000  # a lock unused for so long gives up its place among the watched words
-
-# What a word was seen waited on with.
-SEEN_STD, SEEN_STD_OTHER, SEEN_PTHREAD, SEEN_PRIVATE_OTHER, SEEN_SHARED = 1, 2, 4, 8, 16
-
-
-@dataclass(frozen=True, slots=True)
-class Piece:
-    """Part of a wait; ``holder_tid``: who held the lock to its end, 0 where unknown."""
-
-    start_ns: int
-    end_ns: int
-    holder_tid: int
-
-
-@dataclass(frozen=True, slots=True)
-class Acquisition:
-    """One contended acquisition, from the first wait to the return of the last.
-
-    ``barged``: wakes that found the lock taken again. ``caller``: address of the call site, 0 unknown.
-    ``cond``: the condvar word if this is the re-lock inside a condvar wait. ``open``: not known to
-    have ended (it may be waiting still, or again). ``hold_ns``: -1 where the release was not seen.
-    """
-
-    tgid: int
-    word: int
-    tid: int
-    start_ns: int
-    end_ns: int
-    waits: int
-    barged: int
-    caller: int = 0
-    cond: int = 0
-    open: bool = False
-    hold_ns: int = -1
-
-    @property
-    def wait_ns(self) -> int:
-        """How long it took."""
-        return self.end_ns - self.start_ns
 
 
 class Namer(Protocol):
@@ -81,105 +52,6 @@ class Namer(Protocol):
 
     def operation(self, tgid: int, caller: int, tid: int) -> str:
         """What a thread was doing at a call site, "" where unknown."""
-
-
-@dataclass(slots=True)
-class Word:
-    """What is known of a futex word for ever; counters are capped at a few dozen keys each."""
-
-    tgid: int
-    word: int
-    seen: int = 0
-    first_ns: int = 0
-    last_ns: int = 0
-    contended: int = 0
-    barged: int = 0
-    relocks: int = 0
-    misses: int = 0
-    waits: LogHistogram = field(default_factory=LogHistogram)
-    holds: LogHistogram = field(default_factory=LogHistogram)
-    waiters: dict[int, int] = field(default_factory=dict)
-    wakers: dict[int, int] = field(default_factory=dict)
-    callers: dict[tuple[int, int], int] = field(default_factory=dict)
-    conds: dict[tuple[int, int], int] = field(default_factory=dict)
-
-    @property
-    def kind(self) -> str:
-        """``mutex``, ``pthread``, ``condvar``, ``shared`` or ``other``, by what was seen so far."""
-        if self.seen & SEEN_SHARED:
-            return "shared"
-        if self.seen == SEEN_STD:
-            return "mutex"
-        if self.seen == SEEN_PTHREAD:
-            return "pthread"
-        if self.seen & SEEN_STD_OTHER:
-            return "condvar"
-        return "other"
-
-    @property
-    def is_relock(self) -> bool:
-        """Whether most acquisitions were the re-lock after a condvar wait."""
-        return self.relocks > 0 and 2 * self.relocks >= self.contended
-
-    @property
-    def participants(self) -> set[int]:
-        """Threads that waited for it or woke it."""
-        return set(self.waiters) | set(self.wakers)
-
-
-_K = TypeVar("_K")
-
-
-def _bump(counts: dict[_K, int], key: _K, by: int = 1, limit: int = 32) -> None:
-    """Count, within a bounded number of keys (the rarest gives way)."""
-    if key not in counts and len(counts) >= limit:
-        del counts[min(counts, key=counts.__getitem__)]
-    counts[key] = counts.get(key, 0) + by
-
-
-WAKES = np.dtype([("tgid", "<u4"), ("tid", "<u4"), ("word", "<u8"), ("enter_ns", "<u8"), ("end_ns", "<u8")])
-
-
-class _Rows:
-    """Rows of the last seconds with an index per key, built only for keys that are asked for."""
-
-    def __init__(self, dtype: np.dtype[np.void]) -> None:
-        self._dtype = dtype
-        self._chunks: deque[Records] = deque()
-        self._count = 0
-        self._all: Records | None = None
-        self._index: dict[tuple[int, ...], Records] = {}
-
-    def add(self, rows: Records) -> None:
-        """Keep rows; ``end_ns`` never goes back by more than one step."""
-        if len(rows):
-            self._chunks.append(rows)
-            self._count += len(rows)
-            self._all = None
-            self._index.clear()
-
-    def expire(self, before_ns: int) -> None:
-        """Drop what ended before a time, and what is over the cap."""
-        while self._chunks and (
-            int(self._chunks[0]["end_ns"].max()) < before_ns or self._count > RETAIN_ROWS
-        ):
-            self._count -= len(self._chunks.popleft())
-            self._all = None
-            self._index.clear()
-
-    def where(self, order: str, **keys: int) -> Records:
-        """Rows whose fields equal ``keys``, sorted by ``order``."""
-        key = tuple(keys.values())
-        found = self._index.get(key)
-        if found is None:
-            if self._all is None:
-                self._all = np.concatenate(self._chunks) if self._chunks else np.empty(0, dtype=self._dtype)
-            mask = np.ones(len(self._all), dtype=bool)
-            for name, value in keys.items():
-                mask &= self._all[name] == value
-            rows = self._all[mask]
-            found = self._index[key] = rows[np.argsort(rows[order], kind="stable")]
-        return found
 
 
 class Locks:
@@ -199,8 +71,8 @@ class Locks:
         self.cells = Cells()
         self.now_ns = 0
         self._acquirer = Acquirer()
-        self._wakes = _Rows(WAKES)
-        self._acquisitions = _Rows(ACQ)
+        self._wakes = Rows(WAKES)
+        self._acquisitions = Rows(ACQ)
         self._unsettled: list[Records] = []
         self._open: dict[int, Records] = {}
         self._watched: dict[int, tuple[int, ...]] = {}
@@ -285,7 +157,7 @@ class Locks:
             for at in runs.tolist():
                 known = owners[belongs[at]]
                 if known is not None and known.seen & (SEEN_STD | SEEN_PTHREAD):
-                    _bump(known.wakers, int(tid[at]), of_run[at])
+                    bump(known.wakers, int(tid[at]), of_run[at])
 
     def _close(self, acq: Records) -> None:
         if len(acq):
@@ -322,12 +194,12 @@ class Locks:
             word.relocks += int(relock.sum())
             pairs = zip(rows["tid"].tolist(), rows["caller"].tolist(), strict=True)
             for tid, caller in pairs:
-                _bump(word.waiters, tid)
-                _bump(word.callers, (tid, caller))
+                bump(word.waiters, tid)
+                bump(word.callers, (tid, caller))
             for cond, caller in zip(
                 rows["cond"][relock].tolist(), rows["cond_caller"][relock].tolist(), strict=True
             ):
-                _bump(word.conds, (cond, caller))
+                bump(word.conds, (cond, caller))
 
     def _evict(self) -> None:
         """Forget the words unused for longest, first those that are no locks."""
@@ -555,6 +427,10 @@ class Locks:
         ]
         return [w.word for w in sorted(live, key=self._watch_rank)]
 
+    def core_words(self, tgid: int) -> list[int]:
+        """Live mutex words that W and G, and nobody else, use and that are no condvar's: item_state or like it."""
+        return [w for w in self.watch_order(tgid) if self._watch_rank(self.words[tgid, w])[0] == 0]
+
     def _watch_rank(self, word: Word) -> tuple[int, int, int, int]:
         roles = {self.registry.role(tid) for tid in word.participants}
         both, alone = {"W", "G"} <= roles, roles <= {"W", "G"}
@@ -585,7 +461,7 @@ class Locks:
         words = dict(self.words)
         self._guard_relocks(pending)
         for key in {(int(r["tgid"]), int(r["word"])) for r in pending} & set(words):
-            words[key] = _copy(words[key])
+            words[key] = copy_word(words[key])
         self._count(pending, words)
         return words
 
@@ -629,6 +505,11 @@ class Locks:
             return self.namer.lock(tgid, word)
         return f"lock@{word:#x}", "", "none", ""
 
+    def label(self, tgid: int, word: int) -> str:
+        """A lock's name with its instance, as tables show it."""
+        name, instance, _, _ = self._name(tgid, word)
+        return f"{name} [{instance}]" if instance else name
+
     def _operation(self, tgid: int, caller: int, tid: int) -> str:
         named = self.namer.operation(tgid, caller, tid) if self.namer is not None and caller else ""
         return named or (self.registry.comm(tid) if tid else "unknown")
@@ -645,9 +526,8 @@ class Locks:
         for cell in cells.cells.values():
             if self.kind(cell.tgid, cell.word) not in ("mutex", "pthread"):
                 continue
-            name, instance, _, _ = self._name(cell.tgid, cell.word)
             key = (
-                f"{name} [{instance}]" if instance else name,
+                self.label(cell.tgid, cell.word),
                 self._operation(cell.tgid, cell.holder_caller, cell.holder_tid),
                 cell.syscall,
                 self._operation(cell.tgid, cell.waiter_caller, cell.waiter_tid),
@@ -678,15 +558,4 @@ def _acquisition(row: np.void, *, open_: bool) -> Acquisition:
         int(row["cond"]),
         open_,
         int(row["hold_ns"]),
-    )
-
-
-def _copy(word: Word) -> Word:
-    return dataclasses.replace(
-        word,
-        waits=word.waits.copy(),
-        holds=word.holds.copy(),
-        waiters=dict(word.waiters),
-        callers=dict(word.callers),
-        conds=dict(word.conds),
     )

@@ -1,0 +1,270 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which of the four write paths a VMM runs, told from what its threads do.
+
+Owns the completion writes and what surrounds them: a fresh dup before, a close after, the
+writer's wakes of locks just before and just after, and the words held at its entry. Decides
+by behaviour only, so a stripped binary is told as well. Never looks at names of functions.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from tracer.model.held import MIN_SAMPLES, Held
+from tracer.model.histogram import LogHistogram
+from tracer.model.locks import Locks
+from tracer.model.registry import Registry
+from tracer.model.summary import CostStats, WritePath
+from tracer.schema import FD, FUTEX, RW, Flag, Kind, Records, end_ns, view
+
+_AROUND = 3  # calls before and after a write that are looked at
+_LATER_NS = 50_000_000  # a write is judged this much later, when its close is known
+_NOT_DUP = (3, 57, 284, 290, 19)  # close, eventfd, eventfd2 on x86-64 and arm64
+_CLOSE = (3, 57)
+_WAKE = 1
+_MAX_IDS = 256
+_SURE = 0.9  # of all completion writes
+_RARE = 0.05
+
+
+@dataclass(slots=True)
+class _Seen:
+    """What was seen of one VMM's completion writes."""
+
+    writes: int = 0
+    dupped: int = 0
+    cost: LogHistogram = field(default_factory=LogHistogram)
+    by_writer: dict[int, dict[int, int]] = field(default_factory=dict)
+    masks: dict[tuple[int, int, int, int], int] = field(
+        default_factory=dict
+    )  # id, generation, held, readable
+    wake_before: dict[int, int] = field(default_factory=dict)  # word: WAKE then write
+    wake_after: dict[int, int] = field(default_factory=dict)  # word: write then WAKE
+
+
+class WritePaths:
+    """The write path of each VMM.
+
+    Args:
+        registry, held, locks: of the same analysis, stepped before this.
+        item_states: (tgid) -> words known to be item_state; None: the likeliest words of
+            ``locks.watch_order`` that both W and G use.
+    """
+
+    def __init__(
+        self,
+        registry: Registry,
+        held: Held,
+        locks: Locks,
+        item_states: Callable[[int], set[int]] | None = None,
+    ) -> None:
+        self.registry = registry
+        self.held = held
+        self.locks = locks
+        self.item_states = item_states
+        self._seen: dict[int, _Seen] = {}
+        self._recent: deque[Records] = deque()
+        self._done_ns = 0
+
+    def step(self, records: Records, end_ns_: int, completion_ids: set[int]) -> None:
+        """Look at the completion writes that ended 50 ms before this step's end."""
+        if len(records):
+            self._recent.append(records)
+        until = max(self._done_ns, end_ns_ - _LATER_NS)
+        if completion_ids and self._recent:
+            self._look(self._done_ns, until, completion_ids)
+        self._done_ns = until
+        while self._recent and int(end_ns(self._recent[0][-1:])[0]) + _LATER_NS < until:
+            self._recent.popleft()
+
+    def _look(self, after_ns: int, until_ns: int, completion_ids: set[int]) -> None:
+        ids = np.fromiter(completion_ids, dtype=np.int32)
+        writers: set[int] = set()
+        for rows in self._recent:
+            rw = view(rows[rows["kind"] == Kind.WRITE], RW)
+            writers.update(np.unique(rw["tid"][np.isin(rw["eventfd_id"], ids)]).tolist())
+        for tid in sorted(writers):
+            tgid = self.registry.tgid(tid)
+            if not self.registry.is_vmm(tgid) or self.registry.role(tid) == "vcpu":
+                continue
+            parts = [rows[rows["tid"] == tid] for rows in self._recent]
+            rows = np.concatenate(parts)
+            rows = rows[(rows["kind"] <= Kind.SYSCALL) & ((rows["flags"] & Flag.OPEN) == 0)]
+            self._writer(tgid, tid, rows, ids, after_ns, until_ns)
+
+    def _writer(
+        self, tgid: int, tid: int, rows: Records, ids: np.ndarray, after_ns: int, until_ns: int
+    ) -> None:
+        rw, fdop, futex, stop = view(rows, RW), view(rows, FD), view(rows, FUTEX), end_ns(rows)
+        kind = rows["kind"]
+        wrote = (kind == Kind.WRITE) & np.isin(rw["eventfd_id"], ids) & (rw["ret"] > 0)
+        at = np.flatnonzero(wrote & (stop > after_ns) & (stop <= until_ns))
+        if not len(at):
+            return
+        seen = self._seen.setdefault(tgid, _Seen())
+        fd = rw["fd"][at]
+        is_dup = (kind == Kind.FD) & ~np.isin(fdop["op"], _NOT_DUP) & (fdop["ret"] >= 0)
+        is_close = (kind == Kind.FD) & np.isin(fdop["op"], _CLOSE)
+        is_wake = (kind == Kind.FUTEX) & ((futex["op"] & 0x7F) == _WAKE)
+        enter = rows["enter_ns"]
+        begin, finish = enter[at].copy(), stop[at].copy()
+        dupped = np.zeros(len(at), dtype=bool)
+        alive = np.ones(len(at), dtype=bool)  # nothing but wakes between
+        for k in range(1, _AROUND + 1):
+            before = at - k
+            ok = alive & (before >= 0)
+            before = np.maximum(before, 0)
+            ok &= enter[before] + np.uint64(_LATER_NS) >= enter[at]
+            hit = ok & is_dup[before] & (fdop["ret"][before] == fd)
+            begin[hit] = enter[before[hit]]
+            dupped |= hit
+            alive = ok & is_wake[before]
+        alive = np.ones(len(at), dtype=bool)
+        for k in range(1, _AROUND + 1):
+            after = at + k
+            ok = alive & (after < len(rows))
+            after = np.minimum(after, len(rows) - 1)
+            ok &= stop[after] <= stop[at] + np.uint64(_LATER_NS)
+            hit = ok & dupped & is_close[after] & (fdop["fd"][after] == fd)
+            finish[hit] = stop[after[hit]]
+            alive = ok & is_wake[after]
+        seen.writes += len(at)
+        seen.dupped += int(dupped.sum())
+        seen.cost.add((finish - begin).astype(np.int64))
+        self._wake_order(seen, at, is_wake, is_close, futex["word"], enter, stop)
+        targets = seen.by_writer.setdefault(tid, {})
+        keys = zip(
+            rw["eventfd_id"][at].tolist(),
+            rw["generation"][at].tolist(),
+            rw["held_in"][at].tolist(),
+            rw["readable_in"][at].tolist(),
+            strict=True,
+        )
+        for key in keys:
+            targets[key[0]] = targets.pop(key[0], 0) + 1
+            if key[3]:
+                seen.masks[key] = seen.masks.pop(key, 0) + 1
+        while len(targets) > _MAX_IDS:
+            del targets[next(iter(targets))]
+        while len(seen.masks) > _MAX_IDS:
+            del seen.masks[next(iter(seen.masks))]
+
+    @staticmethod
+    def _wake_order(
+        seen: _Seen,
+        at: np.ndarray,
+        is_wake: np.ndarray,
+        is_close: np.ndarray,
+        word: np.ndarray,
+        enter: np.ndarray,
+        stop: np.ndarray,
+    ) -> None:
+        """Count the writer's wakes right before and right after each write (a close may lie between)."""
+        last = len(is_wake) - 1
+        for i in at.tolist():
+            j = i - 1
+            if j >= 0 and is_wake[j] and enter[i] - enter[j] <= _LATER_NS:
+                seen.wake_before[int(word[j])] = seen.wake_before.get(int(word[j]), 0) + 1
+            j = i + 1
+            if j <= last and is_close[j]:
+                j += 1
+            if j <= last and is_wake[j] and stop[j] <= stop[i] + np.uint64(_LATER_NS):
+                seen.wake_after[int(word[j])] = seen.wake_after.get(int(word[j]), 0) + 1
+        for table in (seen.wake_before, seen.wake_after):
+            while len(table) > _MAX_IDS:
+                del table[min(table, key=table.__getitem__)]
+
+    # ---- the answer
+
+    def rows(self) -> dict[str, WritePath]:
+        """One WritePath per VMM, by str(tgid); also for a VMM whose completions were never seen."""
+        out: dict[str, WritePath] = {}
+        for tgid, target in sorted(self.registry.targets.items()):
+            if target.role != "vmm":
+                continue
+            seen = self._seen.get(tgid)
+            if seen is None or not seen.writes:
+                kind, evidence, why = "unknown", "", "no write to a completion eventfd was seen"
+                seen = _Seen()
+            else:
+                kind, evidence, why = self._judge(tgid, seen)
+            cost = CostStats(seen.cost.quantile(0.5), seen.cost.quantile(0.99))
+            out[str(tgid)] = WritePath(kind, evidence, target.crate, target.version, cost, seen.writes, why)
+        return out
+
+    def _judge(self, tgid: int, seen: _Seen) -> tuple[str, str, str]:
+        """(kind, evidence, why)."""
+        n = seen.writes
+        if seen.dupped >= _SURE * n:
+            return "dup", "dup_calls", f"{seen.dupped} of {n} completion writes went to a fresh dup"
+        if seen.dupped > _RARE * n:
+            return "unknown", "", f"only {seen.dupped} of {n} completion writes went to a fresh dup"
+        tasks = self._tasks(tgid, seen)
+        if tasks:
+            return "task", "wake_order", f"{tasks} threads besides the command thread write one target each"
+        words = self._item_words(tgid)
+        return self._by_held(tgid, seen, words) or self._by_wakes(seen, words) or self._open(tgid, words)
+
+    def _tasks(self, tgid: int, seen: _Seen) -> int:
+        """Number of forwarding threads if those, and not G, write the completions; else 0."""
+        commanders = set(self.registry.with_role("G", tgid))
+        writers = {tid: ids for tid, ids in seen.by_writer.items() if ids}
+        others = {tid: ids for tid, ids in writers.items() if tid not in commanders}
+        by_others = sum(sum(ids.values()) for ids in others.values())
+        by_all = sum(sum(ids.values()) for ids in writers.values())
+        if not commanders or not others or by_others < _SURE * by_all:
+            return 0
+        if any(self.registry.role(tid) == "W" for tid in others):
+            return 0
+        return len(others) if all(len(ids) == 1 for ids in others.values()) else 0
+
+    def _item_words(self, tgid: int) -> set[int]:
+        if self.item_states is not None:
+            named = self.item_states(tgid)
+            if named:
+                return named
+        return set(self.locks.core_words(tgid))
+
+    def _by_held(self, tgid: int, seen: _Seen, words: set[int]) -> tuple[str, str, str] | None:
+        """From the words held at the write. Each target is judged by itself: it belongs to one context."""
+        per_id: dict[int, list[int]] = {}
+        for (target, generation, held, readable), count in seen.masks.items():
+            watched = self.held.words_of(tgid, generation)
+            bits = sum(1 << bit for bit, word in enumerate(watched) if word in words)
+            if readable & bits:
+                sums = per_id.setdefault(target, [0, 0])
+                sums[0] += count if held & readable & bits else 0
+                sums[1] += count
+        judged = [(h, n) for h, n in per_id.values() if n >= MIN_SAMPLES]
+        if not judged:
+            return None
+        held, n = sum(h for h, _ in judged), sum(m for _, m in judged)
+        said = f"item_state was held at {held} of {n} completion writes"
+        if any(h >= _SURE * m for h, m in judged):
+            return "locked", "held_words", said
+        contexts = len(self.registry.with_role("W", tgid))
+        if held <= _RARE * n and len(words) >= max(1, contexts):
+            return "refcount", "held_words", said
+        return None
+
+    def _by_wakes(self, seen: _Seen, words: set[int]) -> tuple[str, str, str] | None:
+        """From the order of write and wake where the unlock had somebody to wake."""
+        before = sum(seen.wake_before.get(word, 0) for word in words)
+        after = sum(seen.wake_after.get(word, 0) for word in words)
+        said = f"the writer woke waiters of item_state {after} times right after the write, {before} right before"
+        if after >= 3 and after >= 5 * before:
+            return "locked", "wake_order", said
+        if before >= 3 and before >= 5 * after:
+            return "refcount", "wake_order", said
+        return None
+
+    def _open(self, tgid: int, words: set[int]) -> tuple[str, str, str]:
+        if not words:
+            return "unknown", "", "locked or refcount: no lock that W and G share was ever contended"
+        if not self.held.watched(tgid) & words:
+            return "unknown", "", "locked or refcount: item_state is not among the watched words yet"
+        return "unknown", "", "locked or refcount: what was held at the writes is not clear-cut"
