@@ -130,6 +130,17 @@ class Recent:
         )
         return between
 
+    def around(self, tid: int, start_ns: int, end_ns_: int, until_ns: int) -> tuple[Records, Records]:
+        """A thread's last call ended by ``start`` and its first entered after ``end`` and ended by ``until``.
+
+        Each is a record array of shape (0,) or (1,); none older than WINDOW_NS.
+        """
+        rows = self.of(tid, max(0, start_ns - WINDOW_NS), until_ns)
+        stop = end_ns(rows)
+        before = rows[(stop <= start_ns) & (stop + np.uint64(WINDOW_NS) > start_ns)][-1:]
+        after = rows[(rows["enter_ns"] >= end_ns_) & (stop <= until_ns)][:1]
+        return before, after
+
 
 def syscall_name(kind: Kind, number: int) -> str:
     """A syscall's name without its object."""

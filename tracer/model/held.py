@@ -84,6 +84,7 @@ class Held:
         self._last = np.zeros(64, dtype=np.int64)
         self._cache: dict[int, NDArray[np.int64]] = {}
         self._cache_until = 0
+        self.eventfds: set[str] = set()  # what eventfds were called so far
 
     # ---- feeding
 
@@ -169,8 +170,12 @@ class Held:
         if fd < 0 and eventfd_id < 0:
             return ""
         if self.object_of is not None:
-            return self.object_of(tgid, kind, fd, eventfd_id)
+            name = self.object_of(tgid, kind, fd, eventfd_id)
+            if eventfd_id >= 0:
+                self.eventfds.add(name)
+            return name
         if eventfd_id >= 0:
+            self.eventfds.add("eventfd")
             return "eventfd"
         known = self.registry.fds.get((tgid, fd))
         return known.type if known is not None else ""

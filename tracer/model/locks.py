@@ -41,6 +41,7 @@ from tracer.schema import FUTEX, FUTEX_PRIVATE, LIFE, Flag, Kind, Life, Records,
 RETAIN_NS = 8_000_000_000
 MAX_WORDS = 4096
 SETTLE_NS = 20_000_000  # blame waits this long for the holder's wake to return
+AROUND_ENOUGH = 1000  # acquisitions per word whose surroundings are looked at
 STALE_NS = 60_000_000_000  # a lock unused for so long gives up its place among the watched words
 
 
@@ -224,6 +225,21 @@ class Locks:
             return
         self._unsettled = [acq[~ripe]] if not ripe.all() else []
         self._blame(acq[ripe], self.cells)
+        self._note_around(acq[ripe & (acq["cond"] == 0)])
+
+    def _note_around(self, acq: Records) -> None:
+        """Count what waiters did just before and just after, for names by behaviour."""
+        for row in acq:
+            word = self.words.get((int(row["tgid"]), int(row["word"])))
+            if word is None or word.around_seen >= AROUND_ENOUGH:
+                continue
+            word.around_seen += 1
+            tid, until = int(row["tid"]), int(row["closed_ns"]) + SETTLE_NS
+            if until - int(row["end_ns"]) > RECENT_NS // 2:
+                continue
+            pair = self.recent.around(tid, int(row["start_ns"]), int(row["end_ns"]), until)
+            before, after = (syscall_label(r, word.tgid, self.registry) if len(r) else "" for r in pair)
+            bump(word.around, (tid, before, after))
 
     def _blame(self, acq: Records, cells: Cells) -> None:
         """Add acquisitions, cut into pieces by holder, to blame cells."""
@@ -428,7 +444,7 @@ class Locks:
         return [w.word for w in sorted(live, key=self._watch_rank)]
 
     def core_words(self, tgid: int) -> list[int]:
-        """Live mutex words that W and G, and nobody else, use and that are no condvar's: item_state or like it."""
+        """Live mutex words that W and G alone use and that are no condvar's: item_state or like it."""
         return [w for w in self.watch_order(tgid) if self._watch_rank(self.words[tgid, w])[0] == 0]
 
     def _watch_rank(self, word: Word) -> tuple[int, int, int, int]:

@@ -71,12 +71,14 @@ class Word:
     barged: int = 0
     relocks: int = 0
     misses: int = 0
+    around_seen: int = 0
     waits: LogHistogram = field(default_factory=LogHistogram)
     holds: LogHistogram = field(default_factory=LogHistogram)
     waiters: dict[int, int] = field(default_factory=dict)
     wakers: dict[int, int] = field(default_factory=dict)
     callers: dict[tuple[int, int], int] = field(default_factory=dict)
     conds: dict[tuple[int, int], int] = field(default_factory=dict)
+    around: dict[tuple[int, str, str], int] = field(default_factory=dict)  # waiter, call before, call after
 
     @property
     def kind(self) -> str:

@@ -255,7 +255,7 @@ class WritePaths:
         """From the order of write and wake where the unlock had somebody to wake."""
         before = sum(seen.wake_before.get(word, 0) for word in words)
         after = sum(seen.wake_after.get(word, 0) for word in words)
-        said = f"the writer woke waiters of item_state {after} times right after the write, {before} right before"
+        said = f"the writer woke waiters of item_state {after} times after the write, {before} times before it"
         if after >= 3 and after >= 5 * before:
             return "locked", "wake_order", said
         if before >= 3 and before >= 5 * after:

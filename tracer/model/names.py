@@ -1,0 +1,261 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Names of lock words and of operations, with who says so and why.
+
+Owns the order of trust: the user's word and symbols; the call site's frames through a
+profile; behaviour; else the address. Behaviour names only what it can tell apart, on a
+stripped binary too: a wrong name would put the blame on the wrong lock, so in doubt a word
+stays ``lock@0x...``.
+
+What tells ``item_state`` from its neighbours (rutabaga.md, in every variant):
+
+======================  ==========  =================  ==================  ================
+word                    users       at W's eventfd     at W's irq write    as condvar's
+                                    read               after that read     mutex
+======================  ==========  =================  ==================  ================
+item_state              one W, G    held               held                no
+context_resources       one W, G    held               free                no
+control_queue and       W, G, ...   free               held                no
+fence_state, intc
+jobs                    one W, G    free               free                yes
+======================  ==========  =================  ==================  ================
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from typing import Protocol
+
+from tracer.model.held import MIN_SAMPLES, Held, wilson_low
+from tracer.model.locks import Locks
+from tracer.model.registry import Registry
+from tracer.model.words import Word
+from tracer.schema import Frame, Kind
+
+ITEM_STATE = "item_state"
+JOBS = "jobs"
+_MOSTLY = 0.8  # of what is expected always; the rest are kicks and other reads of W's
+_RARELY = 0.2
+_IRQ_PER_READ = 0.5  # W's turns without an irq of its own are 5-23 % (domain.md)
+_FEW = 3
+
+
+class Site(Protocol):
+    """What a profile knows of a call site."""
+
+    @property
+    def lock(self) -> str:
+        """Name of the lock taken there, "" unknown."""
+
+    @property
+    def operation(self) -> str:
+        """What the program does there, "" unknown."""
+
+    @property
+    def evidence(self) -> str:
+        """The function that says so."""
+
+
+class Profile(Protocol):
+    """Functions to locks and operations (tracer/profile.py)."""
+
+    def site(self, frames: Sequence[Frame], /) -> Site | None:
+        """What is known of a call site with these frames, innermost first."""
+
+
+Named = tuple[str, str, str, str]  # name, instance, named_by, evidence
+
+
+class Names:
+    """Names at summary time; implements ``locks.Namer``.
+
+    Args:
+        registry, locks, held: of one analysis; profile: None where none fits the target.
+    """
+
+    def __init__(
+        self, registry: Registry, locks: Locks, held: Held | None = None, profile: Profile | None = None
+    ) -> None:
+        self.registry = registry
+        self.locks = locks
+        self.held = held
+        self.profile = profile
+        self._cache: dict[tuple[int, int], Named] = {}
+        self._cached_at = -1
+        self._sites: dict[tuple[int, int], Site | None] = {}
+
+    # ---- Namer
+
+    def lock(self, tgid: int, word: int) -> Named:
+        """(name, instance, named_by, evidence) of a lock word; ``lock@0x...`` where unknown."""
+        if self._cached_at != self.locks.now_ns:
+            self._cache.clear()
+            self._sites.clear()
+            self._cached_at = self.locks.now_ns
+        found = self._cache.get((tgid, word))
+        if found is None:
+            name, named_by, evidence = self._find(tgid, word)
+            found = self._cache[tgid, word] = (name, "", named_by, evidence)
+            if named_by != "none":
+                found = self._cache[tgid, word] = (name, self._instance(tgid, word, name), named_by, evidence)
+        return found
+
+    def operation(self, tgid: int, caller: int, tid: int) -> str:
+        """What the program does at a call site: by profile, else the innermost function outside std."""
+        if not caller:
+            return ""
+        site = self._site(tgid, caller)
+        if site is not None and site.operation:
+            return site.operation
+        known = self.registry.sites.get((tgid, caller))
+        for frame in known.frames if known is not None else ():
+            if not frame.function.startswith(("std::", "core::", "alloc::", "<std::", "<core::", "<alloc::")):
+                return frame.function
+        return ""
+
+    def item_states(self, tgid: int) -> set[int]:
+        """Words of a process that are named item_state."""
+        words = [w.word for w in self.locks.words.values() if w.tgid == tgid and w.kind == "mutex"]
+        words += [address for owner, address in self.registry.lock_symbols if owner == tgid]
+        return {word for word in words if self.lock(tgid, word)[0] == ITEM_STATE}
+
+    # ---- by whom
+
+    def _find(self, tgid: int, word: int) -> tuple[str, str, str]:
+        symbol = self.registry.lock_symbols.get((tgid, word))
+        if symbol is not None:
+            said = "given by --lock" if symbol.source == "user" else "the symbol at this address"
+            return symbol.name, symbol.source, said
+        known = self.locks.words.get((tgid, word))
+        if known is not None:
+            by_site = self._by_site(known)
+            if by_site is not None:
+                return by_site[0], "symbols", by_site[1]
+            if known.kind == "mutex" and self.registry.is_vmm(tgid):
+                name, evidence = self._by_behaviour(known)
+                return (name or _bare(word)), ("behaviour" if name else "none"), evidence
+            if known.kind == "mutex" and known.is_relock:
+                return _bare(word), "none", _cond_evidence(known)
+        return _bare(word), "none", ""
+
+    def _site(self, tgid: int, caller: int) -> Site | None:
+        key = tgid, caller
+        if key not in self._sites:
+            known = self.registry.sites.get(key)
+            frames = known.frames if known is not None else ()
+            self._sites[key] = self.profile.site(frames) if self.profile is not None and frames else None
+        return self._sites[key]
+
+    def _by_site(self, word: Word) -> tuple[str, str] | None:
+        """The lock that (nearly) all known call sites of a word name; disagreement names nothing.
+
+        Of a re-lock the site lies inside std: the condvar's caller speaks for it.
+        """
+        votes: Counter[str] = Counter()
+        said: dict[str, str] = {}
+        places = [*word.callers.items()] + [((0, caller), n) for (_, caller), n in word.conds.items()]
+        for (_, caller), n in places:
+            site = self._site(word.tgid, caller) if caller else None
+            if site is not None and site.lock:
+                votes[site.lock] += n
+                said.setdefault(site.lock, site.evidence)
+        if not votes:
+            return None
+        name, most = votes.most_common(1)[0]
+        return (name, said[name]) if most >= 0.9 * votes.total() else None
+
+    # ---- behaviour
+
+    def _by_behaviour(self, word: Word) -> tuple[str, str]:
+        """(name or "", evidence)."""
+        workers = {tid for tid in word.participants if self.registry.role(tid) == "W"}
+        commanders = {tid for tid in word.participants if self.registry.role(tid) == "G"}
+        others = {self.registry.comm(tid) for tid in word.participants - workers - commanders}
+        if word.is_relock:
+            if len(workers) == 1 and any(self.registry.role(tid) == "W" for tid in _relockers(word)):
+                return JOBS, _cond_evidence(word)
+            return "", _cond_evidence(word)
+        if others:
+            return "", f"also used by {', '.join(sorted(others)[:3])}"
+        if len(workers) != 1:
+            return "", "used by several workers" if workers else ""
+        worker = next(iter(workers))
+        verdict = self._by_held(word, worker)
+        if verdict is not None:
+            return verdict
+        return self._by_surroundings(word, worker, commanders)
+
+    def _by_held(self, word: Word, worker: int) -> tuple[str, str] | None:
+        """From what W does while the word is held; None where too little was sampled."""
+        if self.held is None:
+            return None
+        held = self.held
+        read, reads = held.count(word.tgid, word.word, (worker,), Kind.READ, held.eventfds)
+        wrote, writes = held.count(word.tgid, word.word, (worker,), Kind.WRITE, held.eventfds)
+        if reads < MIN_SAMPLES or writes < MIN_SAMPLES:
+            return None
+        said = f"held at {read} of {reads} eventfd reads and {wrote} of {writes} irq writes of its worker"
+        base = held.base(word.tgid, word.word) or 0.0
+        if wilson_low(read, reads) >= _MOSTLY - 0.1 and read >= _MOSTLY * reads:
+            if wrote >= max(_IRQ_PER_READ * read, 3 * base * writes):
+                return ITEM_STATE, said
+            return "", said + ": not over the interrupt"
+        if read <= _RARELY * reads and wrote >= _MOSTLY * writes:
+            return "", said + ": one of the fence handler's locks (control_queue, fence_state, intc)"
+        return "", said
+
+    def _by_surroundings(self, word: Word, worker: int, commanders: set[int]) -> tuple[str, str]:
+        """From what its waiters did just before and just after (without held words)."""
+        from_w: Counter[str] = Counter()
+        from_g: Counter[str] = Counter()
+        for (tid, before, after), n in word.around.items():
+            if tid == worker:
+                from_w[_worker_sign(before, after)] += n
+            elif tid in commanders:
+                from_g["write" if after in ("fcntl", "write(eventfd)") else "else"] += n
+        serving = from_w["item"]
+        said = (
+            f"its worker waited for it {serving} times of {from_w.total()} between epoll and an eventfd's read "
+            f"or a received fd, the command thread {from_g['write']} times of {from_g.total()} before a write"
+        )
+        fits_w = serving >= _FEW and serving >= _MOSTLY * from_w.total()
+        fits_g = from_g["write"] >= _FEW and 2 * from_g["write"] >= from_g.total()
+        return (ITEM_STATE, said) if fits_w and fits_g else ("", "")
+
+    def _instance(self, tgid: int, word: int, name: str) -> str:
+        """Which of several locks of one name: its context's worker, else a number by age."""
+        known = self.locks.words.get((tgid, word))
+        workers = [tid for tid in known.participants if self.registry.role(tid) == "W"] if known else []
+        if len(workers) == 1 and name in (ITEM_STATE, JOBS, "context_resources"):
+            return f"context {workers[0]}"
+        same = [
+            w
+            for w in self.locks.words.values()
+            if w.tgid == tgid and w.kind in ("mutex", "pthread") and self._find(tgid, w.word)[0] == name
+        ]
+        if len(same) < 2:
+            return ""
+        same.sort(key=lambda w: (w.first_ns, w.word))
+        order = [w.word for w in same]
+        return f"#{order.index(word) + 1}" if word in order else ""
+
+
+def _bare(word: int) -> str:
+    return f"lock@{word:#x}"
+
+
+def _relockers(word: Word) -> set[int]:
+    return {tid for tid, caller in word.callers} if word.conds else set()
+
+
+def _cond_evidence(word: Word) -> str:
+    return f"{word.relocks} of {word.contended} waits were the re-lock after a condvar wait"
+
+
+def _worker_sign(before: str, after: str) -> str:
+    """``item``: W's wait lay where item_state is taken; a fence lock is waited for after a read."""
+    if before == "epoll_wait" and after == "read(eventfd)":
+        return "item"
+    if before in ("recvmsg", "syscall 89", "syscall 8", "syscall 267") and after != "epoll_wait":
+        return "item"  # recvmsg, lseek, readlink, readlinkat: an fd that has just arrived
+    return "else"
