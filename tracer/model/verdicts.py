@@ -216,8 +216,8 @@ class Verdicts:
         for kick in (path.kick_low_ns, path.kick_high_ns):
             other = judge(self._case(cycle, habits, kick), baseline)
             if other.cause != found.cause:
-                both = {found.cause, other.cause}
-                cause = "mixed" if both & {"head_of_line", "guest_late"} or "mixed" in both else found.cause
+                causes = {found.cause, other.cause}
+                cause = "mixed" if causes & {"head_of_line", "guest_late"} or "mixed" in causes else found.cause
                 if cause == "mixed":
                     union = dict.fromkeys((*found.sufficient, *other.sufficient))
                     return Judgement("mixed", None, tuple(union), found.jointly, found.excess)
@@ -243,9 +243,9 @@ class Verdicts:
                 samples.append(entry)
         if not samples:
             return {}, Habits(), "none"
-        keys = {key for s in samples for key in (s.totals or {})}
+        seen = {key for s in samples for key in (s.totals or {})}
         pick = median_low if len(samples) >= BASELINE_MIN else min
-        baseline = {key: int(pick([(s.totals or {}).get(key, 0) for s in samples])) for key in keys}
+        baseline = {key: int(pick([(s.totals or {}).get(key, 0) for s in samples])) for key in seen}
         guests = [s.guest_ns for s in samples if s.guest_ns is not None]
         commands = [s.command_ns for s in samples if s.command_ns is not None]
         habits = Habits(

@@ -1,0 +1,156 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The face of model/: batches in, a Summary out; the same for live and recorded.
+
+Owns the order in which the parts of the model see each step of record time. Results
+depend on records alone, never on where batches were cut: all state changes only at
+fixed steps (timeline.Sequencer), and names are asked for when a Summary is made.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from tracer.model.facts import Facts
+from tracer.model.findings import Evidence, RunDelay, Stuck, findings
+from tracer.model.held import Held
+from tracer.model.leaves import LeafCutter
+from tracer.model.locks import Locks
+from tracer.model.names import Names
+from tracer.model.path import PathFinder
+from tracer.model.registry import Registry
+from tracer.model.remedies import Remedies
+from tracer.model.rows import Rows
+from tracer.model.roles import Roles
+from tracer.model.streams import Streams
+from tracer.model.summary import Summary
+from tracer.model.timeline import Sequencer, Timeline
+from tracer.model.verdicts import Verdicts
+from tracer.model.writepath import WritePaths
+from tracer.profile import Profile, default_profiles
+from tracer.schema import Batch, Records
+
+
+class Analysis:
+    """Turns batches into a Summary.
+
+    Args:
+        profiles: what is known of VMMs; None for the bundled ones.
+        period: (quantum, rate) of the streams where the driver cannot be seen; None to infer it.
+        held_words: how many lock words per process to ask the session to watch.
+    """
+
+    def __init__(
+        self,
+        profiles: Sequence[Profile] | None = None,
+        period: tuple[int, int] | None = None,
+        held_words: int = 4,
+    ) -> None:
+        self._profiles = tuple(default_profiles() if profiles is None else profiles)
+        self._period = period
+        self._held_words = held_words
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget everything but what is known of processes, threads and fds."""
+        registry = getattr(self, "registry", None)
+        self.registry: Registry = registry if isinstance(registry, Registry) else Registry()
+        self.sequencer = Sequencer()
+        self.timeline = Timeline()
+        self.facts = Facts(self._profiles)
+        self.streams = Streams(self.registry)
+        self.roles = Roles(self.registry, self.facts)
+        self.locks = Locks(self.registry)
+        self.held = Held(self.registry, self.locks, self._object_of)
+        self.names = Names(self.registry, self.locks, self.held, self.facts)
+        self.locks.namer = self.names
+        self.write_paths = WritePaths(self.registry, self.held, self.locks, self.names.item_states)
+        finder = PathFinder(self.registry, self.timeline, self.locks, self.roles)
+        cutter = LeafCutter(self.registry, self.timeline, self.locks)
+        self.verdicts = Verdicts(self.registry, self.timeline, finder, cutter, self.roles)
+        self.delay, self.stuck = RunDelay(), Stuck()
+        self._rows = Rows(self, Remedies())
+
+    # --- feeding -------------------------------------------------------------------
+
+    def feed(self, batch: Batch) -> None:
+        """Take over a batch; everything up to its watermark is analysed."""
+        self.registry.learn(
+            batch.targets, batch.threads, batch.fds, batch.epolls, batch.sites, batch.lock_symbols
+        )
+        self.facts.learn(batch, self.registry)
+        for records, end_ns in self.sequencer.feed(batch.records, batch.watermark_ns):
+            self._step(records, end_ns)
+
+    def finish(self) -> None:
+        """The source has ended: analyse what is left, and decide what can be decided."""
+        for records, end_ns in self.sequencer.finish():
+            self._step(records, end_ns)
+        self.verdicts.take(self.streams.decide(self.timeline.end_ns, final=True))
+
+    def _step(self, records: Records, end_ns: int) -> None:
+        self.facts.step(records, end_ns)
+        self.registry.step(records)
+        self.timeline.step(records, end_ns)
+        self.streams.step(records, end_ns)
+        self.roles.step(records, self.streams)
+        self.locks.step(records, end_ns)
+        self.held.step(records, end_ns)
+        completions = {
+            s.completion.id for s in self.streams.streams if s.completion is not None and s.completion_expected
+        }
+        self.write_paths.step(records, end_ns, completions)
+        watched = set(self.registry.with_role("W") + self.registry.with_role("G"))
+        watched |= {s.driver.tid for s in self.streams.streams}
+        if watched and len(records):
+            self.delay.step(records, watched)
+        self.stuck.step(records)
+        self.verdicts.note_losses(records)
+        self.verdicts.take(self.streams.decide(end_ns))
+        self.streams.trim(end_ns)
+
+    def _object_of(self, tgid: int, kind: int, fd: int, eventfd_id: int) -> str:
+        """What a syscall's fd is, in the model's terms."""
+        if eventfd_id >= 0:
+            for stream in self.streams.streams:
+                if stream.wake.id == eventfd_id:
+                    return "stream"
+                if stream.completion is not None and stream.completion.id == eventfd_id:
+                    return "completion"
+            if eventfd_id in self.roles.irq_ids.get(tgid, set()):
+                return "irq"
+            return "eventfd"
+        known = self.registry.fds.get((tgid, fd))
+        return known.type if known is not None else "fd"
+
+    # --- results ---------------------------------------------------------------------
+
+    def words_to_watch(self) -> dict[int, tuple[int, ...]]:
+        """Lock words per VMM that the session should watch in the kernel."""
+        wanted: dict[int, tuple[int, ...]] = {}
+        for target in self.registry.targets.values():
+            if target.role == "vmm":
+                words = self.locks.words_to_watch(target.tgid, self._held_words)
+                if words:
+                    wanted[target.tgid] = words
+        return wanted
+
+    def findings(self) -> Evidence:
+        """What findings are made from, now."""
+        return Evidence(
+            self.registry,
+            self.streams,
+            self.locks,
+            self.delay,
+            self.stuck,
+            self.facts.losses,
+            self.facts.elapsed_ns,
+            self.facts.steal_ns,
+        )
+
+    def summary(self, misses: int | None = None) -> Summary:
+        """Everything there is to say now.
+
+        Args:
+            misses: at most this many of the latest misses and episodes are listed; None for all kept.
+        """
+        return self._rows.summary(misses, findings(self.findings()))

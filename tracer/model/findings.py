@@ -1,0 +1,230 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What an engineer would want to be told without asking, before and besides any miss.
+
+Owns the checks; each says what, why it matters and one thing to do. Reads the state of
+the analysis, changes nothing.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Final
+
+import numpy as np
+
+from tracer.model.locks import Locks
+from tracer.model.registry import Registry, ThreadState
+from tracer.model.streams import Streams
+from tracer.model.summary import Finding
+from tracer.schema import FUTEX, OFFCPU, Flag, Kind, Losses, Records, view
+
+#: Waiting for a CPU for more than this share of the time is worth a finding.
+RUN_DELAY_SHARE: Final = 0.02
+#: A lock wait older than this is told as stuck.
+STUCK_NS: Final = 1_000_000_000
+#: Streams in one context from which on sharing it is worth a finding.
+MANY_STREAMS: Final = 4
+#: Steal above this share of one CPU is told.
+STEAL_SHARE: Final = 0.02
+#: Record time without any stream after which that is said.
+PATIENCE_NS: Final = 1_000_000_000
+#: krun-rutabaga-gfx up to this release can write pipes only.
+EVENTFD_WRITES_SINCE: Final = (1, 18, 1)
+
+
+@dataclass(slots=True)
+class RunDelay:
+    """Time that threads of interest were runnable without a CPU, and who ran instead."""
+
+    total_ns: dict[int, int] = field(default_factory=dict)
+    instead_ns: dict[int, dict[int, int]] = field(default_factory=dict)
+
+    def step(self, records: Records, tids: set[int]) -> None:
+        """Take over the off-CPU spans of ``tids``."""
+        off = view(records[(records["kind"] == Kind.OFFCPU) & ((records["flags"] & Flag.OPEN) == 0)], OFFCPU)
+        off = off[np.isin(off["tid"], list(tids))]
+        if not len(off):
+            return
+        blocked = (off["preempted"] == 0) & ((off["op"] & 3) != 0)
+        woken = np.where(blocked, np.maximum(off["woken_ns"], off["enter_ns"]), off["enter_ns"])
+        ends = off["enter_ns"] + off["dur_ns"]
+        delay = np.where(blocked & (off["woken_ns"] == 0), 0, np.maximum(ends, woken) - woken).astype(np.int64)
+        for tid, instead, ns in zip(off["tid"].tolist(), off["instead_tid"].tolist(), delay.tolist(), strict=True):
+            self.total_ns[tid] = self.total_ns.get(tid, 0) + ns
+            if instead:
+                by = self.instead_ns.setdefault(tid, {})
+                by[instead] = by.get(instead, 0) + ns
+
+
+@dataclass(slots=True)
+class Stuck:
+    """Lock waits that have not ended, from OPEN records."""
+
+    waits: dict[int, tuple[int, int, int]] = field(default_factory=dict)
+
+    def step(self, records: Records) -> None:
+        """Take over futex records: an OPEN one is remembered until its thread says more."""
+        futex = records[records["kind"] == Kind.FUTEX]
+        if not len(futex):
+            return
+        if self.waits:
+            for tid in np.intersect1d(futex["tid"], np.array(list(self.waits), dtype=np.uint32)).tolist():
+                self.waits.pop(tid, None)
+        opened = view(futex[(futex["flags"] & Flag.OPEN) != 0], FUTEX)
+        for row in opened:
+            if int(row["expected"]) == 2 and int(row["dur_ns"]) >= STUCK_NS:
+                self.waits[int(row["tid"])] = (int(row["word"]), int(row["enter_ns"]), int(row["dur_ns"]))
+
+
+@dataclass(slots=True)
+class Evidence:
+    """What findings are made from."""
+
+    registry: Registry
+    streams: Streams
+    locks: Locks
+    delay: RunDelay
+    stuck: Stuck
+    losses: Losses
+    elapsed_ns: int
+    steal_ns: int
+
+
+def findings(seen: Evidence) -> tuple[Finding, ...]:
+    """All findings, alerts first."""
+    rank = {"alert": 0, "warn": 1, "info": 2}
+    found = [*_alerts(seen), *_audio(seen), *_scheduling(seen), *_device(seen), *_tracing(seen)]
+    return tuple(sorted(found, key=lambda f: rank.get(f.level, 1)))
+
+
+def _alerts(seen: Evidence) -> Iterator[Finding]:
+    for stream in seen.streams.streams:
+        worker = seen.registry.threads.get(stream.context)
+        if worker is not None and worker.exit_ns is not None and stream.alive:
+            yield Finding(
+                f"the worker {worker.comm!r} (tid {worker.tid}) of {stream.id} exited",
+                "its streams get no wakeup any more: every cycle is missed from there on",
+                "restart the guest's audio client; look for a panic of that thread in the VMM's log",
+                "alert",
+            )
+    for tid, (word, _, age) in sorted(seen.stuck.waits.items()):
+        if not seen.locks.is_mutex(seen.registry.tgid(tid), word):
+            continue
+        yield Finding(
+            f"{seen.registry.comm(tid)!r} (tid {tid}) has waited {age / 1e9:.1f} s for lock {word:#x}",
+            "the lock stays held that long: its holder is blocked or gone",
+            f"look at what the holder waits for: /proc/{seen.registry.tgid(tid)}/task/*/syscall and xdtrace's Held table",
+            "alert",
+        )
+
+
+def _audio(seen: Evidence) -> Iterator[Finding]:
+    alive = [s for s in seen.streams.streams if s.alive]
+    audio = [t for t in seen.registry.targets.values() if t.role == "audio"]
+    if not seen.streams.streams and seen.elapsed_ns >= PATIENCE_NS:
+        why = (
+            f"no eventfd is written periodically by {audio[0].comm} (pid {audio[0].tgid}) and read by the target"
+            if audio
+            else "no process was found that shares the target's eventfds and drives them with a timer"
+        )
+        yield Finding(
+            "no audio stream seen", why, "start playback in the guest, or name the audio server with --audio PID", "info"
+        )
+    for stream in alive:
+        if stream.cycles >= 64 and not stream.completion_expected:
+            yield Finding(
+                f"no completion ever seen for {stream.id} ({stream.name})",
+                "the stream is async, never the last to finish, or the device refuses the writes: "
+                "only the wake leg can be judged",
+                "nothing, if the client is async (PipeWire >= 1.2 default); else check the device's version",
+                "info",
+            )
+    contexts: dict[int, int] = {}
+    for stream in alive:
+        contexts[stream.context] = contexts.get(stream.context, 0) + 1
+    for tid, n in sorted(contexts.items()):
+        if n >= MANY_STREAMS:
+            yield Finding(
+                f"{n} streams share one context (worker tid {tid})",
+                "one worker serves them one event per fence round trip: they wait for each other",
+                "give latency-critical streams a client connection of their own",
+            )
+
+
+def _realtime(thread: ThreadState) -> bool:
+    return thread.policy in ("FIFO", "RR", "DEADLINE")
+
+
+def _scheduling(seen: Evidence) -> Iterator[Finding]:
+    registry = seen.registry
+    drivers = {s.driver.tid for s in seen.streams.streams}
+    for tid in sorted(drivers):
+        thread = registry.threads.get(tid)
+        if thread is not None and thread.policy and not _realtime(thread):
+            yield Finding(
+                f"the data loop {thread.comm!r} (tid {tid}) runs SCHED_{thread.policy}, not SCHED_FIFO",
+                "any CPU hog on the host delays every stream's cycle",
+                "give it real-time priority (rtkit, or limits for the pipewire user)",
+            )
+    for tid in sorted(registry.with_role("W") + registry.with_role("G") + sorted(drivers)):
+        thread = registry.threads.get(tid)
+        delay = seen.delay.total_ns.get(tid, 0)
+        if thread is None or seen.elapsed_ns <= 0 or delay < RUN_DELAY_SHARE * seen.elapsed_ns:
+            continue
+        by = seen.delay.instead_ns.get(tid, {})
+        hog = max(by, key=lambda t: (by[t], -t)) if by else 0
+        yield Finding(
+            f"{thread.comm!r} (tid {tid}) was runnable without a CPU for {100 * delay / seen.elapsed_ns:.1f} % of the time",
+            f"most of it {registry.comm(hog)!r} (tid {hog}) ran instead" if hog else "other work ran instead",
+            f"chrt -f -p 10 {tid}, or keep other work off its CPUs"
+            if not _realtime(thread)
+            else "two real-time threads compete: spread them over CPUs",
+        )
+    throttled = [t for t in registry.threads.values() if t.throttled_ns > 0 and t.tgid in registry.targets]
+    for tgid in sorted({t.tgid for t in throttled}):
+        most = max(t.throttled_ns for t in throttled if t.tgid == tgid)
+        yield Finding(
+            f"the cgroup of pid {tgid} has been throttled for {most / 1e6:.0f} ms",
+            "all its threads stop together until the next CPU period",
+            "raise cpu.max of that cgroup",
+        )
+    if seen.elapsed_ns > 0 and seen.steal_ns > STEAL_SHARE * seen.elapsed_ns:
+        yield Finding(
+            f"the hypervisor took {100 * seen.steal_ns / seen.elapsed_ns:.1f} % of a CPU away (steal)",
+            "threads stand still without leaving the CPU; misses from it are shown as stolen",
+            "dedicated CPUs for this host",
+        )
+
+
+def _device(seen: Evidence) -> Iterator[Finding]:
+    for target in seen.registry.targets.values():
+        if target.crate == "krun-rutabaga-gfx":
+            numbers = tuple(int(n) for n in re.findall(r"\d+", target.version.rpartition("-")[2]))
+            if numbers and numbers < EVENTFD_WRITES_SINCE:
+                yield Finding(
+                    f"{target.crate} {target.version} in pid {target.tgid} refuses eventfd writes",
+                    "completions never reach the audio server",
+                    "use release 1.18.1 or newer",
+                )
+    for fd in seen.registry.fds.values():
+        if fd.type == "io_uring" and fd.tgid in seen.registry.targets:
+            yield Finding(
+                f"pid {fd.tgid} uses io_uring (fd {fd.fd})",
+                "what goes through it is no syscall and is invisible here",
+                "treat slow_syscall and write counts of this process as lower bounds",
+                "info",
+            )
+
+
+def _tracing(seen: Evidence) -> Iterator[Finding]:
+    for target in seen.registry.targets.values():
+        for note in target.notes:
+            yield Finding(note, f"pid {target.tgid}", "xdtrace doctor says how to mend it", "info")
+    if seen.losses.total:
+        yield Finding(
+            f"{seen.losses.total} records were lost (ring {seen.losses.ring}, map {seen.losses.map}, late {seen.losses.late})",
+            "verdicts whose window overlaps a loss are unknown",
+            "a larger ring (--ring-mib), fewer targets, or less load on this CPU",
+        )

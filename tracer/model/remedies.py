@@ -1,0 +1,71 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What each remedy alone would have avoided, per missed cycle and per episode.
+
+Owns the counting over origins; the replay itself is counterfactual.py's. A carried miss
+is avoided iff its origin is. Results are cached per origin: lock names may still change,
+so a result is kept for the set of item_state words it was made with.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from tracer.model.counterfactual import Names, remedy_removal
+from tracer.model.leaves import LOCK, Word
+from tracer.model.summary import REMEDIES, Remedy
+from tracer.model.verdicts import EpisodeState, MissState
+
+
+class Remedies:
+    """Replays of origins under every remedy."""
+
+    def __init__(self) -> None:
+        self._cache: dict[tuple[int, str], tuple[frozenset[Word], bool]] = {}
+
+    def avoids(self, origin: MissState, remedy: str, names: Names) -> bool:
+        """Whether an origin would have met its deadline under a remedy."""
+        case = origin.case
+        cached = self._cache.get((origin.id, remedy))
+        if case is None:
+            return cached[1] if cached is not None else False
+        words = frozenset(leaf.word for leaf in case.leaves if leaf.kind == LOCK and leaf.word is not None)
+        relevant = words & names.item_state
+        if cached is not None and cached[0] == relevant:
+            return cached[1]
+        met = origin.judgement is not None and case.meets(remedy_removal(case, remedy, names))
+        self._cache[origin.id, remedy] = (relevant, met)
+        return met
+
+    def table(
+        self, misses: Iterable[MissState], episodes: Iterable[EpisodeState], names: Names
+    ) -> dict[str, Remedy]:
+        """Misses and episodes that each remedy avoids, and what remains by cause."""
+        misses = list(misses)
+        episodes = [e for e in episodes if e.origins]
+        table: dict[str, Remedy] = {}
+        for remedy in REMEDIES:
+            gone: dict[int, bool] = {}
+            for miss in misses:
+                if miss.origin is None:
+                    gone[miss.id] = self.avoids(miss, remedy, names)
+            avoided = 0
+            remaining: dict[str, int] = {}
+            for miss in misses:
+                origin = miss.origin or miss
+                if gone.get(origin.id, False):
+                    avoided += 1
+                else:
+                    remaining[miss.cause] = remaining.get(miss.cause, 0) + 1
+            table[remedy] = Remedy(
+                avoided=avoided,
+                of=len(misses),
+                remaining_by_cause=dict(sorted(remaining.items(), key=lambda i: (-i[1], i[0]))),
+                episodes_avoided=sum(all(gone.get(o.id, False) for o in e.origins) for e in episodes),
+                episodes_of=len(episodes),
+            )
+        return table
+
+    def forget(self, before_id: int) -> None:
+        """Drop results of misses that are no longer kept."""
+        for key in [k for k in self._cache if k[0] < before_id]:
+            del self._cache[key]

@@ -1,0 +1,377 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From the state of an analysis to the rows of a Summary.
+
+Owns the assembly, the merging of episodes and the one-sentence verdict. Decides no cause.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Final
+
+import numpy as np
+
+from tracer.model.counterfactual import Names as RemedyNames
+from tracer.model.leaves import LOCK, Word
+from tracer.model.remedies import Remedies
+from tracer.model.streams import Stream
+from tracer.model.summary import (
+    DriverRow,
+    Episode,
+    Finding,
+    Lost,
+    Miss,
+    RecordCounts,
+    Remedy,
+    Segment,
+    SelfCost,
+    Slack,
+    StreamRow,
+    Summary,
+    TargetRow,
+    ThreadRow,
+    Window,
+)
+from tracer.model.verdicts import EpisodeState, MissState
+from tracer.model.wording import (
+    TODO,
+    chain_of,
+    duration,
+    key_object,
+    key_text,
+    leaf_detail,
+    leaf_object,
+    sentence,
+)
+
+if TYPE_CHECKING:
+    from tracer.model.analysis import Analysis
+
+#: Rows listed of each table.
+LOCK_ROWS: Final = 50
+HELD_ROWS: Final = 100
+#: Streams that ended are shown this long.
+SHOW_ENDED_NS: Final = 10_000_000_000
+
+REMEDY_TEXT: Final = {
+    "item_state": "no waits on item_state",
+    "dup": "write path dup",
+    "refcount": "write path refcount",
+    "task": "write path task",
+    "fair": "a fair worker",
+    "own_context": "a context of its own",
+    "realtime": "real-time priority for W and G",
+    "no_steal": "no steal",
+}
+
+
+class Rows:
+    """Makes Summaries of an Analysis; caches rows of misses, which do not change once judged."""
+
+    def __init__(self, analysis: Analysis, remedies: Remedies) -> None:
+        self._a = analysis
+        self._remedies = remedies
+        self._misses: dict[int, tuple[tuple[str, ...], Miss]] = {}
+        self._names: dict[Word, str] = {}
+        self._counted = 0
+
+    def summary(self, limit: int | None, found: tuple[Finding, ...]) -> Summary:
+        """The Summary now, with the latest ``limit`` misses and episodes."""
+        a = self._a
+        self._names = {}
+        misses = list(a.verdicts.misses)
+        episodes = self._episodes(a.verdicts.episodes)
+        self._count_lock_misses(misses)
+        table = self._remedies.table(misses, a.verdicts.episodes, self._remedy_names())
+        causes: dict[str, int] = {}
+        for state in a.verdicts.states.values():
+            for cause, n in state.by_cause.items():
+                causes[cause] = causes.get(cause, 0) + n
+        shown = misses if limit is None else misses[-limit:]
+        verdict, todo = self._verdict(misses, episodes, table, causes)
+        episode_of = {e.id: merged for merged, members in episodes for e in members}
+        return Summary(
+            host=a.facts.host_facts(),
+            targets=tuple(
+                TargetRow(t.tgid, t.role, t.comm, t.exe, t.build_id, t.crate, t.version, t.alive)
+                for t in a.registry.targets.values()
+            ),
+            window=Window(a.facts.start_ns, a.facts.end_ns),
+            records=RecordCounts(
+                a.facts.total,
+                Lost(a.facts.losses.ring, a.facts.losses.map, a.facts.losses.late),
+                a.facts.per_s,
+            ),
+            self=SelfCost(a.facts.self_use.cpu_percent, a.facts.self_use.probe_ns_per_s),
+            steal_ns=a.facts.steal_ns,
+            verdict=verdict,
+            todo=todo,
+            threads=self._threads(),
+            drivers=tuple(
+                DriverRow(d.id, d.tgid, d.period_ns, dict(d.events), d.total)
+                for d in a.streams.drivers.values()
+                if any(s.driver is d for s in a.streams.streams)
+            ),
+            streams=tuple(self._stream(s) for s in self._shown_streams()),
+            locks=tuple(
+                sorted(a.locks.rows(LOCK_ROWS), key=lambda r: (-r.misses_caused, -r.wait_ns.total, r.address))
+            ),
+            blame=a.locks.blame(LOCK_ROWS),
+            held=a.held.rows(HELD_ROWS),
+            write_path=a.write_paths.rows(),
+            episodes=tuple(merged for merged, _ in (episodes if limit is None else episodes[-limit:])),
+            misses=tuple(self._miss(m, episode_of[m.episode.id].id) for m in shown),
+            misses_by_cause=dict(sorted(causes.items(), key=lambda i: (-i[1], i[0]))),
+            counterfactual=table,
+            findings=found,
+        )
+
+    # --- names -------------------------------------------------------------------
+
+    def _lock_name(self, word: Word) -> str:
+        name = self._names.get(word)
+        if name is None:
+            name = self._names[word] = self._a.names.lock(*word)[0]
+        return name
+
+    def _remedy_names(self) -> RemedyNames:
+        a = self._a
+        words: set[Word] = set()
+        for tgid in [t.tgid for t in a.registry.targets.values() if t.role == "vmm"]:
+            words |= {(tgid, w) for w in a.names.item_states(tgid)}
+        movable = a.registry.with_role("W") + a.registry.with_role("G") + a.registry.with_role("task")
+        return RemedyNames(frozenset(words), frozenset(movable), frozenset(a.registry.with_role("G")))
+
+    # --- rows --------------------------------------------------------------------
+
+    def _threads(self) -> tuple[ThreadRow, ...]:
+        a = self._a
+        return tuple(
+            ThreadRow(
+                t.tid, t.tgid, t.role, t.comm, t.policy, t.priority, t.cpus, t.throttled_ns, t.role_by
+            )
+            for t in sorted(a.registry.threads.values(), key=lambda t: (t.tgid, t.tid))
+            if t.tgid in a.registry.targets and t.exit_ns is None
+        )
+
+    def _shown_streams(self) -> list[Stream]:
+        a = self._a
+        horizon = a.facts.end_ns - SHOW_ENDED_NS
+        return [
+            s
+            for s in a.streams.streams
+            if s.cycles
+            and (
+                a.verdicts.state(s).misses
+                or (s.alive and s.wake.signals.end and s.wake.signals.end[-1] > horizon)
+                or s.cycles >= 8
+            )
+        ]
+
+    def _stream(self, stream: Stream) -> StreamRow:
+        state = self._a.verdicts.state(stream)
+        slack = Slack()
+        if state.slack:
+            values = np.array(state.slack, dtype=np.int64)
+            slack = Slack(
+                int(np.percentile(values, 50, method="lower")),
+                int(np.percentile(values, 1, method="lower")),
+                state.min_slack,
+            )
+        done = stream.completion if stream.completion_expected else None
+        return StreamRow(
+            id=stream.id,
+            name=stream.name,
+            tgid=stream.tgid,
+            context=stream.context,
+            driver=stream.driver.id,
+            wake_eventfd=stream.wake.id,
+            completion_eventfd=done.id if done is not None else None,
+            period_ns=stream.driver.period_ns,
+            source="exact",
+            confidence=1.0,
+            cycles=stream.cycles,
+            misses=state.misses,
+            carried=state.carried,
+            episodes=state.episodes,
+            misses_by_leg=dict(state.by_leg),
+            misses_by_cause=dict(sorted(state.by_cause.items())),
+            slack_ns=slack,
+            alive=stream.alive,
+            recent=tuple(state.recent),
+            audible={"yes": state.by_leg.get("wake", 0), "unknown": state.by_leg.get("completion", 0)},
+        )
+
+    def _miss(self, miss: MissState, episode: int) -> Miss:
+        words = {leaf.word for leaf in miss.case.leaves if leaf.word} if miss.case is not None else set()
+        version = (str(episode), *sorted(self._lock_name(w) for w in words))
+        cached = self._misses.get(miss.id)
+        if cached is not None and cached[0] == version:
+            return cached[1]
+        row = self._make_miss(miss, episode)
+        self._misses[miss.id] = (version, row)
+        return row
+
+    def _make_miss(self, miss: MissState, episode: int) -> Miss:
+        a, cycle, found = self._a, miss.cycle, miss.judgement
+        name = self._lock_name
+        window = cycle.end_ns - cycle.nominal_ns
+        if miss.origin is not None or miss.case is None:
+            kind = "carried" if miss.origin is not None else "unknown"
+            segments: tuple[Segment, ...] = (Segment(kind, "", window, 0, "", ""),)
+        else:
+            segments = tuple(
+                Segment(
+                    leaf.kind,
+                    miss.case.path.phases[leaf.phase].via,
+                    leaf.ns,
+                    leaf.tid,
+                    leaf_object(leaf, a.registry, name),
+                    leaf_detail(leaf, a.registry, name) or miss.case.path.phases[leaf.phase].sub,
+                )
+                for leaf in miss.case.leaves
+            )
+        key = found.key if found is not None else None
+        origin = miss.origin.judgement if miss.origin is not None else found
+        lock = None
+        if origin is not None and origin.key is not None and origin.key[0] == LOCK:
+            lock = name((int(origin.key[1]), int(origin.key[2])))
+        via = str(key[0]) if key is not None and key[0] in ("serialised", "head_of_line", "not_rearmed") else None
+        if miss.driver_fault:
+            via = "driver"
+        thing = key_object(key, a.registry, name)
+        return Miss(
+            id=miss.id,
+            episode=episode,
+            stream=cycle.stream.id,
+            cycle=cycle.number,
+            leg=miss.leg,
+            deadline_ns=cycle.deadline_ns,
+            late_ns=cycle.late_ns,
+            cause=miss.cause,
+            lock=lock,
+            via=via,
+            detail=sentence(miss, a.registry, name, cycle.stream.driver.period_ns),
+            carried_from=miss.origin.id if miss.origin is not None else None,
+            sufficient=tuple(key_text(k, a.registry, name) for k in found.sufficient) if found else (),
+            jointly=tuple(key_text(k, a.registry, name) for k in found.jointly) if found else (),
+            chain=chain_of(miss, a.registry, name),
+            went_first=dict(miss.case.path.went_first) if miss.case is not None else {},
+            kick=miss.case.path.kick if miss.case is not None else "none",
+            audible="yes" if miss.leg == "wake" else "unknown",
+            evidence=miss.evidence,
+            segments=segments,
+            start_ns=cycle.nominal_ns,
+            todo=TODO.get(miss.cause, "").format(object=thing or "it"),
+        )
+
+    def _count_lock_misses(self, misses: Iterable[MissState]) -> None:
+        """Tell locks how many misses each caused (label or sufficient), once per miss."""
+        for miss in misses:
+            origin = miss.origin or miss
+            if miss.id <= self._counted or origin.judgement is None:
+                continue
+            for key in origin.judgement.sufficient:
+                if key[0] != LOCK:
+                    continue
+                holder = waiter = 0
+                if origin.case is not None:
+                    waits = [w for w in origin.case.leaves if w.word == (key[1], key[2]) and w.kind == LOCK]
+                    if waits:
+                        leaf = max(waits, key=lambda w: (w.ns, -w.start_ns))
+                        waiter = leaf.tid
+                        holder = leaf.holder.tid if leaf.holder is not None else 0
+                self._a.locks.note_miss(int(key[1]), int(key[2]), holder, waiter)
+        if isinstance(misses, list) and misses:
+            self._counted = max(self._counted, misses[-1].id)
+
+    # --- episodes ----------------------------------------------------------------
+
+    def _episodes(self, states: Iterable[EpisodeState]) -> list[tuple[Episode, list[EpisodeState]]]:
+        """Episodes of several streams with overlapping delay and the same culprit are one."""
+        merged: list[list[EpisodeState]] = []
+        open_: dict[tuple[str, str], tuple[int, list[EpisodeState]]] = {}
+        for state in states:
+            key = self._culprit(state)
+            end = state.end_ns if state.end_ns is not None else state.start_ns
+            before = open_.get(key)
+            if before is not None and before[0] > state.start_ns and before[1][-1].stream is not state.stream:
+                before[1].append(state)
+                open_[key] = (max(before[0], end), before[1])
+                continue
+            group = [state]
+            merged.append(group)
+            open_[key] = (end, group)
+        rows = []
+        for group in merged:
+            cause, culprit = self._culprit(group[0])
+            ends = [s.end_ns for s in group]
+            rows.append(
+                (
+                    Episode(
+                        id=group[0].id,
+                        start_ns=min(s.start_ns for s in group),
+                        end_ns=None if any(e is None for e in ends) else max(e for e in ends if e is not None),
+                        streams=tuple(dict.fromkeys(s.stream.id for s in group)),
+                        misses=sum(s.misses for s in group),
+                        cause=cause,
+                        culprit=culprit,
+                    ),
+                    group,
+                )
+            )
+        return rows
+
+    def _culprit(self, state: EpisodeState) -> tuple[str, str]:
+        if not state.origins:
+            return "unknown", ""
+        first = state.origins[0]
+        key = first.judgement.key if first.judgement is not None else None
+        return first.cause, key_object(key, self._a.registry, self._lock_name)
+
+    # --- the sentence ----------------------------------------------------------------
+
+    def _verdict(
+        self,
+        misses: list[MissState],
+        episodes: list[tuple[Episode, list[EpisodeState]]],
+        table: Mapping[str, Remedy],
+        causes: dict[str, int],
+    ) -> tuple[str, str]:
+        """Still happening? Since when? How often? Why? And the one thing to do."""
+        a = self._a
+        streams = [s for s in a.streams.streams if s.cycles]
+        if not streams:
+            return "no audio stream seen", "start playback in the guest, or name the audio server with --audio PID"
+        cycles = sum(s.cycles for s in streams)
+        if not misses:
+            slacks = [x.min_slack for x in a.verdicts.states.values() if x.min_slack is not None]
+            least = f", least slack {duration(min(slacks))}" if slacks else ""
+            return f"no miss in {cycles} cycles of {len(streams)} stream(s){least}", ""
+        now = a.facts.end_ns
+        last = misses[-1].cycle.deadline_ns
+        recent = sum(e.start_ns > now - 60_000_000_000 for e, _ in episodes)
+        when = "still happening" if now - last < 5_000_000_000 else f"last {duration(now - last)} ago"
+        top = max(causes, key=lambda c: (causes[c], c)) if causes else "unknown"
+        share = 100 * causes.get(top, 0) // max(1, sum(causes.values()))
+        best, avoided, total = "", 0, 0
+        for name, row in table.items():
+            n, of = row.episodes_avoided, row.episodes_of
+            total = of
+            if n > avoided:
+                best, avoided = name, n
+        lock = table.get("item_state")
+        without = lock.episodes_avoided if lock is not None else 0
+        text = (
+            f"{when}: {a.verdicts.total_misses} of {cycles} cycles missed in {len(episodes)} episodes "
+            f"({recent} in the last minute); mostly {top} ({share} %)"
+        )
+        if best:
+            text += f"; {REMEDY_TEXT[best]} alone would have avoided {avoided} of {total}"
+            if best != "item_state":
+                text += f", no waits on item_state {without}"
+        origin = next((m for m in reversed(misses) if m.cause == top and m.origin is None), None)
+        thing = ""
+        if origin is not None and origin.judgement is not None:
+            thing = key_object(origin.judgement.key, a.registry, self._lock_name)
+        return text, TODO.get(top, "").format(object=thing or "it")

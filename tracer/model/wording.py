@@ -1,0 +1,225 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Sentences: a verdict in words, and the one thing to do about it.
+
+Owns the wording only. Lock names are asked for here, at summary time, never stored.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Final
+
+from tracer.model.blame import syscall_name
+from tracer.model.counterfactual import Key
+from tracer.model.leaves import (
+    BLOCKED,
+    GUEST_LEAF,
+    HOST_LEAF,
+    LOCK,
+    NOT_SCHEDULED,
+    ON_CPU,
+    SLOW_SYSCALL,
+    Leaf,
+    Word,
+)
+from tracer.model.registry import Registry
+from tracer.model.verdicts import MissState
+from tracer.schema import Kind
+
+LockName = Callable[[Word], str]
+
+#: Cause -> the one thing to do about it.
+TODO: Final = {
+    "lock": "do not hold {object} over what its holder does here (see Blame), or give the holder what it waits for",
+    "not_scheduled": "give {object} real-time priority, or keep other work off its CPU",
+    "stolen": "the hypervisor took the CPU away: give this host dedicated CPUs; nothing in the VMM helps",
+    "slow_syscall": "find out why {object} takes so long: what it waits for is below the VMM",
+    "on_cpu": "profile {object}: its own work takes longer than usual",
+    "blocked": "{object} slept outside any lock: look for page faults, memory throttling or stop signals",
+    "serialised": "let the worker serve ready eventfds in turn instead of events[0], or give the stream a context of its own",
+    "head_of_line": "keep long commands of other contexts off the gpu worker, or complete audio on a thread of its own",
+    "not_rearmed": "the guest re-arms the worker too late: re-arm before serving, or keep several fences queued",
+    "guest_late": "the guest took too long between interrupt and kick: look at its client and its vCPU",
+    "host_late": "the audio server itself was late: check its priority (SCHED_FIFO) and its load",
+    "forward_failed": "the wakeup could not be forwarded: look at the failed syscall, and restart the guest's client",
+    "mixed": "no single remedy is named: look at the list of sufficient ones, and remove the largest first",
+    "unknown": "evidence is missing: record again with fewer losses, and closer to the start",
+}
+
+
+def key_text(key: Key, registry: Registry, lock_name: LockName) -> str:
+    """A candidate as ``kind`` or ``kind:object``, as in ``sufficient``."""
+    kind = str(key[0])
+    if kind == LOCK:
+        return f"lock:{lock_name((int(key[1]), int(key[2])))}"
+    if kind in (NOT_SCHEDULED, BLOCKED, ON_CPU):
+        return f"{kind}:{registry.comm(int(key[1]))}"
+    if kind == SLOW_SYSCALL:
+        return f"slow_syscall:{syscall_name(Kind(int(key[2])), int(key[3]))}"
+    if kind == GUEST_LEAF:
+        return "guest_late"
+    if kind == HOST_LEAF:
+        return "host_late"
+    return kind
+
+
+def key_object(key: Key | None, registry: Registry, lock_name: LockName) -> str:
+    """The object of a candidate in words, "" where it has none."""
+    if key is None:
+        return ""
+    if key[0] == SLOW_SYSCALL:
+        name = syscall_name(Kind(int(key[2])), int(key[3]))
+        return f"{name} in {registry.comm(int(key[1]))}"
+    return key_text(key, registry, lock_name).partition(":")[2]
+
+
+def duration(ns: int) -> str:
+    """A duration for a sentence."""
+    if ns >= 10_000_000:
+        return f"{ns / 1e6:.0f} ms"
+    if ns >= 1_000_000:
+        return f"{ns / 1e6:.1f} ms"
+    return f"{ns / 1e3:.0f} us"
+
+
+def call_text(call: tuple[int, int, int, int] | None) -> str:
+    """A syscall with its object's sort: write(pipe) ... "" outside any."""
+    if call is None:
+        return ""
+    kind, number, _, eventfd = call
+    name = syscall_name(Kind(kind), number)
+    if kind in (Kind.READ, Kind.WRITE):
+        return f"{name}({'eventfd' if eventfd >= 0 else 'pipe or file'})"
+    return name
+
+
+def leaf_object(leaf: Leaf, registry: Registry, lock_name: LockName) -> str:
+    """What a segment is about: the lock, the thread, the syscall."""
+    if leaf.kind == LOCK and leaf.word is not None:
+        return lock_name(leaf.word)
+    if leaf.kind == SLOW_SYSCALL:
+        return call_text(leaf.call)
+    return registry.comm(leaf.tid) if leaf.tid else ""
+
+
+def leaf_detail(leaf: Leaf, registry: Registry, lock_name: LockName) -> str:
+    """The rest of what a segment says: holder and its state, who ran instead."""
+    if leaf.kind == LOCK and leaf.holder is not None:
+        holder = leaf.holder
+        if not holder.tid:
+            return "holder not known"
+        parts = [f"held by {registry.comm(holder.tid)} (inferred), {holder.state}"]
+        if holder.call is not None:
+            parts.append(f"in {call_text(holder.call)}")
+        if len(holder.chain) > 1:
+            parts.append("which waits for " + " -> ".join(lock_name(w) for w in holder.chain[1:]))
+        return " ".join(parts)
+    if leaf.kind == NOT_SCHEDULED:
+        parts = [f"after lock {lock_name(leaf.after)}"] if leaf.after is not None else []
+        if leaf.instead:
+            parts.append(f"{registry.comm(leaf.instead)} ran instead")
+        elif not parts:
+            parts.append("runnable")
+        return "; ".join(parts)
+    return ""
+
+
+def chain_of(miss: MissState, registry: Registry, lock_name: LockName) -> tuple[str, ...]:
+    """The longest lock chain of a miss, waiter first."""
+    if miss.case is None:
+        return ()
+    waits = [leaf for leaf in miss.case.leaves if leaf.kind == LOCK and leaf.holder is not None]
+    if not waits:
+        return ()
+    by_word: dict[tuple[Word, ...], int] = {}
+    for leaf in waits:
+        assert leaf.holder is not None
+        by_word[leaf.holder.chain] = by_word.get(leaf.holder.chain, 0) + leaf.ns
+    longest = max(by_word, key=lambda c: (by_word[c], c))
+    leaf = max(
+        (w for w in waits if w.holder is not None and w.holder.chain == longest), key=lambda w: (w.ns, -w.start_ns)
+    )
+    assert leaf.holder is not None
+    links = [registry.comm(leaf.tid)]
+    for word, tid in zip(leaf.holder.chain, leaf.holder.tids, strict=False):
+        links.append(f"{lock_name(word)} held by {registry.comm(tid)}")
+    if leaf.holder.call is not None and links:
+        links[-1] += f" in {call_text(leaf.holder.call)}"
+    return tuple(links)
+
+
+def sentence(miss: MissState, registry: Registry, lock_name: LockName, period_ns: int) -> str:
+    """A miss in one sentence."""
+    cycle = miss.cycle
+    late = "never answered" if cycle.late_ns is None else f"{duration(cycle.late_ns)} late"
+    leg = "wake" if miss.leg == "wake" else "completion"
+    head = f"{leg} {late}"
+    if miss.origin is not None:
+        return f"{head}: carried over from miss {miss.origin.id} ({miss.cause})"
+    if miss.driver_fault or miss.judgement is None:
+        return f"{head}: {miss.reason or miss.cause}"
+    found = miss.judgement
+    names = [key_text(k, registry, lock_name) for k in found.sufficient]
+    if found.cause == "mixed":
+        if names:
+            return f"{head}: several causes alike; without any one of {', '.join(names)} it would have been on time"
+        joint = [key_text(k, registry, lock_name) for k in found.jointly]
+        if joint:
+            return f"{head}: no single cause; only together: {' + '.join(joint)}"
+        return f"{head}: no set of causes explains it"
+    assert found.key is not None
+    cost = duration(found.excess[found.key])
+    what = _what(miss, found.key, registry, lock_name)
+    text = f"{head}: {what} for {cost}"
+    others = [n for k, n in zip(found.sufficient, names, strict=True) if k != found.key]
+    if others:
+        text += f"; also sufficient: {', '.join(others)}"
+    note = _not_the_lock(miss, found.sufficient, registry, lock_name)
+    return text + note
+
+
+def _what(miss: MissState, key: Key, registry: Registry, lock_name: LockName) -> str:
+    kind = str(key[0])
+    thing = key_object(key, registry, lock_name)
+    if kind == LOCK:
+        chain = chain_of(miss, registry, lock_name)
+        return f"waited for {thing}" + (f" ({chain[1]})" if len(chain) > 1 else "")
+    if kind == NOT_SCHEDULED:
+        return f"{thing} was runnable but not on a CPU"
+    if kind == "serialised":
+        went = miss.case.path.went_first if miss.case is not None else {}
+        first = ", ".join(f"{name} {n}x" for name, n in sorted(went.items(), key=lambda i: (-i[1], i[0])))
+        return f"the worker served others first ({first})" if first else "the worker served others first"
+    if kind == "head_of_line":
+        return "the gpu worker was busy with another command"
+    if kind == "not_rearmed":
+        return "the worker waited for the guest's re-arm"
+    if kind == SLOW_SYSCALL:
+        return f"{thing} took longer than usual"
+    if kind == ON_CPU:
+        return f"{thing} computed longer than usual"
+    if kind == BLOCKED:
+        return f"{thing} slept outside any lock"
+    if kind == GUEST_LEAF:
+        return "the guest took longer than usual"
+    if kind == HOST_LEAF:
+        return "the audio server was late itself"
+    return "the hypervisor took the CPU away"
+
+
+def _not_the_lock(
+    miss: MissState, sufficient: tuple[Key, ...], registry: Registry, lock_name: LockName
+) -> str:
+    """Where W waited for G's lock over a blocking write: say that the lock was not the cause."""
+    if miss.case is None:
+        return ""
+    for leaf in miss.case.leaves:
+        if leaf.kind != LOCK or leaf.word is None or leaf.holder is None or (LOCK, *leaf.word) in sufficient:
+            continue
+        held = leaf.holder
+        if held.call is not None and held.call[0] == Kind.WRITE and registry.role(held.tid) == "G" and leaf.ns > 500_000:
+            return (
+                f"; it waited for {lock_name(leaf.word)} meanwhile, but without that lock it misses all the same: "
+                f"{registry.comm(held.tid)} was in {call_text(held.call)}"
+            )
+    return ""
