@@ -283,6 +283,7 @@ int xd_sys_enter(struct bpf_raw_tracepoint_args *ctx)
 	struct xd_registers regs;
 	struct xd_thread *thread;
 	u8 kind = XD_SYSCALL, flags = 0;
+	int look_up = -1; /* the fd whose eventfd id the record carries */
 	u16 held = 0, readable = 0;
 
 	bpf_probe_read_kernel(&regs, sizeof(regs), (void *)(ctx->args[0] + XD_REGS_OFFSET));
@@ -348,7 +349,7 @@ int xd_sys_enter(struct bpf_raw_tracepoint_args *ctx)
 			vec.len = 0;
 			bpf_probe_read_user(&vec, sizeof(vec), (void *)arg1);
 		}
-		thread->eventfd_id = xd_eventfd_id(arg0, &flags);
+		look_up = arg0;
 		thread->arg = vec.len > 65535 ? 65535 : vec.len;
 		thread->a = vec.base;
 		if (kind == XD_WRITE) {
@@ -357,8 +358,6 @@ int xd_sys_enter(struct bpf_raw_tracepoint_args *ctx)
 			if (vec.len >= 8)
 				bpf_probe_read_user(&value, sizeof(value), (void *)vec.base);
 			thread->a = value;
-		} else {
-			flags &= ~XD_F_PENDING;
 		}
 		break;
 	}
@@ -387,15 +386,13 @@ int xd_sys_enter(struct bpf_raw_tracepoint_args *ctx)
 	case XD_NR_dup3:
 	case XD_NR_close:
 		kind = XD_FD;
-		thread->eventfd_id = xd_eventfd_id(arg0, &flags);
-		flags &= ~XD_F_PENDING;
+		look_up = arg0;
 		thread->a = 0;
 		break;
 	case XD_NR_fcntl:
 		if ((u32)arg1 == XD_F_DUPFD || (u32)arg1 == XD_F_DUPFD_CLOEXEC) {
 			kind = XD_FD;
-			thread->eventfd_id = xd_eventfd_id(arg0, &flags);
-			flags &= ~XD_F_PENDING;
+			look_up = arg0;
 			thread->a = 0;
 		}
 		break;
@@ -423,8 +420,7 @@ int xd_sys_enter(struct bpf_raw_tracepoint_args *ctx)
 		thread->arg = arg1;
 		thread->a = (u64)event.data_high << 32 | event.data_low;
 		thread->b = arg2;
-		thread->eventfd_id = xd_eventfd_id(arg2, &flags);
-		flags &= ~XD_F_PENDING;
+		look_up = arg2;
 		break;
 	}
 	case XD_NR_epoll_wait:
@@ -438,6 +434,11 @@ int xd_sys_enter(struct bpf_raw_tracepoint_args *ctx)
 		kind = nr == XD_NR_recvmsg ? XD_RECVMSG : XD_SENDMSG;
 		thread->a = arg1;
 		break;
+	}
+	if (look_up >= 0) {
+		thread->eventfd_id = xd_eventfd_id(look_up, &flags);
+		if (kind != XD_WRITE)
+			flags &= ~XD_F_PENDING;
 	}
 	xd_masks_read(target, &held, &readable);
 	thread->generation = target->generation;
@@ -474,6 +475,7 @@ static __always_inline void xd_rights(struct xd_thread *thread, struct xd_msg *m
 		return;
 	count = (control.len - sizeof(control)) / 4;
 	msg->nfds = count;
+#pragma clang loop unroll(disable)
 	for (int i = 0; i < XD_FIRST_FDS; i++) {
 		int fd = -1;
 
@@ -502,6 +504,7 @@ static __always_inline void xd_rights_more(struct xd_thread *thread, u32 tid, u6
 		fds = next + sizeof(control);
 	}
 	count = (control.len - sizeof(control)) / 4;
+#pragma clang loop unroll(disable)
 	for (int r = 0; r < XD_MORE_RECORDS; r++) {
 		int first = XD_FIRST_FDS + r * XD_MORE_FDS;
 		struct xd_msg_more *more;
@@ -512,6 +515,7 @@ static __always_inline void xd_rights_more(struct xd_thread *thread, u32 tid, u6
 		if (!more)
 			break;
 		xd_head_set(&more->head, XD_MSG_MORE, 0, thread->op, tid, thread->enter_ns, dur_ns);
+#pragma clang loop unroll(disable)
 		for (int i = 0; i < XD_MORE_FDS; i++) {
 			int fd = -1;
 

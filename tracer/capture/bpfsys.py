@@ -162,3 +162,13 @@ def possible_cpus() -> int:
     with open("/sys/devices/system/cpu/possible", encoding="ascii") as file:
         text = file.read().strip()
     return max(int(part.split("-")[-1]) for part in text.split(",")) + 1
+
+
+def timerfd_create(clock: int) -> int:
+    """timerfd_create(2), close-on-exec and non-blocking (Python has it from 3.13 on)."""
+    _libc.timerfd_create.restype = ctypes.c_int
+    fd: int = _libc.timerfd_create(clock, os.O_CLOEXEC | os.O_NONBLOCK)
+    if fd < 0:
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number))
+    return fd

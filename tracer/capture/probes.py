@@ -271,11 +271,15 @@ class Probes:
                 found[name] = int(info["verified_insns"])
         return found
 
-    def close(self) -> None:
-        """Detach and free everything. Idempotent."""
+    def detach(self) -> None:
+        """End tracing; maps and what is in the ring stay until close(). Idempotent."""
         for link in self._links:
             os.close(link)
         self._links = []
+
+    def close(self) -> None:
+        """Detach and free everything. Idempotent."""
+        self.detach()
         if self._bpf is not None:
             self._bpf.cleanup()
             self._bpf = None

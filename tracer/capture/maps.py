@@ -1,0 +1,149 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The probes' maps as the session uses them: the filter, in-flight threads, losses.
+
+Owns the Python side of probes/maps.bpf.h (sizes are compared with the kernel's
+when the maps are opened). Never decides what to trace.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tracer.capture import bpfsys
+from tracer.errors import HostError
+
+ROLE_TRACE = 1
+ROLE_LEARN = 2
+
+THREAD = np.dtype(
+    [
+        ("tgid", "<u4"),
+        ("kind", "u1"),
+        ("flags", "u1"),
+        ("op", "<u2"),
+        ("enter_ns", "<u8"),
+        ("fd", "<i4"),
+        ("eventfd_id", "<i4"),
+        ("arg", "<u4"),
+        ("generation", "<u2"),
+        ("held_in", "<u2"),
+        ("a", "<u8"),
+        ("b", "<u8"),
+        ("readable_in", "<u2"),
+        ("nr", "<u2"),
+        ("paused", "u1"),
+        ("kvm", "u1"),
+        ("pad", "<u2"),
+        ("paused_ns", "<u8"),
+        ("out_ns", "<u8"),
+        ("woken_ns", "<u8"),
+        ("waker_tid", "<u4"),
+        ("waker_tgid", "<u4"),
+        ("stolen_ns", "<u4"),
+        ("cpu_out", "<u2"),
+        ("state", "<u2"),
+        ("preempted", "u1"),
+        ("waker_in_irq", "u1"),
+        ("out_flags", "u1"),
+        ("pad2", "u1"),
+        ("pad3", "<u4"),
+        ("steal_in", "<u8"),
+    ]
+)
+_CPU = np.dtype(
+    [("irq_depth", "<u4"), ("pad", "<u4"), ("rq", "<u8"), ("lost_ring", "<u8"), ("lost_map", "<u8")]
+)
+_LEARNT_BYTES = 16
+
+
+class Maps:
+    """Typed access to the maps of one loaded object.
+
+    Args:
+        fds: map name to fd, of all maps of maps.bpf.h.
+        held_words: that the object was compiled with.
+    """
+
+    def __init__(self, fds: dict[str, int], held_words: int) -> None:
+        self._fds = fds
+        self._slots = max(held_words, 1)
+        self._cpus = bpfsys.possible_cpus()
+        for name, size_bytes in (
+            ("xd_threads", THREAD.itemsize),
+            ("xd_cpus", _CPU.itemsize),
+            ("xd_targets", 8 + 8 * self._slots),
+        ):
+            found = int(bpfsys.fdinfo(fds[name])["value_size"])
+            if found != size_bytes:
+                raise HostError(
+                    f"map {name} has values of {found} bytes, {size_bytes} were expected",
+                    "install xdtrace again: its probes and its Python code are of different versions",
+                )
+        self.max_threads = int(bpfsys.fdinfo(fds["xd_threads"])["max_entries"])
+        self._keys: NDArray[np.uint32] = np.zeros(self.max_threads, np.uint32)
+        self._values: NDArray[np.void] = np.zeros(self.max_threads, THREAD)
+
+    def set_target(
+        self, tgid: int, generation: int = 0, words: tuple[int, ...] = (), role: int = ROLE_TRACE
+    ) -> None:
+        """Put a tgid into the filter, its watched words replaced as a whole."""
+        padded = (*words, *([0] * (self._slots - len(words))))[: self._slots]
+        value = np.array([role, generation], "<u4").tobytes() + np.array(padded, "<u8").tobytes()
+        bpfsys.map_update(self._fds["xd_targets"], tgid, value)
+
+    def remove_target(self, tgid: int) -> None:
+        """Take a tgid out of the filter."""
+        bpfsys.map_delete(self._fds["xd_targets"], tgid)
+
+    def insert_thread(self, tid: int, value: NDArray[np.void]) -> bool:
+        """Add a thread unless a probe already knows it. Returns whether it was added."""
+        try:
+            bpfsys.map_update(self._fds["xd_threads"], tid, value.tobytes(), bpfsys.NOEXIST)
+        except FileExistsError:
+            return False
+        return True
+
+    def delete_thread(self, tid: int) -> None:
+        """Forget a thread."""
+        bpfsys.map_delete(self._fds["xd_threads"], tid)
+
+    def threads(self) -> tuple[NDArray[np.uint32], NDArray[np.void]]:
+        """All threads in flight: tids (n,) and THREAD values (n,), copies."""
+        count = bpfsys.map_lookup_all(self._fds["xd_threads"], self._keys, self._values)
+        return self._keys[:count].copy(), self._values[:count].copy()
+
+    def losses(self) -> tuple[int, int]:
+        """(failed reserves, failed map updates) since the start, over all CPUs."""
+        raw = bpfsys.map_lookup(self._fds["xd_cpus"], 0, self._cpus * _CPU.itemsize)
+        cpus = np.frombuffer(raw, _CPU)
+        return int(cpus["lost_ring"].sum()), int(cpus["lost_map"].sum())
+
+    def learn(self) -> bool:
+        """Teach the probes what an eventfd and a timerfd look like, by using one of each.
+
+        Returns whether the eventfd was recognised (not in a pid namespace of our own, for instance).
+        """
+        tgid = os.getpid()
+        self.set_target(tgid, role=ROLE_LEARN)
+        eventfd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        timerfd = _timerfd()
+        try:
+            os.eventfd_write(eventfd, 1)
+            with contextlib.suppress(BlockingIOError):
+                os.read(timerfd, 8)
+        finally:
+            self.remove_target(tgid)
+            os.close(eventfd)
+            os.close(timerfd)
+        raw = bpfsys.map_lookup(self._fds["xd_learnt"], 0, _LEARNT_BYTES)
+        return int.from_bytes(raw[:8], "little") != 0
+
+
+def _timerfd() -> int:
+    """A timerfd that never fires."""
+    return bpfsys.timerfd_create(time.CLOCK_MONOTONIC)

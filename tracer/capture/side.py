@@ -1,0 +1,158 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What travels beside records: threads and fds, read from /proc when a record mentions them.
+
+Owns what is already known, so that each row travels once, and the limits that
+keep /proc reads from costing more than the tracing. Never touches BPF.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from tracer import schema
+from tracer.capture import procfs
+from tracer.schema import Fd, Flag, Kind, Life, Records, Thread
+
+# An off-CPU span this long is worth the name of who ran instead, and of who woke the thread.
+_HOG_NS = 200_000
+_MAX_THREADS_PER_BATCH = 100
+_MAX_FDS_PER_BATCH = 100
+_MAX_KNOWN = 200_000
+_REFRESH_NS = 2_000_000_000
+
+_FD_FIELDS = (
+    ((Kind.READ, Kind.WRITE), schema.RW, "fd"),
+    ((Kind.EPOLL_CTL,), schema.EPOLL_CTL, "fd"),
+    ((Kind.EPOLL_WAIT,), schema.EPOLL_WAIT, "epfd"),
+    ((Kind.RECVMSG, Kind.SENDMSG), schema.MSG, "fd"),
+    ((Kind.TIMER,), schema.TIMER, "fd"),
+)
+
+
+def one_fd(tgid: int, fd: int) -> Fd | None:
+    """One fd of a process, None when it is closed. Eventfds and timerfds are known from records."""
+    try:
+        path = os.readlink(f"{procfs.PROC}/{tgid}/fd/{fd}")
+    except (OSError, ValueError):
+        return None
+    kind = procfs.fd_type(path)
+    info = procfs.read(f"{procfs.PROC}/{tgid}/fdinfo/{fd}") if kind in ("eventfd", "timerfd") else ""
+    eventfd = procfs.parse_eventfd(info) if kind == "eventfd" else None
+    value_ns, interval_ns = (procfs.parse_timerfd(info) if kind == "timerfd" else None) or (0, 0)
+    path = procfs.text_of(os.fsencode(path))
+    return Fd(tgid, fd, kind, eventfd[0] if eventfd else -1, path, value_ns, interval_ns)
+
+
+@dataclass(slots=True)
+class Side:
+    """Known threads and fds of one session.
+
+    Attributes:
+        tgid_of: tid to tgid, of the targets' threads.
+    """
+
+    tgid_of: dict[int, int] = field(default_factory=dict)
+    _threads: dict[int, Thread] = field(default_factory=dict)
+    _fds: set[tuple[int, int]] = field(default_factory=set)
+    _refreshed_ns: int = 0
+
+    def attach(self, tgid: int) -> tuple[tuple[Thread, ...], tuple[Fd, ...]]:
+        """Everything of a target at attach or after exec: its threads and fds."""
+        self._fds = {key for key in self._fds if key[0] != tgid}
+        threads, fds = procfs.threads(tgid), procfs.fds(tgid)
+        for thread in threads:
+            self.tgid_of[thread.tid] = tgid
+            self._threads[thread.tid] = thread
+        self._fds.update((tgid, item.fd) for item in fds)
+        return threads, fds
+
+    def life(self, records: Records) -> list[Thread]:
+        """Rows for threads that LIFE records (any families, shape (n,)) announce."""
+        rows: list[Thread] = []
+        for life in schema.view(records[records["kind"] == Kind.LIFE], schema.LIFE):
+            tid, tgid, op = int(life["tid"]), int(life["tgid"]), int(life["op"])
+            if op == Life.EXIT:
+                self._threads.pop(tid, None)
+            elif op == Life.START:
+                self.tgid_of[tid] = tgid
+                comm = procfs.text_of(bytes(life["comm"]))
+                row = self._read(tid) if len(rows) < _MAX_THREADS_PER_BATCH else None
+                rows.append(row or Thread(tid, tgid, comm))
+                self._threads[tid] = rows[-1]
+        return rows
+
+    def refresh(self, tgids: Iterable[int], now_ns: int) -> list[Thread]:
+        """Rows of targets' threads whose name, priority, CPUs or throttling changed; every two seconds."""
+        if now_ns - self._refreshed_ns < _REFRESH_NS:
+            return []
+        first = not self._refreshed_ns
+        self._refreshed_ns = now_ns
+        if first:
+            return []
+        rows = []
+        for tgid in tgids:
+            for thread in procfs.threads(tgid):
+                if self._threads.get(thread.tid) != thread:
+                    self._threads[thread.tid] = thread
+                    self.tgid_of[thread.tid] = tgid
+                    rows.append(thread)
+        return rows
+
+    def others(self, records: Records) -> list[Thread]:
+        """Rows for threads outside the targets that long off-CPU spans name."""
+        chosen = (records["kind"] == Kind.OFFCPU) & (records["dur_ns"] >= _HOG_NS)
+        spans = schema.view(records[chosen], schema.OFFCPU)
+        rows: list[Thread] = []
+        for tid in np.unique(np.concatenate([spans["instead_tid"], spans["waker_tid"]])).tolist():
+            if tid == 0 or tid in self._threads or len(rows) >= _MAX_THREADS_PER_BATCH:
+                continue
+            row = self._read(tid)
+            if row is not None:
+                rows.append(row)
+                if len(self._threads) < _MAX_KNOWN:
+                    self._threads[tid] = row
+        return rows
+
+    def fds(self, records: Records) -> list[Fd]:
+        """Rows for fds that records use and that are neither known nor eventfds nor timerfds."""
+        wanted: list[tuple[int, int]] = []
+        for kinds, family, name in _FD_FIELDS:
+            rows = schema.view(records[np.isin(records["kind"], kinds)], family)
+            if not len(rows):
+                continue
+            named = (rows["flags"] & (Flag.EVENTFD | Flag.TIMERFD)) != 0
+            if "ret" in (rows.dtype.names or ()):
+                named |= rows["ret"] < 0
+            for tid, fd in {(int(row["tid"]), int(row[name])) for row in np.unique(rows[~named][["tid", name]])}:
+                tgid = self.tgid_of.get(tid)
+                if tgid is not None and (tgid, fd) not in self._fds:
+                    wanted.append((tgid, fd))
+        found: list[Fd] = []
+        for tgid, fd in dict.fromkeys(wanted):
+            if len(found) >= _MAX_FDS_PER_BATCH:
+                break
+            item = one_fd(tgid, fd)
+            if item is not None:
+                found.append(item)
+            if len(self._fds) < _MAX_KNOWN:
+                self._fds.add((tgid, fd))
+        self._forget_closed(records)
+        return found
+
+    def _forget_closed(self, records: Records) -> None:
+        if not self._fds:
+            return
+        rows = schema.view(records[records["kind"] == Kind.FD], schema.FD)
+        # Whatever a dup, close or eventfd2 touched may mean another file from now on.
+        for name in ("fd", "ret"):
+            for row in np.unique(rows[rows["eventfd_id"] < 0][["tid", name]]):
+                tgid = self.tgid_of.get(int(row["tid"]))
+                if tgid is not None:
+                    self._fds.discard((tgid, int(row[name])))
+
+    def _read(self, tid: int) -> Thread | None:
+        return procfs.thread(tid)

@@ -1,0 +1,143 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which lock words are watched: chosen by their contended waits, or told.
+
+Owns the choice and the generations. A Rust mutex's word shows itself by a wait
+with op 137 and expected value 2, and holds 0, 1 or 2; a word that is ever
+waited on with another expected value is a condvar's. Never touches a BPF map:
+the session does, when ``changes()`` says so.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from tracer import schema
+from tracer.schema import Kind, Records
+
+_MUTEX_WAIT = schema.FUTEX_WAIT_BITSET | schema.FUTEX_PRIVATE
+_MUTEX_CONTENDED = 2
+_MAX_GENERATION = 0xFFFF
+# A process that makes condvars for ever must not fill memory with what it is not.
+_MAX_BANNED = 65_536
+
+
+def read_word(tgid: int, address: int) -> int | None:
+    """The 4-byte word at a user address of a process, None where it cannot be read."""
+    try:
+        with open(f"/proc/{tgid}/mem", "rb", buffering=0) as memory:
+            memory.seek(address)
+            raw = memory.read(4)
+    except (OSError, ValueError, OverflowError):
+        return None
+    return int.from_bytes(raw, "little") if len(raw) == 4 else None
+
+
+@dataclass(slots=True)
+class _Target:
+    words: tuple[int, ...] = ()
+    told: bool = False
+    banned: set[int] = field(default_factory=set)
+
+
+class Words:
+    """The watched words of all targets.
+
+    Args:
+        limit: words per target, 0 to 16.
+        read: how a word of a process is read; for tests.
+    """
+
+    def __init__(self, limit: int, read: Callable[[int, int], int | None] = read_word) -> None:
+        self._limit = limit
+        self._read = read
+        self._targets: dict[int, _Target] = {}
+        self._generation = 0
+
+    def of(self, tgid: int) -> tuple[int, ...]:
+        """The words watched in a target now, in the order of the mask's bits."""
+        return self._targets[tgid].words if tgid in self._targets else ()
+
+    def next_generation(self) -> int:
+        """A generation that this trace has not used; 0 when all are used up."""
+        if self._generation >= _MAX_GENERATION:
+            return 0
+        self._generation += 1
+        return self._generation
+
+    def tell(self, tgid: int, words: Sequence[int]) -> None:
+        """Watch exactly these: the choice by behaviour ends for this target."""
+        target = self._targets.setdefault(tgid, _Target())
+        target.told = True
+        target.words = tuple(words)[: self._limit]
+
+    def prefer(self, tgid: int, words: Iterable[int]) -> bool:
+        """Put words known by name before those chosen by behaviour. Returns whether anything changed."""
+        target = self._targets.setdefault(tgid, _Target())
+        if target.told:
+            return False
+        first = [word for word in words if word not in target.words and self._is_mutex(tgid, word)]
+        if not first:
+            return False
+        target.words = (*first, *target.words)[: self._limit]
+        return True
+
+    def forget(self, tgid: int) -> None:
+        """The target called exec: its addresses mean nothing any more."""
+        self._targets[tgid] = _Target()
+
+    def learn(self, tgid: int, futexes: Records) -> bool:
+        """Choose from one target's FUTEX records (n,). Returns whether the words changed."""
+        target = self._targets.setdefault(tgid, _Target())
+        if target.told or not self._limit or not len(futexes):
+            return False
+        command = futexes["op"] & schema.FUTEX_CMD_MASK
+        waits = futexes[(command == schema.FUTEX_WAIT) | (command == schema.FUTEX_WAIT_BITSET)]
+        mutex = (waits["op"] == _MUTEX_WAIT) & (waits["expected"] == _MUTEX_CONTENDED)
+        if len(target.banned) < _MAX_BANNED:
+            target.banned.update(np.unique(waits["word"][~mutex]).tolist())
+        words = [word for word in target.words if word not in target.banned]
+        if len(words) < self._limit:
+            _unique, first = np.unique(waits["word"][mutex], return_index=True)
+            for word in waits["word"][mutex][np.sort(first)].tolist():
+                if len(words) == self._limit:
+                    break
+                if word in words or word in target.banned:
+                    continue
+                if self._is_mutex(tgid, word):
+                    words.append(word)
+        changed = tuple(words) != target.words
+        target.words = tuple(words)
+        return changed
+
+    def verify(self, tgid: int) -> bool:
+        """Drop words whose memory is gone or that hold more than 2. Returns whether any was dropped."""
+        target = self._targets.get(tgid)
+        if target is None or target.told:
+            return False
+        kept = tuple(word for word in target.words if self._is_mutex(tgid, word))
+        target.banned.update(set(target.words) - set(kept))
+        changed = kept != target.words
+        target.words = kept
+        return changed
+
+    def _is_mutex(self, tgid: int, word: int) -> bool:
+        value = self._read(tgid, word)
+        return value is not None and value <= _MUTEX_CONTENDED
+
+
+def words_records(tgid: int, generation: int, words: Sequence[int], now_ns: int) -> Records:
+    """WORDS records, dtype RECORD, that announce a generation: one per four words, at least one."""
+    count = max((len(words) + 3) // 4, 1)
+    rows = np.zeros(count, schema.WORDS)
+    rows["kind"] = Kind.WORDS
+    rows["flags"] = np.arange(count)
+    rows["op"] = generation
+    rows["tid"] = tgid
+    rows["enter_ns"] = now_ns
+    padded = np.zeros(count * 4, "<u8")
+    padded[: len(words)] = words
+    rows["words"] = padded.reshape(count, 4)
+    return rows.view(schema.RECORD)
