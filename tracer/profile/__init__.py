@@ -12,7 +12,7 @@ from collections.abc import Iterable, Sequence
 from fnmatch import fnmatchcase
 
 from tracer import schema
-from tracer.profile.reader import default_profiles, load, profiles_dir
+from tracer.profile.reader import default_profiles, load
 from tracer.profile.rules import GENERIC, ROLES, Function, Line, Lock, Match, Profile, Site
 
 __all__ = [
@@ -27,7 +27,6 @@ __all__ = [
     "default_profiles",
     "load",
     "match",
-    "profiles_dir",
 ]
 
 

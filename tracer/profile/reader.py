@@ -14,6 +14,7 @@ from typing import Any, NoReturn
 
 from tracer.errors import UsageError
 from tracer.profile.rules import GENERIC, ROLES, Function, Line, Lock, Match, Profile
+from tracer.resources import profiles_dir
 
 #: A profile larger than this is refused, bytes.
 MAX_PROFILE_BYTES = 1 << 20
@@ -28,11 +29,6 @@ _KEYS: Mapping[str, frozenset[str]] = {
     "function": frozenset({"name", "operation", "locks", "lines"}),
     "lines": frozenset({"file", "line", "lock"}),
 }
-
-
-def profiles_dir() -> Path:
-    """Where the profiles that come with xdtrace are."""
-    return Path(__file__).resolve().parents[2] / "profiles"
 
 
 def default_profiles() -> tuple[Profile, ...]:

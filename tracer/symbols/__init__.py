@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tracer import schema
-from tracer.symbols import debugfiles, device, elf, maps
+from tracer.symbols import debugfiles, device, elf, maps, statics
 from tracer.symbols.cache import Cache
 from tracer.symbols.client import LOOKUP_TIMEOUT_S, OPEN_TIMEOUT_S, Client
 from tracer.symbols.device import Device
@@ -77,8 +77,37 @@ class Symbolizer:
             return site
 
     def lock_symbols(self, tgid: int) -> tuple[schema.LockSymbol, ...]:
-        """Static locks of the program that its symbols name; best effort, often none."""
+        """Static locks of the program itself that its symbols name; best effort, often none."""
+        with self._lock:
+            for mapping in maps.read(tgid).mappings:
+                try:
+                    if mapping.path == os.readlink(f"/proc/{tgid}/exe").removesuffix(" (deleted)"):
+                        return self._lock_symbols(tgid, mapping)
+                except OSError:
+                    break
         return ()
+
+    def _lock_symbols(self, tgid: int, mapping: maps.Mapping) -> tuple[schema.LockSymbol, ...]:
+        module = self._module(tgid, mapping)
+        source = self._source(tgid, mapping, module) if module else None
+        if module is None or source is None:
+            return ()
+        try:
+            found = elf.read(source)
+            locks = statics.find(source, found, self._readable) if found else []
+        except OSError:
+            return ()
+        finally:
+            os.close(source)
+        first = module.elf.vaddr(mapping.file_offset)
+        if first is None:
+            return ()
+        bias = mapping.start - first
+        return tuple(schema.LockSymbol(tgid, bias + address, name, "symbols") for name, address in locks)
+
+    def _readable(self, names: Sequence[str]) -> Sequence[str]:
+        answer = self._client.ask({"op": "demangle", "names": list(names)}) if names else None
+        return answer.get("names", ()) if answer else ()
 
     def device(self, tgid: int) -> Device:
         """The cross-domain device of the program or one of its libraries; ``Device()`` if none is found."""
@@ -249,7 +278,7 @@ class Symbolizer:
             try:
                 header = elf.read(fd)
                 found = device.find(fd, mapping.path, header.build_id) if header else None
-            except (OSError, ValueError):
+            except OSError:
                 found = None
             finally:
                 os.close(fd)

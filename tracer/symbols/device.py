@@ -2,15 +2,15 @@
 """Which cross-domain device a program carries: crate and version, from the source paths it kept.
 
 Owns the patterns of those paths: panic messages leave them in .rodata of a
-stripped binary, DWARF has them too. Reads bytes of a file through a bounded
-mapping; knows nothing of processes.
+stripped binary, DWARF has them too. Reads a bounded part of a file; knows nothing of
+processes.
 """
 
 from __future__ import annotations
 
-import mmap
 import os
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 #: At most this much of a file is searched, bytes, and this many places are looked at.
@@ -18,7 +18,11 @@ MAX_SEARCH_BYTES = 1 << 30
 MAX_PLACES = 20_000
 #: A path longer than this before its marker is not recognised.
 _BEFORE = 200
-_MARKERS = (b"/src/cross_domain", b"src/rutabaga_gfx/src", b"tests/minivmm/")
+_PIECE_BYTES = 4 << 20
+_CRATE_MARKER = b"/src/cross_domain"
+_VENDORED_MARKER = b"src/rutabaga_gfx/src"
+_OWN_MARKER = b"tests/minivmm/"
+_OVERLAP = max(len(_CRATE_MARKER), len(_VENDORED_MARKER), len(_OWN_MARKER))
 _VERSION = rb"(\d+\.\d+\.\d+(?:[-+][0-9A-Za-z.]+)*)"
 # A known name first: literals lie in .rodata without a separator, so any letter may precede it.
 _KNOWN = re.compile(rb"(krun[-_]rutabaga[-_]gfx|rutabaga[-_]gfx)-" + _VERSION + rb"$")
@@ -51,29 +55,43 @@ def find(fd: int, path: str, build_id: str) -> Device | None:
             source tree is that of its file name.
 
     Raises:
-        OSError, ValueError: the file cannot be mapped.
+        OSError: the file cannot be read.
     """
-    size = min(os.fstat(fd).st_size, MAX_SEARCH_BYTES)
-    if size == 0:
-        return None
-    with mmap.mmap(fd, size, prot=mmap.PROT_READ) as data:
-        marker, vendored, own = _MARKERS
-        at = data.find(marker)
-        places = 0
+    vendored = own = False
+    places = 0
+    for data, start in _pieces(fd):
+        at = data.find(_CRATE_MARKER, start)
         while at >= 0 and places < MAX_PLACES:
             before = data[max(0, at - _BEFORE) : at]
             match = _KNOWN.search(before) or _ANY.search(before)
             if match:
                 crate, version = match[1].decode("ascii"), match[2].decode("ascii")
-                return Device(crate, version, build_id, f"source path {crate}-{version}{marker.decode()}")
+                evidence = f"source path {crate}-{version}{_CRATE_MARKER.decode()}"
+                return Device(crate, version, build_id, evidence)
             places += 1
-            at = data.find(marker, at + 1)
-        if data.find(vendored) >= 0:
-            soname = _SONAME_VERSION.search(path)
-            evidence = f"source path {vendored.decode()}"
-            if soname:
-                evidence += f", file name {os.path.basename(path)}"
-            return Device("krun-rutabaga-gfx", soname[1] if soname else "", build_id, evidence)
-        if data.find(own) >= 0:
-            return Device("minivmm", "", build_id, f"source path {own.decode()}")
-    return None
+            at = data.find(_CRATE_MARKER, at + 1)
+        vendored = vendored or _VENDORED_MARKER in data
+        own = own or _OWN_MARKER in data
+    if vendored:
+        soname = _SONAME_VERSION.search(path)
+        evidence = f"source path {_VENDORED_MARKER.decode()}"
+        if soname:
+            evidence += f", file name {os.path.basename(path)}"
+        return Device("krun-rutabaga-gfx", soname[1] if soname else "", build_id, evidence)
+    return Device("minivmm", "", build_id, f"source path {_OWN_MARKER.decode()}") if own else None
+
+
+def _pieces(fd: int) -> Iterator[tuple[bytes, int]]:
+    """The file in pieces that overlap, and where the new bytes of each begin.
+
+    Read, not mapped: a file that shrinks under a mapping kills its reader.
+    """
+    offset, kept = 0, b""
+    while offset < MAX_SEARCH_BYTES:
+        new = os.pread(fd, _PIECE_BYTES, offset)
+        if not new:
+            return
+        data = kept + new
+        yield data, max(0, len(kept) - _OVERLAP)
+        kept = data[-(_BEFORE + _OVERLAP) :]
+        offset += len(new)

@@ -30,7 +30,7 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-import rust_demangler  # type: ignore[import-untyped]
+import rust_demangler
 from symbolic._lowlevel import ffi
 from symbolic.debuginfo import Archive
 from symbolic.symcache import SymCache as _SymCache
@@ -44,6 +44,8 @@ MAX_MINIDEBUG_BYTES = 64 << 20
 #: Longer mangled names stay as they are; longer results are cut.
 MAX_MANGLED_CHARS = 4096
 MAX_NAME_CHARS = 1024
+#: Demangled names remembered.
+MAX_NAMES = 100_000
 #: Deeper inlining than this is cut (rustc's deepest seen: 20).
 MAX_FRAMES = 64
 NICE = 10
@@ -167,7 +169,9 @@ class Worker:
         for found in cache.lookup(address)[:MAX_FRAMES]:
             name = self._names.get(found.symbol)
             if name is None:
-                name = self._names[found.symbol] = self._demangle(found.symbol)
+                name = self._demangle(found.symbol)
+                if len(found.symbol) <= MAX_MANGLED_CHARS and len(self._names) < MAX_NAMES:
+                    self._names[found.symbol] = name
             frames.append((name, (found.full_path or "")[:MAX_NAME_CHARS], int(found.line)))
         return frames
 
