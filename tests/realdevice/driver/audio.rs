@@ -98,11 +98,7 @@ pub fn main(o: &Opts, cycle: &'static AtomicU64) {
             if n <= 0 || b[..n as usize].contains(&b's') {
                 stop.store(true, Ordering::Relaxed);
                 sys::eventfd_write(go_fd);
-                if n <= 0 && thread.is_none() {
-                    break;
-                }
                 if n <= 0 {
-                    fds[0].0 = -1;
                     finish(o, &mut thread, &mut churn, &mut status);
                     break;
                 }

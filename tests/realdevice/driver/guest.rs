@@ -160,8 +160,10 @@ impl Guest {
                 }
                 wire::CHURN => {
                     self.work(20, 80);
-                    self.submit(c, wire::read_eventfd_new(items[0]));
-                    self.driver.kick();
+                    if self.o.register {
+                        self.submit(c, wire::read_eventfd_new(items[0]));
+                        self.driver.kick();
+                    }
                     let close_ns = sys::now_ns() + self.rng.range(100_000_000, 300_000_000);
                     let after_turn = self.contexts[c].turns + 1;
                     let items = [items[0], items[1]];

@@ -155,8 +155,13 @@ fn run(o: Opts, args: Vec<String>, variant: &str, version: &str) -> i32 {
         vmm.load_on.store(true, Ordering::Relaxed);
         let _ = audio.stdin.as_mut().unwrap().write_all(b"g");
         // "done", or the audio server's end
-        let ready = sys::poll(&[(status.get_ref().as_raw_fd(), libc::POLLIN), (signals, libc::POLLIN)], -1);
+        let done = (status.get_ref().as_raw_fd(), libc::POLLIN);
+        let ready = sys::poll(&[done, (signals, libc::POLLIN)], -1);
         ended = ready[1] != 0;
+        if ended {
+            let _ = audio.stdin.as_mut().unwrap().write_all(b"s");
+            sys::poll(&[done], 5000);
+        }
     }
     vmm.load_on.store(false, Ordering::Relaxed);
     for h in &mut hogs {
@@ -166,6 +171,8 @@ fn run(o: Opts, args: Vec<String>, variant: &str, version: &str) -> i32 {
     if o.linger && !ended {
         wait_eof(signals);
     }
+    vmm.stop.store(true, Ordering::Relaxed);
+    sys::eventfd_write(vmm.irq); // the guest ends first: the channel is about to be closed
     drop(audio.stdin.take()); // the audio server prints its truth, if it has not, and ends
     finish(&mut audio, status);
     if o.verbose {
@@ -176,8 +183,6 @@ fn run(o: Opts, args: Vec<String>, variant: &str, version: &str) -> i32 {
             vmm.errors.load(Ordering::Relaxed)
         );
     }
-    vmm.stop.store(true, Ordering::Relaxed);
-    sys::eventfd_write(vmm.irq);
     sys::eventfd_write(vmm.kick);
     // G takes the contexts down. A worker that hangs (id collision) must not keep us.
     let _ = g_done.recv_timeout(Duration::from_secs(2));

@@ -18,6 +18,7 @@ pub const USAGE: &str = "usage: rd-VARIANT [options]
   --linger               afterwards stay, idle, until stdin is closed
   --realtime             SCHED_FIFO for the worker threads
   --seed N               of everything random (1)
+  --register             register (READ_EVENTFD_NEW) the short streams' eventfds too, as a real bridge does
   --no-id-guard          do not use up the first item ids (0.1.8x: they collide with event tokens)
   --hogs N --gpu-ms X --pipe-ms X --burst N   strength of the loads (2 per CPU, 6, 30, churn/5)
   --write-path P         checked against the variant that was built
@@ -48,6 +49,7 @@ pub struct Opts {
     pub realtime: bool,
     pub seed: u64,
     pub id_guard: bool,
+    pub register: bool,
     pub hogs: usize,
     pub gpu_ms: f64,
     pub pipe_ms: f64,
@@ -80,6 +82,7 @@ impl Opts {
             realtime: false,
             seed: 1,
             id_guard: true,
+            register: false,
             hogs: 2 * cpus,
             gpu_ms: 6.0,
             pipe_ms: 30.0,
@@ -127,6 +130,7 @@ impl Opts {
                 "--realtime" => o.realtime = true,
                 "--seed" => o.seed = num(&val()?, a)?,
                 "--no-id-guard" => o.id_guard = false,
+                "--register" => o.register = true,
                 "--hogs" => o.hogs = num(&val()?, a)?,
                 "--gpu-ms" => o.gpu_ms = num(&val()?, a)?,
                 "--pipe-ms" => o.pipe_ms = num(&val()?, a)?,
