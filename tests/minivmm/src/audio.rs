@@ -1,0 +1,159 @@
+// SPDX-License-Identifier: Apache-2.0
+//! D: the audio server's data loop, a driver of cycles with a null sink.
+//!
+//! Per cycle: read the timerfd (S), judge the cycle before, drain completions,
+//! write each stream's eventfd, arm the timer; then read completions until the
+//! next expiry. A stream is signalled every period, also while it is pending.
+
+use crate::args::{Args, Timer};
+use crate::inject::Hooks;
+use crate::process;
+use crate::shared::Shared;
+use crate::sys::{self, EpollEvent};
+use crate::truth::Truth;
+use std::os::unix::io::{AsRawFd, OwnedFd, RawFd};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::Arc;
+
+const TIMER: u64 = u64::MAX;
+/// What remains open at the end is waited for this long.
+const GRACE_NS: u64 = 2_000_000_000;
+
+pub struct Stream {
+    pub wake: OwnedFd,
+    pub target: usize,
+}
+
+/// A cycle that did not start as it should: start, cycle, what.
+pub type DriverEvent = (u64, u64, &'static str);
+
+pub struct DataLoop {
+    pub args: Args,
+    pub timer: Arc<OwnedFd>,
+    pub streams: Vec<Stream>,
+    pub completions: Vec<OwnedFd>,
+    pub shared: &'static Shared,
+    pub stop: Arc<AtomicBool>,
+    pub hooks: Hooks,
+}
+
+/// What a run has left behind.
+pub struct Record {
+    pub truth: Truth,
+    pub events: Vec<DriverEvent>,
+    pub realtime: bool,
+    pub start_ns: u64,
+    pub end_ns: u64,
+}
+
+impl DataLoop {
+    /// Runs until `stop`, or for the duration. The timer is armed by whoever starts the audio,
+    /// who has stored the first nominal start before.
+    pub fn run(self) -> Record {
+        let targets: Vec<usize> = self.streams.iter().map(|s| s.target).collect();
+        let realtime = process::realtime(20);
+        let mut record =
+            Record { truth: Truth::new(&targets), events: Vec::new(), realtime, start_ns: 0, end_ns: 0 };
+        process::sharp_timers();
+        let ep = sys::epoll().expect("epoll");
+        sys::epoll_change(&ep, sys::EPOLL_CTL_ADD, &self.timer, TIMER).expect("epoll_ctl");
+        for (i, fd) in self.completions.iter().enumerate() {
+            sys::epoll_change(&ep, sys::EPOLL_CTL_ADD, fd, i as u64).expect("epoll_ctl");
+        }
+        let mut events = [EpollEvent::default(); 32];
+        let mut cycle = 0;
+        let mut last = false;
+        while !last {
+            let n = sys::epoll_events(&ep, &mut events, -1, false);
+            for event in &events[..n] {
+                if event.data != TIMER {
+                    self.close(event.data as usize, &mut record.truth);
+                } else if let Ok(expirations) = sys::read_u64(&self.timer) {
+                    last = self.cycle(&mut record, cycle, expirations);
+                    cycle += 1;
+                }
+            }
+        }
+        self.shared.next_start_ns.store(0, Ordering::Release);
+        record.end_ns = sys::now_ns();
+        self.settle(&ep, &mut record.truth);
+        record
+    }
+
+    /// Reads a completion, if there is one.
+    fn close(&self, target: usize, truth: &mut Truth) {
+        (self.hooks.before_close)(target);
+        if sys::read_u64(&self.completions[target]).is_ok() {
+            truth.completed(target, sys::now_ns());
+        }
+    }
+
+    /// The start of a cycle; true if it was only the deadline of the last one.
+    fn cycle(&self, record: &mut Record, cycle: u64, expirations: u64) -> bool {
+        let start = sys::now_ns();
+        let period = self.args.period_ns();
+        self.driver_events(record, cycle, start, expirations);
+        let truth = &mut record.truth;
+        for target in 0..self.completions.len() {
+            if truth.is_open(target) {
+                let fds: Vec<RawFd> =
+                    truth.streams_of(target).iter().map(|&s| self.streams[s].wake.as_raw_fd()).collect();
+                truth.deadline(target, cycle - 1, start, &sys::readable(&fds, 0));
+                self.close(target, truth);
+            }
+        }
+        record.start_ns = if cycle == 0 { start } else { record.start_ns };
+        let limit = (self.args.duration_s * 1e9) as u64;
+        if self.stop.load(Ordering::Acquire) || (limit > 0 && start + period / 2 >= record.start_ns + limit) {
+            return true;
+        }
+        for target in 0..self.completions.len() {
+            self.shared.pending[target].store(truth.streams_of(target).len() as i32, Ordering::Release);
+        }
+        for (i, stream) in self.streams.iter().enumerate() {
+            (self.hooks.before_wake)(i as u32, cycle);
+            self.shared.awake[i].store(1, Ordering::Release);
+            truth.signalled(stream.target, i, cycle, start, sys::now_ns());
+            let _ = sys::write_u64(&stream.wake, 1);
+        }
+        let nominal = self.shared.next_start_ns.load(Ordering::Acquire);
+        let skipped = if self.args.timer == Timer::Periodic { expirations - 1 } else { 0 };
+        let next = nominal + period * (1 + skipped);
+        self.shared.next_start_ns.store(next, Ordering::Release);
+        if self.args.timer == Timer::Rearm {
+            sys::arm(&self.timer, next, 0).expect("timerfd_settime");
+        }
+        false
+    }
+
+    fn driver_events(&self, record: &mut Record, cycle: u64, start: u64, expirations: u64) {
+        let period = self.args.period_ns();
+        if expirations > 1 {
+            record.events.push((start, cycle, "skipped"));
+        }
+        if let Some(before) = record.truth.rows.last().map(|row| row.start_ns) {
+            if start - before > period * 3 / 2 {
+                record.events.push((start, cycle, "late_start"));
+            } else if start - before < period / 2 {
+                record.events.push((start, cycle, "catch_up"));
+            }
+        }
+    }
+
+    /// Waits, bounded, for what is still open.
+    fn settle(&self, ep: &OwnedFd, truth: &mut Truth) {
+        let _ = sys::arm(&self.timer, 0, 0);
+        let end = sys::now_ns() + GRACE_NS;
+        let mut events = [EpollEvent::default(); 32];
+        while (0..self.completions.len()).any(|t| truth.is_open(t)) && sys::now_ns() < end {
+            let n = sys::epoll_events(ep, &mut events, 50, false);
+            for event in &events[..n] {
+                if event.data == TIMER {
+                    let _ = sys::read_u64(&self.timer);
+                } else {
+                    self.close(event.data as usize, truth);
+                }
+            }
+        }
+    }
+}

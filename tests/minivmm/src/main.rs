@@ -1,0 +1,130 @@
+// SPDX-License-Identifier: Apache-2.0
+//! minivmm: a VMM with a cross-domain device, and an audio server, as a target to trace.
+//!
+//! All processes are forked here, before any thread exists.
+
+mod args;
+mod audio;
+mod churn;
+mod fence;
+mod gpu;
+mod guest;
+mod inject;
+mod load;
+mod process;
+mod queue;
+mod report;
+mod server;
+mod shared;
+mod sys;
+mod table;
+mod truth;
+mod vmm;
+mod wav;
+mod worker;
+
+use args::Args;
+use churn::LoadFds;
+use inject::Hooks;
+use shared::Shared;
+use std::os::unix::io::{AsRawFd, OwnedFd};
+use std::sync::Arc;
+
+fn main() {
+    let words: Vec<String> = std::env::args().skip(1).collect();
+    if words.iter().any(|w| w == "--help" || w == "-h") {
+        println!("{}", args::USAGE);
+        return;
+    }
+    let args = match Args::parse(words.into_iter()) {
+        Ok(args) => args,
+        Err(message) => {
+            eprintln!("minivmm: {}\n{}", message, args::USAGE);
+            std::process::exit(2);
+        }
+    };
+    let code = run(args).unwrap_or_else(|error| {
+        eprintln!("minivmm: {}", error);
+        1
+    });
+    std::process::exit(code);
+}
+
+fn run(args: Args) -> std::io::Result<i32> {
+    process::calibrate();
+    let shared = Shared::map();
+    let fds = Arc::new(LoadFds::new()?);
+    let hooks = Hooks::default();
+    let (control, server_control) = sys::socket_pair()?;
+    let pairs = (0..args.contexts()).map(|_| sys::socket_pair()).collect::<Result<Vec<_>, _>>()?;
+    let (channels, sockets): (Vec<OwnedFd>, Vec<OwnedFd>) = pairs.into_iter().unzip();
+
+    let audio = match process::spawn_process("minipipewire")? {
+        Some(pid) => pid,
+        None => {
+            drop((control, channels));
+            return server::run(server::Server { args, control: server_control, sockets, shared, fds, hooks });
+        }
+    };
+    drop((server_control, sockets));
+    let mut children = vec![audio];
+    if load::has_process(&args) {
+        match process::spawn_process("load")? {
+            Some(pid) => children.push(pid),
+            None => load::run_process(&args, shared, &fds),
+        }
+    }
+    let code = if args.userns {
+        run_in_namespaces(args, control, channels, shared, fds, hooks, audio)
+    } else {
+        let (pid, signals) = (std::process::id() as i32, process::signals()?);
+        vmm::run(vmm::Vmm { args, control, channels, shared, fds, hooks, signals, pid, audio })
+    };
+    end_children(&children);
+    code
+}
+
+/// The VMM as first process of a pid namespace; this process only relays signals.
+fn run_in_namespaces(
+    args: Args,
+    control: OwnedFd,
+    channels: Vec<OwnedFd>,
+    shared: &'static Shared,
+    fds: Arc<LoadFds>,
+    hooks: Hooks,
+    audio: i32,
+) -> std::io::Result<i32> {
+    let signals = process::signals()?;
+    process::enter_namespaces()?;
+    let (told, tell) = sys::pipe(4096)?;
+    let child = match process::spawn_process("minivmm")? {
+        Some(pid) => pid,
+        None => {
+            let signals = process::signals()?;
+            let mut pid = [0; 4];
+            sys::read_bytes(&told, &mut pid)?;
+            let pid = i32::from_ne_bytes(pid);
+            let code = vmm::run(vmm::Vmm { args, control, channels, shared, fds, hooks, signals, pid, audio });
+            std::process::exit(code.unwrap_or(1));
+        }
+    };
+    drop((control, channels));
+    sys::write_bytes(&tell, &child.to_ne_bytes())?;
+    loop {
+        sys::readable(&[signals.as_raw_fd()], 500);
+        if process::asked_to_end(&signals) {
+            process::send_signal(child, process::SIGTERM);
+        }
+        if let Some(code) = process::reap(child, false) {
+            return Ok(code);
+        }
+    }
+}
+
+/// No orphans: whoever still runs is killed and reaped.
+fn end_children(children: &[i32]) {
+    for &pid in children {
+        process::send_signal(pid, process::SIGKILL);
+        process::reap(pid, true);
+    }
+}

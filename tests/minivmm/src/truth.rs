@@ -1,0 +1,209 @@
+// SPDX-License-Identifier: Apache-2.0
+//! What the audio server knows for itself: cycles, misses, episodes. Pure bookkeeping.
+//!
+//! A cycle is missed if no completion was read between its wakeup and the next
+//! cycle's start. An episode lasts from the first miss to the next completion,
+//! because a completion closes all cycles signalled so far.
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Leg {
+    None,
+    Wake,
+    Completion,
+}
+
+impl Leg {
+    pub fn text(self) -> &'static str {
+        match self {
+            Leg::None => "none",
+            Leg::Wake => "wake",
+            Leg::Completion => "completion",
+        }
+    }
+}
+
+/// One (stream, cycle).
+#[derive(Clone, Debug)]
+pub struct Row {
+    pub stream: usize,
+    pub cycle: u64,
+    pub start_ns: u64,
+    pub signal_ns: u64,
+    /// 0: never closed.
+    pub closing_ns: u64,
+    /// S of the next cycle, 0 while it is not known.
+    pub deadline_ns: u64,
+    /// A miss of this stream: a wake miss, or the completion miss of a target of its own.
+    pub leg: Leg,
+    /// The target's cycle was late, by whichever stream.
+    pub target_missed: bool,
+}
+
+#[derive(Clone, Default)]
+pub struct StreamCounts {
+    pub cycles: u64,
+    pub wake_misses: u64,
+    pub completion_misses: u64,
+}
+
+#[derive(Clone, Default)]
+pub struct TargetCounts {
+    pub episodes: u64,
+    pub wake_misses: u64,
+    pub completion_misses: u64,
+}
+
+struct TargetState {
+    streams: Vec<usize>,
+    in_episode: bool,
+    open_rows: Vec<usize>,
+}
+
+pub struct Truth {
+    pub rows: Vec<Row>,
+    pub streams: Vec<StreamCounts>,
+    pub targets: Vec<TargetCounts>,
+    state: Vec<TargetState>,
+}
+
+impl Truth {
+    /// `target_of` gives each stream's target.
+    pub fn new(target_of: &[usize]) -> Truth {
+        let targets = target_of.iter().max().map_or(0, |t| t + 1);
+        let of = |t: usize| (0..target_of.len()).filter(|&s| target_of[s] == t).collect();
+        Truth {
+            rows: Vec::with_capacity(1 << 20),
+            streams: vec![StreamCounts::default(); target_of.len()],
+            targets: vec![TargetCounts::default(); targets],
+            state: (0..targets)
+                .map(|t| TargetState { streams: of(t), in_episode: false, open_rows: Vec::with_capacity(256) })
+                .collect(),
+        }
+    }
+
+    pub fn streams_of(&self, target: usize) -> &[usize] {
+        &self.state[target].streams
+    }
+
+    pub fn is_open(&self, target: usize) -> bool {
+        !self.state[target].open_rows.is_empty()
+    }
+
+    /// A stream was woken for a cycle that started at `start_ns`.
+    pub fn signalled(&mut self, target: usize, stream: usize, cycle: u64, start_ns: u64, signal_ns: u64) {
+        self.streams[stream].cycles += 1;
+        self.state[target].open_rows.push(self.rows.len());
+        let (leg, target_missed) = (Leg::None, false);
+        self.rows.push(Row {
+            stream,
+            cycle,
+            start_ns,
+            signal_ns,
+            closing_ns: 0,
+            deadline_ns: 0,
+            leg,
+            target_missed,
+        });
+    }
+
+    /// A completion of the target was read.
+    pub fn completed(&mut self, target: usize, now_ns: u64) {
+        let state = &mut self.state[target];
+        state.in_episode = false;
+        for row in state.open_rows.drain(..) {
+            self.rows[row].closing_ns = now_ns;
+        }
+    }
+
+    /// The next cycle starts: judges `cycle`. `unread`, per stream of the target: its eventfd is
+    /// still readable. Only called while the target is open.
+    pub fn deadline(&mut self, target: usize, cycle: u64, now_ns: u64, unread: &[bool]) {
+        let state = &mut self.state[target];
+        let counts = &mut self.targets[target];
+        if !state.in_episode {
+            state.in_episode = true;
+            counts.episodes += 1;
+        }
+        let wake = unread.iter().any(|&u| u);
+        if !wake {
+            counts.completion_misses += 1;
+        }
+        for &row in &state.open_rows {
+            let row = &mut self.rows[row];
+            if row.cycle != cycle {
+                continue;
+            }
+            row.deadline_ns = now_ns;
+            row.target_missed = true;
+            let place = state.streams.iter().position(|&s| s == row.stream);
+            if place.map_or(false, |p| unread[p]) {
+                row.leg = Leg::Wake;
+                counts.wake_misses += 1;
+                self.streams[row.stream].wake_misses += 1;
+            } else if !wake && state.streams.len() == 1 {
+                row.leg = Leg::Completion;
+                self.streams[row.stream].completion_misses += 1;
+            }
+        }
+    }
+
+    pub fn cycles(&self) -> u64 {
+        self.streams.iter().map(|s| s.cycles).sum()
+    }
+
+    /// (wake misses, completion misses, episodes) of all targets.
+    pub fn totals(&self) -> (u64, u64, u64) {
+        self.targets.iter().fold((0, 0, 0), |sum, t| {
+            (sum.0 + t.wake_misses, sum.1 + t.completion_misses, sum.2 + t.episodes)
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_starvation_is_one_episode_of_several_misses() {
+        let mut truth = Truth::new(&[0]);
+        for cycle in 0..3 {
+            truth.signalled(0, 0, cycle, cycle * 10, cycle * 10 + 1);
+            truth.deadline(0, cycle, cycle * 10 + 10, &[true]);
+        }
+        truth.completed(0, 31);
+        truth.signalled(0, 0, 3, 30, 32);
+        truth.completed(0, 33);
+        assert_eq!(truth.totals(), (3, 0, 1));
+        assert_eq!(truth.cycles(), 4);
+        assert!(truth.rows[..3].iter().all(|r| r.closing_ns == 31 && r.leg == Leg::Wake));
+        assert_eq!((truth.rows[3].leg, truth.rows[3].closing_ns), (Leg::None, 33));
+    }
+
+    #[test]
+    fn a_late_completion_between_two_misses_makes_two_episodes() {
+        let mut truth = Truth::new(&[0]);
+        for cycle in 0..2 {
+            truth.signalled(0, 0, cycle, cycle * 10, cycle * 10);
+            truth.deadline(0, cycle, cycle * 10 + 10, &[false]);
+            truth.completed(0, cycle * 10 + 11);
+        }
+        assert_eq!(truth.totals(), (0, 2, 2));
+    }
+
+    #[test]
+    fn of_a_shared_completion_the_unread_streams_miss_or_else_the_target_once() {
+        let mut truth = Truth::new(&[0, 0, 0]);
+        for stream in 0..3 {
+            truth.signalled(0, stream, 0, 0, 1);
+        }
+        truth.deadline(0, 0, 10, &[false, true, false]);
+        for stream in 0..3 {
+            truth.signalled(0, stream, 1, 10, 11);
+        }
+        truth.deadline(0, 1, 20, &[false, false, false]);
+        assert_eq!(truth.totals(), (1, 1, 1));
+        assert_eq!(truth.streams[1].wake_misses, 1);
+        assert_eq!(truth.rows.iter().filter(|r| r.leg != Leg::None).count(), 1);
+        assert!(truth.rows.iter().all(|r| r.target_missed));
+    }
+}

@@ -1,0 +1,254 @@
+// SPDX-License-Identifier: Apache-2.0
+//! The VMM's process: devices, contexts, threads, the ready line and the end of the run.
+
+use crate::args::{Args, Load, WritePath};
+use crate::churn::LoadFds;
+use crate::fence::{self, FenceHandler};
+use crate::gpu::GpuWorker;
+use crate::guest::{self, Bridge};
+use crate::inject::Hooks;
+use crate::load;
+use crate::process::{self, spawn};
+use crate::queue::{GuestMemory, RingPage};
+use crate::server::{START, STOP};
+use crate::shared::Shared;
+use crate::sys;
+use crate::table::{new_item_state, CrossDomainContext, ExportTable, Style};
+use crate::worker::{ContextResources, CrossDomainState, CrossDomainWorker, CHANNEL_ID, RESAMPLE_ID};
+use std::collections::{BTreeMap, VecDeque};
+use std::io::Write;
+use std::os::unix::io::{AsRawFd, OwnedFd};
+use std::sync::atomic::Ordering;
+use std::sync::mpsc::channel;
+use std::sync::{Arc, Condvar, Mutex};
+
+/// The run may last this much longer than asked before it is ended by force.
+const PATIENCE_NS: u64 = 6_000_000_000;
+
+pub struct Vmm {
+    pub args: Args,
+    pub control: OwnedFd,
+    pub channels: Vec<OwnedFd>,
+    pub shared: &'static Shared,
+    pub fds: Arc<LoadFds>,
+    pub hooks: Hooks,
+    pub signals: OwnedFd,
+    /// pid as seen from outside; inside a pid namespace it is told by the launcher.
+    pub pid: i32,
+    pub audio: i32,
+}
+
+fn hexadecimal(words: &[usize]) -> String {
+    words.iter().map(|w| format!("\"{:#x}\"", w)).collect::<Vec<_>>().join(",")
+}
+
+/// The address of a mutex's futex word: the only u32 in it that locking changes from 0 to 1.
+/// Call it before the mutex is shared.
+fn lock_word<T>(mutex: &Mutex<T>) -> usize {
+    let base = mutex as *const Mutex<T> as *const u32;
+    let n = std::mem::size_of::<Mutex<T>>() / 4;
+    // SAFETY: volatile reads inside one object that no other thread knows yet.
+    let read = || (0..n).map(|i| unsafe { std::ptr::read_volatile(base.add(i)) }).collect::<Vec<u32>>();
+    let before = read();
+    let guard = mutex.lock().unwrap();
+    let during = read();
+    drop(guard);
+    let place = (0..n).find(|&i| before[i] == 0 && during[i] == 1);
+    place.map_or(0, |i| base as usize + 4 * i)
+}
+
+struct Words {
+    item_state: Vec<usize>,
+    context_resources: Vec<usize>,
+    jobs: Vec<usize>,
+}
+
+struct Machine {
+    words: Words,
+    contexts: Vec<CrossDomainContext>,
+    workers: Vec<CrossDomainWorker>,
+    rings: Vec<Arc<RingPage>>,
+}
+
+fn build_contexts(vmm: &mut Vmm, handler: &FenceHandler, exports: &ExportTable) -> std::io::Result<Machine> {
+    let krun = matches!(vmm.args.write_path, WritePath::Dup | WritePath::Task);
+    let words = Words { item_state: Vec::new(), context_resources: Vec::new(), jobs: Vec::new() };
+    let mut machine = Machine { words, contexts: Vec::new(), workers: Vec::new(), rings: Vec::new() };
+    for (i, channel) in std::mem::take(&mut vmm.channels).into_iter().enumerate() {
+        let ring = Arc::new(RingPage::new());
+        let resources = Arc::new(Mutex::new(ContextResources { rings: vec![ring.clone()] }));
+        let item_state = new_item_state();
+        let state = Arc::new(CrossDomainState {
+            context_resources: resources,
+            jobs: Mutex::new(Some(VecDeque::new())),
+            jobs_cvar: Condvar::new(),
+            channel,
+            style: Style { krun },
+        });
+        machine.words.item_state.push(lock_word(&item_state));
+        machine.words.context_resources.push(lock_word(&state.context_resources));
+        machine.words.jobs.push(lock_word(&state.jobs));
+        let (wait_ctx, resample_evt) = (Arc::new(sys::epoll()?), Arc::new(sys::event(false)?));
+        sys::epoll_change(&wait_ctx, sys::EPOLL_CTL_ADD, &state.channel, CHANNEL_ID)?;
+        sys::epoll_change(&wait_ctx, sys::EPOLL_CTL_ADD, &resample_evt, RESAMPLE_ID)?;
+        let shared = vmm.shared;
+        machine.workers.push(CrossDomainWorker {
+            ctx_id: i as u32 + 1,
+            order: vmm.args.worker,
+            wait_ctx: wait_ctx.clone(),
+            resample_evt: resample_evt.clone(),
+            item_state: item_state.clone(),
+            export_table: if vmm.args.load == Load::Nested { Some(exports.clone()) } else { None },
+            state: state.clone(),
+            fence_handler: handler.clone(),
+            hooks: vmm.hooks,
+            on_registered: Box::new(move || {
+                shared.registered.fetch_add(1, Ordering::AcqRel);
+            }),
+            served: BTreeMap::new(),
+            turn: 0,
+        });
+        let path = vmm.args.write_path;
+        machine.contexts.push(CrossDomainContext::new(path, item_state, state, wait_ctx, resample_evt));
+        machine.rings.push(ring);
+    }
+    Ok(machine)
+}
+
+/// Starts every thread of the VMM; the addresses of its lock words as JSON.
+fn start(vmm: &mut Vmm) -> std::io::Result<String> {
+    let mem = Arc::new(GuestMemory::new()?);
+    let handler = FenceHandler::new(&mem);
+    let exports: ExportTable = Arc::new(Mutex::new(BTreeMap::new()));
+    let shared_words =
+        [lock_word(&handler.control_queue), lock_word(&handler.fence_state), lock_word(&handler.intc)];
+    let export_word = lock_word(&exports);
+    let Machine { words, contexts, workers, rings } = build_contexts(vmm, &handler, &exports)?;
+    let locks = format!(
+        "{{\"item_state\":[{}],\"context_resources\":[{}],\"jobs\":[{}],\"control_queue\":\"{:#x}\",\"fence_state\":\"{:#x}\",\"intc\":\"{:#x}\",\"export_table\":\"{:#x}\"}}",
+        hexadecimal(&words.item_state), hexadecimal(&words.context_resources), hexadecimal(&words.jobs),
+        shared_words[0], shared_words[1], shared_words[2], export_word
+    );
+
+    // Under preempt-holder only W shares the contested CPU, so that everybody else could go on.
+    let contested = vmm.args.load == Load::PreemptHolder && process::cpus().len() > 1;
+    let elsewhere = move || {
+        if contested {
+            process::pin(process::cpus()[0]);
+        }
+    };
+    let (gpu_fences, pending) = channel();
+    let fence_handler = handler.clone();
+    spawn("virgl fence", move || fence::run(pending, fence_handler));
+    let (gpu_device, hooks) = (sys::event(false)?, vmm.hooks);
+    let gpu = GpuWorker { mem: mem.clone(), fence_handler: handler, contexts, gpu_fences, gpu_device, hooks };
+    spawn("gpu worker", move || {
+        elsewhere();
+        gpu.run()
+    });
+    for worker in workers {
+        spawn("cross domain", move || {
+            if contested {
+                process::pin(load::contested_cpu());
+            }
+            worker.run()
+        });
+    }
+    if vmm.args.load == Load::Nested {
+        let fds = vmm.fds.clone();
+        spawn("fs worker", move || load::fs_worker(exports, fds));
+    }
+    let bridge = Bridge::new(mem.clone(), rings, vmm.shared, &vmm.args, hooks);
+    spawn("fc_vcpu 0", move || {
+        elsewhere();
+        bridge.run()
+    });
+    let (args, shared) = (vmm.args.clone(), vmm.shared);
+    spawn("fc_vcpu 1", move || {
+        elsewhere();
+        guest::applications(mem, args, shared)
+    });
+    for i in 2..vmm.args.vcpus {
+        spawn(&format!("fc_vcpu {}", i), move || guest::idle(i));
+    }
+    Ok(locks)
+}
+
+/// Waits, bounded, until W watches every sustained stream.
+fn await_streams(vmm: &Vmm) -> bool {
+    let end = sys::now_ns() + PATIENCE_NS;
+    while (vmm.shared.registered.load(Ordering::Acquire) as usize) < vmm.args.streams {
+        if sys::now_ns() > end {
+            return false;
+        }
+        sys::sleep_ns(1_000_000);
+    }
+    true
+}
+
+#[derive(PartialEq)]
+enum Input {
+    Line,
+    Closed,
+    Signal,
+}
+
+/// Blocks for a line on stdin, its end, or a signal that asks to end.
+fn await_line(vmm: &Vmm) -> Input {
+    let mut byte = [0; 1];
+    loop {
+        let ready = sys::readable(&[vmm.signals.as_raw_fd(), 0], -1);
+        if ready[0] && process::asked_to_end(&vmm.signals) {
+            return Input::Signal;
+        }
+        if ready[1] {
+            match sys::read_stdin(&mut byte) {
+                0 => return Input::Closed,
+                _ if byte[0] == b'\n' => return Input::Line,
+                _ => {}
+            }
+        }
+    }
+}
+
+/// Runs the VMM; its exit code.
+pub fn run(mut vmm: Vmm) -> std::io::Result<i32> {
+    let locks = start(&mut vmm)?;
+    if !await_streams(&vmm) {
+        eprintln!("minivmm: the streams were not set up in time");
+        return Ok(1);
+    }
+    println!(
+        "{{\"type\":\"ready\",\"vmm\":{},\"audio\":{},\"write_path\":\"{}\",\"worker\":\"{}\",\"load\":\"{}\",\"topology\":\"{}\",\"timer\":\"{}\",\"period_ns\":{},\"locks\":{}}}",
+        vmm.pid, vmm.audio, vmm.args.write_path.text(), vmm.args.worker.text(), vmm.args.load.text(),
+        vmm.args.topology.text(), vmm.args.timer.text(), vmm.args.period_ns(), locks
+    );
+    std::io::stdout().flush()?;
+    if vmm.args.hold_start && await_line(&vmm) == Input::Signal {
+        return Ok(0);
+    }
+    sys::write_bytes(&vmm.control, &[START])?;
+    let limit = (vmm.args.duration_s * 1e9) as u64;
+    let mut end = if limit > 0 { sys::now_ns() + limit + PATIENCE_NS } else { u64::MAX };
+    let mut stopped = false;
+    loop {
+        let ready = sys::readable(&[vmm.signals.as_raw_fd(), vmm.control.as_raw_fd()], 500);
+        if ready[1] {
+            break; // counted and printed, or the server died
+        }
+        if ready[0] && process::asked_to_end(&vmm.signals) && !stopped {
+            stopped = true;
+            end = sys::now_ns() + PATIENCE_NS;
+            sys::write_bytes(&vmm.control, &[STOP])?;
+        }
+        if sys::now_ns() > end {
+            eprintln!("minivmm: the audio server did not end in time");
+            return Ok(1);
+        }
+    }
+    let counted = sys::read_bytes(&vmm.control, &mut [0; 1]).unwrap_or(0) == 1;
+    if counted && vmm.args.linger && !stopped {
+        while await_line(&vmm) == Input::Line {}
+    }
+    Ok(if counted { 0 } else { 1 })
+}
