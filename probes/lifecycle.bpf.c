@@ -14,7 +14,7 @@ static __always_inline void xd_life(u32 tid, u32 tgid, u16 op, u32 old_tid, void
 	xd_head_set(&life->head, XD_LIFE, 0, op, tid, bpf_ktime_get_ns(), 0);
 	__builtin_memset(life->comm, 0, sizeof(life->comm));
 	if (comm)
-		bpf_probe_read_kernel_str(life->comm, sizeof(life->comm), comm);
+		xd_read_kernel_str(life->comm, sizeof(life->comm), comm);
 	else
 		bpf_get_current_comm(life->comm, sizeof(life->comm));
 	life->tgid = tgid;

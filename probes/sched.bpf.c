@@ -16,12 +16,12 @@ static __always_inline u64 xd_steal(struct xd_cpu *cpu, u64 task)
 
 	/* A CPU's run queue never moves: its address is learnt once. */
 	if (!cpu->rq) {
-		bpf_probe_read_kernel(&cfs_rq, sizeof(cfs_rq), (void *)(task + XD_OFF_TASK_CFS_RQ));
+		xd_read_kernel(&cfs_rq, sizeof(cfs_rq), (void *)(task + XD_OFF_TASK_CFS_RQ));
 		if (!cfs_rq)
 			return 0;
-		bpf_probe_read_kernel(&cpu->rq, sizeof(cpu->rq), (void *)(cfs_rq + XD_OFF_CFS_RQ_RQ));
+		xd_read_kernel(&cpu->rq, sizeof(cpu->rq), (void *)(cfs_rq + XD_OFF_CFS_RQ_RQ));
 	}
-	bpf_probe_read_kernel(&steal, sizeof(steal), (void *)(cpu->rq + XD_OFF_RQ_STEAL));
+	xd_read_kernel(&steal, sizeof(steal), (void *)(cpu->rq + XD_OFF_RQ_STEAL));
 	return steal;
 }
 #endif

@@ -89,17 +89,17 @@ static __always_inline void xd_file_of(int fd, struct xd_file *file)
 		u64 fd;
 	} table = {};
 
-	bpf_probe_read_kernel(&files, sizeof(files), (void *)(bpf_get_current_task() + XD_OFF_TASK_FILES));
-	bpf_probe_read_kernel(&fdt, sizeof(fdt), (void *)(files + XD_OFF_FILES_FDT));
-	if (bpf_probe_read_kernel(&table, sizeof(table), (void *)(fdt + XD_OFF_FDT_MAX_FDS)))
+	xd_read_kernel(&files, sizeof(files), (void *)(bpf_get_current_task() + XD_OFF_TASK_FILES));
+	xd_read_kernel(&fdt, sizeof(fdt), (void *)(files + XD_OFF_FILES_FDT));
+	if (xd_read_kernel(&table, sizeof(table), (void *)(fdt + XD_OFF_FDT_MAX_FDS)))
 		return;
 	if (fd < 0 || (u32)fd >= table.max_fds)
 		return;
-	bpf_probe_read_kernel(&pointer, sizeof(pointer), (void *)(table.fd + (u64)fd * 8));
+	xd_read_kernel(&pointer, sizeof(pointer), (void *)(table.fd + (u64)fd * 8));
 	if (!pointer)
 		return;
-	bpf_probe_read_kernel(&file->f_op, 8, (void *)(pointer + XD_OFF_FILE_F_OP));
-	bpf_probe_read_kernel(&file->private_data, 8, (void *)(pointer + XD_OFF_FILE_PRIVATE_DATA));
+	xd_read_kernel(&file->f_op, 8, (void *)(pointer + XD_OFF_FILE_F_OP));
+	xd_read_kernel(&file->private_data, 8, (void *)(pointer + XD_OFF_FILE_PRIVATE_DATA));
 #endif
 }
 
@@ -123,7 +123,7 @@ static __always_inline s32 xd_eventfd_id(int fd, u8 *flags)
 	}
 	if (file.f_op != learnt->eventfd_fops)
 		return -1;
-	if (bpf_probe_read_kernel(&eventfd, sizeof(eventfd), (void *)(file.private_data + XD_OFF_EVENTFD_COUNT)))
+	if (xd_read_kernel(&eventfd, sizeof(eventfd), (void *)(file.private_data + XD_OFF_EVENTFD_COUNT)))
 		return -1;
 	*flags |= XD_F_EVENTFD;
 	if (eventfd.count)
@@ -286,7 +286,7 @@ int xd_sys_enter(struct bpf_raw_tracepoint_args *ctx)
 	int look_up = -1; /* the fd whose eventfd id the record carries */
 	u16 held = 0, readable = 0;
 
-	bpf_probe_read_kernel(&regs, sizeof(regs), (void *)(ctx->args[0] + XD_REGS_OFFSET));
+	xd_read_kernel(&regs, sizeof(regs), (void *)(ctx->args[0] + XD_REGS_OFFSET));
 
 	u64 arg0 = regs.slot[XD_REGS_0], arg1 = regs.slot[XD_REGS_1], arg2 = regs.slot[XD_REGS_2];
 
@@ -347,7 +347,7 @@ int xd_sys_enter(struct bpf_raw_tracepoint_args *ctx)
 		if (nr == XD_NR_readv || nr == XD_NR_writev) {
 			vec.base = 0;
 			vec.len = 0;
-			bpf_probe_read_user(&vec, sizeof(vec), (void *)arg1);
+			xd_read_user(&vec, sizeof(vec), (void *)arg1);
 		}
 		look_up = arg0;
 		thread->arg = vec.len > 65535 ? 65535 : vec.len;
@@ -356,7 +356,7 @@ int xd_sys_enter(struct bpf_raw_tracepoint_args *ctx)
 			u64 value = 0;
 
 			if (vec.len >= 8)
-				bpf_probe_read_user(&value, sizeof(value), (void *)vec.base);
+				xd_read_user(&value, sizeof(value), (void *)vec.base);
 			thread->a = value;
 		}
 		break;
@@ -375,7 +375,7 @@ int xd_sys_enter(struct bpf_raw_tracepoint_args *ctx)
 		} waiter = {};
 
 		kind = XD_FUTEX;
-		bpf_probe_read_user(&waiter, sizeof(waiter), (void *)arg0);
+		xd_read_user(&waiter, sizeof(waiter), (void *)arg0);
 		thread->op = XD_FUTEX_WAIT_BITSET | (waiter.flags & XD_FUTEX_PRIVATE);
 		thread->arg = waiter.value;
 		thread->a = waiter.word;
@@ -406,7 +406,7 @@ int xd_sys_enter(struct bpf_raw_tracepoint_args *ctx)
 		struct xd_itimerspec spec = {};
 
 		kind = XD_TIMER;
-		bpf_probe_read_user(&spec, sizeof(spec), (void *)arg2);
+		xd_read_user(&spec, sizeof(spec), (void *)arg2);
 		thread->arg = arg1;
 		thread->a = spec.value.sec * 1000000000ULL + spec.value.nsec;
 		thread->b = spec.interval.sec * 1000000000ULL + spec.interval.nsec;
@@ -416,7 +416,7 @@ int xd_sys_enter(struct bpf_raw_tracepoint_args *ctx)
 		struct xd_epoll_event event = {};
 
 		kind = XD_EPOLL_CTL;
-		bpf_probe_read_user(&event, sizeof(event), (void *)regs.slot[XD_REGS_3]);
+		xd_read_user(&event, sizeof(event), (void *)regs.slot[XD_REGS_3]);
 		thread->arg = arg1;
 		thread->a = (u64)event.data_high << 32 | event.data_low;
 		thread->b = arg2;
@@ -459,16 +459,16 @@ static __always_inline void xd_rights(struct xd_thread *thread, struct xd_msg *m
 	u32 count;
 	u8 flags = 0;
 
-	bpf_probe_read_user(&header, sizeof(header), (void *)thread->a);
+	xd_read_user(&header, sizeof(header), (void *)thread->a);
 	if (!header.control || header.controllen < sizeof(control) + 4)
 		return;
-	bpf_probe_read_user(&control, sizeof(control), (void *)header.control);
+	xd_read_user(&control, sizeof(control), (void *)header.control);
 	fds = header.control + sizeof(control);
 	if (control.level == XD_SOL_SOCKET && control.type != XD_SCM_RIGHTS) {
 		/* Credentials come first where both were asked for. */
 		u64 next = header.control + ((control.len + 7) & ~7ULL);
 
-		bpf_probe_read_user(&control, sizeof(control), (void *)next);
+		xd_read_user(&control, sizeof(control), (void *)next);
 		fds = next + sizeof(control);
 	}
 	if (control.level != XD_SOL_SOCKET || control.type != XD_SCM_RIGHTS || control.len < sizeof(control))
@@ -481,7 +481,7 @@ static __always_inline void xd_rights(struct xd_thread *thread, struct xd_msg *m
 
 		if (i >= count)
 			break;
-		bpf_probe_read_user(&fd, sizeof(fd), (void *)(fds + i * 4));
+		xd_read_user(&fd, sizeof(fd), (void *)(fds + i * 4));
 		msg->eventfd_ids[i] = xd_eventfd_id(fd, &flags);
 	}
 }
@@ -494,13 +494,13 @@ static __always_inline void xd_rights_more(struct xd_thread *thread, u32 tid, u6
 	u32 count;
 	u8 flags = 0;
 
-	bpf_probe_read_user(&header, sizeof(header), (void *)thread->a);
-	bpf_probe_read_user(&control, sizeof(control), (void *)header.control);
+	xd_read_user(&header, sizeof(header), (void *)thread->a);
+	xd_read_user(&control, sizeof(control), (void *)header.control);
 	fds = header.control + sizeof(control);
 	if (control.type != XD_SCM_RIGHTS) {
 		u64 next = header.control + ((control.len + 7) & ~7ULL);
 
-		bpf_probe_read_user(&control, sizeof(control), (void *)next);
+		xd_read_user(&control, sizeof(control), (void *)next);
 		fds = next + sizeof(control);
 	}
 	count = (control.len - sizeof(control)) / 4;
@@ -522,7 +522,7 @@ static __always_inline void xd_rights_more(struct xd_thread *thread, u32 tid, u6
 			more->eventfd_ids[i] = -1;
 			if (first + i >= count)
 				continue;
-			bpf_probe_read_user(&fd, sizeof(fd), (void *)(fds + (first + i) * 4));
+			xd_read_user(&fd, sizeof(fd), (void *)(fds + (first + i) * 4));
 			more->eventfd_ids[i] = xd_eventfd_id(fd, &flags);
 		}
 		xd_submit(more);
@@ -615,7 +615,7 @@ int xd_sys_exit(struct bpf_raw_tracepoint_args *ctx)
 		struct xd_rw *rw = record;
 		u64 value = 0;
 
-		if (ret >= 8 && !bpf_probe_read_user(&value, sizeof(value), (void *)thread->a))
+		if (ret >= 8 && !xd_read_user(&value, sizeof(value), (void *)thread->a))
 			rw->value = value;
 	} else if (kind == XD_WRITE) {
 		struct xd_rw *rw = record;
@@ -632,7 +632,7 @@ int xd_sys_exit(struct bpf_raw_tracepoint_args *ctx)
 		struct xd_epoll_wait *wait = record;
 		struct xd_epoll_event event = {};
 
-		if (ret > 0 && !bpf_probe_read_user(&event, sizeof(event), (void *)thread->a)) {
+		if (ret > 0 && !xd_read_user(&event, sizeof(event), (void *)thread->a)) {
 			wait->data = (u64)event.data_high << 32 | event.data_low;
 			wait->events = event.events;
 		}
