@@ -383,7 +383,7 @@ def offcpu(
     cpu_out: int = 0,
     cpu_in: int = 0,
 ) -> Records:
-    """An off-CPU span: blocked from ``start`` to ``woken``, runnable to ``end`` (runnable all along if preempted)."""
+    """An off-CPU span: blocked to ``woken``, then runnable; runnable all along if preempted."""
     return one(
         OFFCPU,
         Kind.OFFCPU,

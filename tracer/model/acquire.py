@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from tracer.model.words import join
 from tracer.schema import FUTEX_CMD_MASK, FUTEX_PRIVATE, FUTEX_WAIT, FUTEX_WAIT_BITSET, Records
 
 STD_WAIT = FUTEX_WAIT_BITSET | FUTEX_PRIVATE  # 137
@@ -80,7 +81,7 @@ class Acquirer:
     def pending(self) -> Records:
         """Acquisitions (n,) of dtype ACQ whose thread made no futex call since: closed_ns 0."""
         rows = [last.row for last in self._last.values() if last.row is not None]
-        return np.concatenate(rows) if rows else np.empty(0, dtype=ACQ)
+        return join(rows, ACQ).copy()
 
     def pending_of(self, tid: int) -> Records:
         """The pending acquisition of a thread, shape (0,) or (1,)."""
@@ -181,7 +182,7 @@ class Acquirer:
                 int(rows["ret"][at]),
                 open_rows.get(who),
             )
-        out = np.concatenate(done) if done else np.empty(0, dtype=ACQ)
+        out = join(done, ACQ)
         return out[np.lexsort((out["tid"], out["closed_ns"]))]
 
 

@@ -15,10 +15,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tracer.model.registry import Registry
+from tracer.model.words import join
 from tracer.schema import FUTEX, RECORD, RW, Flag, Kind, Records, end_ns, view
 
 RECENT_NS = 4_000_000_000
 WINDOW_NS = 1_000_000_000  # how far back in a hold its longest syscall is looked for
+AROUND_NS = 100_000_000
 CELLS = 4096
 
 _NAMES = {
@@ -85,9 +87,7 @@ class Recent:
                 wake = (rows["kind"] == Kind.FUTEX) & ((rows["op"] & 0x7F) != 0) & ((rows["op"] & 0x7F) != 9)
                 rows = cache[tid] = rows[~wake]
             parts.append(rows)
-        if not parts:
-            return np.empty(0, dtype=RECORD)
-        return parts[0] if len(parts) == 1 else np.concatenate(parts)
+        return join(parts, RECORD)
 
     def longest(
         self, tid: int, starts: NDArray[np.uint64], ends: NDArray[np.uint64]
@@ -133,11 +133,11 @@ class Recent:
     def around(self, tid: int, start_ns: int, end_ns_: int, until_ns: int) -> tuple[Records, Records]:
         """A thread's last call ended by ``start`` and its first entered after ``end`` and ended by ``until``.
 
-        Each is a record array of shape (0,) or (1,); none older than WINDOW_NS.
+        Each is a record array of shape (0,) or (1,); none further off than AROUND_NS.
         """
-        rows = self.of(tid, max(0, start_ns - WINDOW_NS), until_ns)
+        rows = self.of(tid, max(0, start_ns - AROUND_NS), until_ns)
         stop = end_ns(rows)
-        before = rows[(stop <= start_ns) & (stop + np.uint64(WINDOW_NS) > start_ns)][-1:]
+        before = rows[(stop <= start_ns) & (stop + np.uint64(AROUND_NS) > start_ns)][-1:]
         after = rows[(rows["enter_ns"] >= end_ns_) & (stop <= until_ns)][:1]
         return before, after
 
@@ -220,9 +220,9 @@ class Cells:
         cell = self.cells[attempt] = Cell(*attempt)
         return cell
 
-    def forget(self, tgid: int, word: int) -> None:
-        """Drop a word's cells."""
-        for key in [k for k in self.cells if k[0] == tgid and k[1] == word]:
+    def forget(self, words: set[tuple[int, int]]) -> None:
+        """Drop the cells of words (tgid, address)."""
+        for key in [k for k in self.cells if (k[0], k[1]) in words]:
             del self.cells[key]
 
     def find(self, tgid: int, word: int, holder_tid: int, waiter_tid: int) -> Cell | None:

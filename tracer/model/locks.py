@@ -35,13 +35,14 @@ from tracer.model.words import (
     Word,
     bump,
     copy_word,
+    join,
 )
 from tracer.schema import FUTEX, FUTEX_PRIVATE, LIFE, Flag, Kind, Life, Records, view
 
 RETAIN_NS = 8_000_000_000
 MAX_WORDS = 4096
 SETTLE_NS = 20_000_000  # blame waits this long for the holder's wake to return
-AROUND_ENOUGH = 1000  # acquisitions per word whose surroundings are looked at
+AROUND_ENOUGH = 300  # acquisitions per word whose surroundings are looked at
 STALE_NS = 60_000_000_000  # a lock unused for so long gives up its place among the watched words
 
 
@@ -75,6 +76,7 @@ class Locks:
         self._wakes = Rows(WAKES)
         self._acquisitions = Rows(ACQ)
         self._unsettled: list[Records] = []
+        self._early_misses: dict[tuple[int, int, int, int], int] = {}
         self._open: dict[int, Records] = {}
         self._watched: dict[int, tuple[int, ...]] = {}
 
@@ -207,10 +209,11 @@ class Locks:
         order = sorted(
             self.words.values(), key=lambda w: (bool(w.misses), w.kind in ("mutex", "pthread"), w.last_ns)
         )
-        for word in order[: len(order) - MAX_WORDS * 7 // 8]:
-            del self.words[word.tgid, word.word]
-            self.cells.forget(word.tgid, word.word)
-            self.evicted += 1
+        gone = {(w.tgid, w.word) for w in order[: len(order) - MAX_WORDS * 7 // 8]}
+        for key in gone:
+            del self.words[key]
+        self.cells.forget(gone)
+        self.evicted += len(gone)
 
     # ---- blame
 
@@ -218,7 +221,7 @@ class Locks:
         """Blame for acquisitions whose last holder's wake has had time to return."""
         if not self._unsettled:
             return
-        acq = self._unsettled[0] if len(self._unsettled) == 1 else np.concatenate(self._unsettled)
+        acq = join(self._unsettled, ACQ)
         ripe = acq["closed_ns"] + np.uint64(SETTLE_NS) <= self.now_ns
         if not ripe.any():
             self._unsettled = [acq]
@@ -231,7 +234,7 @@ class Locks:
         """Count what waiters did just before and just after, for names by behaviour."""
         for row in acq:
             word = self.words.get((int(row["tgid"]), int(row["word"])))
-            if word is None or word.around_seen >= AROUND_ENOUGH:
+            if word is None or not self.registry.is_vmm(word.tgid) or word.around_seen >= AROUND_ENOUGH:
                 continue
             word.around_seen += 1
             tid, until = int(row["tid"]), int(row["closed_ns"]) + SETTLE_NS
@@ -268,6 +271,8 @@ class Locks:
         if len(wakes):
             stop[~rest] = np.minimum(stop[~rest], wakes["end_ns"][at[~rest]])
             holder[~rest] = wakes["tid"][at[~rest]]
+        rank_ns = (stop - acq["start_ns"][of]).astype(np.int64) + (of << 43)  # a long wake covers later ones
+        stop = acq["start_ns"][of] + (np.maximum.accumulate(rank_ns) - (of << 43)).astype(np.uint64)
         begin = acq["start_ns"][of].copy()
         begin[1:] = np.where(of[1:] == of[:-1], stop[:-1], begin[1:])
         begin = np.minimum(begin, stop)
@@ -338,6 +343,8 @@ class Locks:
         cell = self.cells.find(tgid, word, holder_tid, waiter_tid)
         if cell is not None:
             cell.misses += n
+        elif known is not None:  # its blame is not settled yet
+            bump(self._early_misses, (tgid, word, holder_tid, waiter_tid), n, limit=256)
 
     # ---- queries
 
@@ -418,7 +425,7 @@ class Locks:
         now = self.watch_order(tgid)
         kept = [w for w in self._watched.get(tgid, ()) if w in now]
         best = now[:n]
-        core = {w for w in best if self._watch_rank(self.words[tgid, w])[0] == 0}
+        core = set(self.core_words(tgid))
         for word in best:  # a likely item_state takes the place of the least; else only free places fill
             if word in kept:
                 continue
@@ -435,7 +442,7 @@ class Locks:
         """Live std mutex words of a process, the likeliest item_state first."""
         live = [
             w
-            for w in self.words.values()
+            for w in self._with_pending().values()
             if w.tgid == tgid
             and w.kind == "mutex"
             and w.contended
@@ -445,7 +452,8 @@ class Locks:
 
     def core_words(self, tgid: int) -> list[int]:
         """Live mutex words that W and G alone use and that are no condvar's: item_state or like it."""
-        return [w for w in self.watch_order(tgid) if self._watch_rank(self.words[tgid, w])[0] == 0]
+        words = self._with_pending()
+        return [w for w in self.watch_order(tgid) if self._watch_rank(words[tgid, w])[0] == 0]
 
     def _watch_rank(self, word: Word) -> tuple[int, int, int, int]:
         roles = {self.registry.role(tid) for tid in word.participants}
@@ -537,7 +545,11 @@ class Locks:
         pending["closed_ns"] = pending["end_ns"]
         rest = [rows for rows in (*self._unsettled, pending) if len(rows)]
         if rest:
-            self._blame(np.concatenate(rest), cells)
+            self._blame(join(rest, ACQ), cells)
+        for early, n in self._early_misses.items():
+            found = cells.find(*early)
+            if found is not None:
+                found.misses += n
         merged: dict[tuple[str, str, str, str], list[int]] = {}
         for cell in cells.cells.values():
             if self.kind(cell.tgid, cell.word) not in ("mutex", "pthread"):

@@ -215,7 +215,7 @@ class Names:
                 from_g["write" if after in ("fcntl", "write(eventfd)") else "else"] += n
         serving = from_w["item"]
         said = (
-            f"its worker waited for it {serving} times of {from_w.total()} between epoll and an eventfd's read "
+            f"its worker waited {serving} times of {from_w.total()} between epoll and an eventfd's read "
             f"or a received fd, the command thread {from_g['write']} times of {from_g.total()} before a write"
         )
         fits_w = serving >= _FEW and serving >= _MOSTLY * from_w.total()

@@ -19,7 +19,8 @@ from tracer.model.histogram import LogHistogram
 from tracer.model.locks import Locks
 from tracer.model.registry import Registry
 from tracer.model.summary import CostStats, WritePath
-from tracer.schema import FD, FUTEX, RW, Flag, Kind, Records, end_ns, view
+from tracer.model.words import join
+from tracer.schema import FD, FUTEX, RECORD, RW, Flag, Kind, Records, end_ns, view
 
 _AROUND = 3  # calls before and after a write that are looked at
 _LATER_NS = 50_000_000  # a write is judged this much later, when its close is known
@@ -92,7 +93,7 @@ class WritePaths:
             if not self.registry.is_vmm(tgid) or self.registry.role(tid) == "vcpu":
                 continue
             parts = [rows[rows["tid"] == tid] for rows in self._recent]
-            rows = np.concatenate(parts)
+            rows = join(parts, RECORD)
             rows = rows[(rows["kind"] <= Kind.SYSCALL) & ((rows["flags"] & Flag.OPEN) == 0)]
             self._writer(tgid, tid, rows, ids, after_ns, until_ns)
 
@@ -255,7 +256,7 @@ class WritePaths:
         """From the order of write and wake where the unlock had somebody to wake."""
         before = sum(seen.wake_before.get(word, 0) for word in words)
         after = sum(seen.wake_after.get(word, 0) for word in words)
-        said = f"the writer woke waiters of item_state {after} times after the write, {before} times before it"
+        said = f"the writer woke waiters of item_state {after} times after its write, {before} before"
         if after >= 3 and after >= 5 * before:
             return "locked", "wake_order", said
         if before >= 3 and before >= 5 * after:
