@@ -101,7 +101,7 @@ class Names:
         done.wait(timeout_s)
 
     def close(self) -> None:
-        """Stop. A lookup under way is left to end by itself: its process is a child with limits of its own."""
+        """Stop. A lookup under way ends by itself, in a child process with limits."""
         self._jobs.put(None)
         self._thread.join(0.05)
 
@@ -112,6 +112,6 @@ class Names:
         while (job := self._jobs.get()) is not None:
             try:
                 job()
-            except Exception:  # noqa: BLE001, S112 - see the module's docstring
+            except Exception:  # see the module's docstring
                 continue
         self._symbols.close()

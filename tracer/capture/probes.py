@@ -14,7 +14,7 @@ import os
 import tempfile
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -22,6 +22,7 @@ from typing import Any
 from tracer.capture import bpfsys, btf
 from tracer.capture.machine import this_machine
 from tracer.errors import HostError
+from tracer.resources import probes_dir
 
 # The order in which the sources become one text: BCC rewrites map calls in the main text only.
 SOURCES = ("common.bpf.c", "syscalls.bpf.c", "sched.bpf.c", "lifecycle.bpf.c")
@@ -78,16 +79,6 @@ class LoadTimes:
     attach: float = 0.0
 
 
-def probes_dir() -> Path:
-    """Where the BPF sources are: in the checkout, or beside the installed package."""
-    for base in (Path(__file__).resolve().parents[2], Path(__file__).resolve().parents[1]):
-        if (base / "probes" / "event.h").is_file():
-            return base / "probes"
-    raise HostError(
-        "the BPF sources (probes/) are not installed beside xdtrace", "install xdtrace again, from its wheel"
-    )
-
-
 def source_text(directory: Path) -> str:
     """All sources as one text, each part announced to the compiler by its own name and lines."""
     parts = [
@@ -141,13 +132,14 @@ def _require_privilege() -> None:
     if sys_admin or (perfmon and bpf):
         return
     raise HostError(
-        "tracing needs root (or CAP_BPF, CAP_PERFMON and CAP_SYS_PTRACE)", "run it with sudo: sudo xdtrace attach PID"
+        "tracing needs root (or CAP_BPF, CAP_PERFMON and CAP_SYS_PTRACE)",
+        "run it with sudo: sudo xdtrace attach PID",
     )
 
 
 def _import_bcc() -> Any:
     try:
-        import bcc  # noqa: PLC0415 - lazily: everything but live capture works without it
+        import bcc  # lazily: everything but live capture works without it
     except ImportError as error:
         raise HostError(f"bcc is missing ({error})", bcc_package()) from error
     if not hasattr(bcc, "BPF"):
@@ -250,8 +242,10 @@ class Probes:
         self.program_fds = {function.name.decode(): function.fd for _tracepoint, function in programs}
         self.times.load = time.perf_counter() - start
         start = time.perf_counter()
-        self.maps = {name: int(self._bpf[name.encode()].map_fd) for name in (
-            "xd_targets", "xd_threads", "xd_cpus", "xd_learnt", "xd_ring")}
+        self.maps = {
+            name: int(self._bpf[name.encode()].map_fd)
+            for name in ("xd_targets", "xd_threads", "xd_cpus", "xd_learnt", "xd_ring")
+        }
         for tracepoint, program in programs:
             try:
                 self._links.append(bpfsys.raw_tracepoint_open(tracepoint, program.fd))

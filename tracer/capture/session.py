@@ -31,7 +31,7 @@ from tracer.capture.target import PinnedTarget
 from tracer.capture.usage import Usage
 from tracer.capture.words import Words, words_records
 from tracer.errors import TargetError
-from tracer.schema import Batch, Flag, Kind, Life, Losses, LossClass, Records, Target
+from tracer.schema import Batch, Flag, Kind, Life, LossClass, Losses, Records, Target
 
 # A record is submitted within this time of its end, or is marked late.
 _GRACE_NS = 10_000_000
@@ -184,9 +184,10 @@ class Session:
             if self._words.prefer(first, [address]):
                 self._changed.add(first)
         times = self._probes.times
-        self.start_times = {
-            name: getattr(times, name) for name in LoadTimes.__dataclass_fields__
-        } | {"attach_targets": time.perf_counter() - loaded, "total": time.perf_counter() - began}
+        self.start_times = {name: getattr(times, name) for name in LoadTimes.__dataclass_fields__} | {
+            "attach_targets": time.perf_counter() - loaded,
+            "total": time.perf_counter() - began,
+        }
 
     def close(self) -> None:
         """Detach; leaves nothing behind. Idempotent."""
@@ -256,9 +257,7 @@ class Session:
             call = blocked.get(tid)
             number, args = (call.number, call.args) if call else (-1, ())
             state = stat.state if stat else ""
-            value = inflight.clipped(
-                self._machine, tgid, state, number, args, now_ns, eventfds, timerfds
-            )
+            value = inflight.clipped(self._machine, tgid, state, number, args, now_ns, eventfds, timerfds)
             self._maps.insert_thread(tid, value)
         # Who moved on between being read and being entered has an entry that is not true. The next
         # syscall overwrites it; until then no OPEN record may be made of it.
@@ -456,8 +455,11 @@ class Session:
             self._look(tgid)
             fresh = self._pinned[tgid].describe()
             self._targets[tgid] = self._learned.targets[tgid] = replace(
-                self._targets[tgid], comm=procfs.status(tgid).get("Name", fresh.comm), build_id="",
-                crate="", version="",
+                self._targets[tgid],
+                comm=procfs.status(tgid).get("Name", fresh.comm),
+                build_id="",
+                crate="",
+                version="",
             )
             self._names.ask_program(tgid)
 

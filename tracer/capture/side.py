@@ -127,7 +127,9 @@ class Side:
             named = (rows["flags"] & (Flag.EVENTFD | Flag.TIMERFD)) != 0
             if "ret" in (rows.dtype.names or ()):
                 named |= rows["ret"] < 0
-            for tid, fd in {(int(row["tid"]), int(row[name])) for row in np.unique(rows[~named][["tid", name]])}:
+            for tid, fd in {
+                (int(row["tid"]), int(row[name])) for row in np.unique(rows[~named][["tid", name]])
+            }:
                 tgid = self.tgid_of.get(tid)
                 if tgid is not None and (tgid, fd) not in self._fds:
                     wanted.append((tgid, fd))
