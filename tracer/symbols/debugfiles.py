@@ -9,15 +9,16 @@ Order and places: gdb manual, "Separate Debug Files".
 
 from __future__ import annotations
 
+import http.client
 import os
 import stat
 import tempfile
 import time
-import urllib.error
 import urllib.request
 import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import IO
 
 from tracer.symbols import elf
 
@@ -100,23 +101,25 @@ def _download(build_id: str) -> int | None:
     for server in os.environ.get("DEBUGINFOD_URLS", "").split():
         if not server.startswith(("http://", "https://")):
             continue
-        deadline = time.monotonic() + DEBUGINFOD_TIMEOUT_S
-        file = tempfile.TemporaryFile()
+        url = f"{server.rstrip('/')}/buildid/{build_id}/debuginfo"
         try:
-            url = f"{server.rstrip('/')}/buildid/{build_id}/debuginfo"
-            with urllib.request.urlopen(url, timeout=DEBUGINFOD_TIMEOUT_S) as answer:
-                total = 0
-                while piece := answer.read(1 << 16):
-                    total += len(piece)
-                    if total > MAX_DOWNLOAD_BYTES or time.monotonic() > deadline:
-                        raise TimeoutError
-                    file.write(piece)
-            file.flush()
-            found = elf.read(file.fileno())
-            if found is not None and found.build_id == build_id:
-                return os.dup(file.fileno())
-        except (OSError, urllib.error.URLError, ValueError):
+            with tempfile.TemporaryFile() as file:
+                _fetch(url, file)
+                found = elf.read(file.fileno())
+                if found is not None and found.build_id == build_id:
+                    return os.dup(file.fileno())
+        except (OSError, ValueError, http.client.HTTPException):
             continue
-        finally:
-            file.close()
     return None
+
+
+def _fetch(url: str, file: IO[bytes]) -> None:
+    deadline = time.monotonic() + DEBUGINFOD_TIMEOUT_S
+    total = 0
+    with urllib.request.urlopen(url, timeout=DEBUGINFOD_TIMEOUT_S) as answer:
+        while piece := answer.read1(1 << 16):
+            total += len(piece)
+            if total > MAX_DOWNLOAD_BYTES or time.monotonic() > deadline:
+                raise TimeoutError(url)
+            file.write(piece)
+    file.flush()
