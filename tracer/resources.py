@@ -34,7 +34,7 @@ def profiles_dir() -> Path:
 
 def _find(name: str, witness: str) -> Path:
     """The wheel's copy if there is one, else the checkout's folder, told by a file in it."""
-    for folder in (_PACKAGE / f"_{name}", _PACKAGE.parent / name):
+    for folder in (_PACKAGE / name, _PACKAGE.parent / name):
         if (folder / witness).exists():
             return folder
     raise HostError(f"this installation has no {name}/ folder", "install xdtrace again: ./dev install")
