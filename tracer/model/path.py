@@ -18,7 +18,7 @@ from tracer.model.locks import Locks
 from tracer.model.registry import Registry
 from tracer.model.roles import Roles
 from tracer.model.streams import Cycle
-from tracer.model.timeline import Timeline
+from tracer.model.timeline import State, Timeline
 from tracer.schema import (
     FUTEX,
     FUTEX_CMD_MASK,
@@ -395,7 +395,8 @@ class PathFinder:
             if start < first - habits.command_ns and not others and woken <= irq:
                 start = first - habits.command_ns  # pure CPU before ours: only our usual share is ours
                 path.kick_high_ns = start
-            guess = kick_at if kick_at is not None else irq + habits.guest_ns
+            path.kick_high_ns = self._last_running_vcpu(cycle, irq, max(path.kick_high_ns, irq))
+            guess = kick_at if kick_at is not None else min(irq + habits.guest_ns, path.kick_high_ns)
             path.kick = "inferred"
             path.kick_ns = min(max(guess, irq), max(start, irq))
         kick = path.kick_ns
@@ -404,6 +405,17 @@ class PathFinder:
         path.phases.append(Phase(kick, start, GPU, gpu, HEAD_OF_LINE, "", queued=True))
         path.phases.append(Phase(start, end, GPU, gpu))
         path.command_ns = end - start
+
+    def _last_running_vcpu(self, cycle: Cycle, low: int, high: int) -> int:
+        """The last instant in [low, high] at which some vCPU was not asleep: only a running vCPU kicks."""
+        last = low
+        tids = self._registry.with_role("vcpu", cycle.stream.tgid)
+        for tid in tids:
+            for piece in reversed(self._timeline.pieces(tid, low, high)):
+                if piece.state not in (State.BLOCKED, State.SYSCALL_BLOCKED):
+                    last = max(last, piece.end_ns)
+                    break
+        return last if tids else high
 
     def _command_start(self, spans: Records, gpu: int, low: int, first: int, cycle: Cycle) -> tuple[int, bool]:
         """Where our own command began: the end of the last foreign act of G before it.
