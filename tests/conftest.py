@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Settings for all tests: no property test is judged by the clock, and CI tries the same examples each time."""
+"""Settings for all tests: nothing is judged by the clock, and CI tries the same examples each time."""
 
 from __future__ import annotations
 
