@@ -122,7 +122,10 @@ def peek(read: Callable[[int, int], bytes], at: int, limit: int) -> Head | None:
     header = read(at + 8, header_bytes)
     if len(header) < header_bytes:
         return None
-    body_bytes = _message(header).scalar(3, "q")
+    try:
+        body_bytes = _message(header).scalar(3, "q")
+    except struct.error as error:
+        raise fmt.damaged(f"no Arrow message at byte {at}") from error
     if not 0 <= body_bytes <= limit:
         raise fmt.damaged(f"a message of {body_bytes} bytes")
     return Head(header_bytes, body_bytes)

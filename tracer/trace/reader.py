@@ -140,7 +140,12 @@ class TraceReader:
         ):
             whole -= 1
         if not closed:
-            self._missing("the recording was not closed: what came after its last whole batch is missing")
+            was_closed = self.meta.get("closed") is True
+            self._missing(
+                "the index is cut off"
+                if was_closed
+                else "the recording was not closed: what came after its last whole batch is missing"
+            )
         if cut := len(starts) - whole:
             self._missing(f"the last {cut} of {len(starts)} batches are cut off")
         promised = self.meta.get("batches") if self.meta.get("closed") is True else None

@@ -8,6 +8,7 @@ a symbolic link. Never reads a trace.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import stat
@@ -146,7 +147,7 @@ class TraceWriter:
                     self._write(name, messages.end_of_stream())
                     os.fsync(fd)
                 self._meta["closed"] = True
-                self._write_meta()
+                self._write_meta(durable=True)
         finally:
             self._close_fds()
 
@@ -263,12 +264,15 @@ class TraceWriter:
             "free some space; what was recorded until now can be read",
         )
 
-    def _write_meta(self) -> None:
+    def _write_meta(self, *, durable: bool = False) -> None:
         temporary = fmt.META + ".new"
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(temporary, dir_fd=self._dir)
         fd = self._create(temporary)
         try:
             _write_all(fd, json.dumps(self._meta, indent=1).encode())
-            os.fsync(fd)
+            if durable:
+                os.fsync(fd)
             os.rename(temporary, fmt.META, src_dir_fd=self._dir, dst_dir_fd=self._dir)
         except OSError as error:
             raise self._failed(error) from error
