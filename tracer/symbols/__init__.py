@@ -33,7 +33,7 @@ MAX_SITES = 100_000
 
 @dataclass(slots=True)
 class _Module:
-    """A mapped file: what its headers say, and which worker has its symcache (0: none yet)."""
+    """A mapped file: what its headers say, and which worker (its generation) has its symcache."""
 
     elf: elf.Elf
     key: str
@@ -213,7 +213,7 @@ class Symbolizer:
         """Have the current worker hold the module's symcache; False if it cannot be had."""
         if module.failed:
             return False
-        if module.worker and module.worker == self._client.starts:
+        if module.worker and module.worker == self._client.generation:
             return True
         source = self._source(tgid, mapping, module)
         if source is None:
@@ -256,7 +256,7 @@ class Symbolizer:
             finally:
                 os.close(cached)
             if answer is not None and answer.get("ok"):
-                module.worker = self._client.starts
+                module.worker = self._client.generation
                 return True
         new = self._cache.begin(module.key)
         built = False
@@ -267,7 +267,7 @@ class Symbolizer:
             if new is not None:
                 os.close(new)
                 self._cache.commit(module.key, keep=built)
-        module.worker = self._client.starts
+        module.worker = self._client.generation
         return answer is not None and bool(answer.get("ok"))
 
     def _device(self, tgid: int) -> Device:

@@ -36,12 +36,17 @@ class Client:
         self._socket: socket.socket | None = None
         self.starts = 0
 
+    @property
+    def generation(self) -> int:
+        """Tells one worker from the next; 0 while there is none."""
+        return self.starts if self._socket is not None else 0
+
     def ask(
         self, request: dict[str, Any], fds: Sequence[int] = (), timeout_s: float = LOOKUP_TIMEOUT_S
     ) -> dict[str, Any] | None:
         """Send one request with descriptors; the answer, or None if there is none in time.
 
-        After None the worker is gone, with all it had opened; ``starts`` tells one worker from the next.
+        After None the worker is gone, with all it had opened.
         """
         connection = self._connect()
         if connection is None:

@@ -52,6 +52,7 @@ NICE = 10
 NOBODY = 65534
 
 SymCache: Any = _SymCache  # it has no types
+_CXA_DEMANGLE = "__cxa_demangle"  # spelt in a class body, it would be mangled by Python
 _LEGACY_HASH = re.compile(r"::h[0-9a-f]{16}$")
 
 
@@ -82,7 +83,7 @@ class _Cxx:
     def __init__(self) -> None:
         self._demangle: Any = None
         try:
-            self._demangle = ctypes.CDLL("libstdc++.so.6").__cxa_demangle
+            self._demangle = getattr(ctypes.CDLL("libstdc++.so.6"), _CXA_DEMANGLE)
             self._free = ctypes.CDLL(None).free
         except (OSError, AttributeError):
             return
