@@ -168,9 +168,9 @@ def clipped(
         value["a"] = args[1] if name in ("read", "pread64") else 0
         if int(fd) in eventfd_ids:
             value["eventfd_id"] = eventfd_ids[int(fd)]
-            value["flags"] |= Flag.EVENTFD
+            value["flags"] = Flag.CLIPPED | Flag.EVENTFD
         elif int(fd) in timerfds:
-            value["flags"] |= Flag.TIMERFD
+            value["flags"] = Flag.CLIPPED | Flag.TIMERFD
     elif kind in (Kind.EPOLL_WAIT, Kind.RECVMSG, Kind.SENDMSG):
         value["a"] = args[1]
     return value

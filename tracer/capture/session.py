@@ -372,7 +372,7 @@ class Session:
     def _marked_late(self, records: Records) -> Records:
         late = schema.end_ns(records) < self._watermark_ns
         if late.any():
-            records["flags"][late] |= Flag.LATE
+            records["flags"][late] |= np.uint8(Flag.LATE)
             self._late += int(late.sum())
         return records
 
