@@ -164,16 +164,20 @@ class WritePaths:
         enter: np.ndarray,
         stop: np.ndarray,
     ) -> None:
-        """Count the writer's wakes right before and right after each write (a close may lie between)."""
+        """Count the writer's wakes before and after each write (a close may lie between).
+
+        A wake between two calls belongs to the nearer one: an unlock follows what it guarded at once.
+        """
         last = len(is_wake) - 1
+        gap = np.append(enter[1:].astype(np.int64) - stop[:-1].astype(np.int64), _LATER_NS)
         for i in at.tolist():
             j = i - 1
-            if j >= 0 and is_wake[j] and enter[i] - enter[j] <= _LATER_NS:
+            if j >= 0 and is_wake[j] and gap[j] < (gap[j - 1] if j else _LATER_NS):
                 seen.wake_before[int(word[j])] = seen.wake_before.get(int(word[j]), 0) + 1
             j = i + 1
             if j <= last and is_close[j]:
                 j += 1
-            if j <= last and is_wake[j] and stop[j] <= stop[i] + np.uint64(_LATER_NS):
+            if j <= last and is_wake[j] and gap[j - 1] <= gap[j] and gap[j - 1] < _LATER_NS:
                 seen.wake_after[int(word[j])] = seen.wake_after.get(int(word[j]), 0) + 1
         for table in (seen.wake_before, seen.wake_after):
             while len(table) > _MAX_IDS:

@@ -1,0 +1,176 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Names of locks: who is believed in which order, and what behaviour may not name."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import pytest
+import records as r
+
+from tracer.model.held import Held
+from tracer.model.locks import Locks
+from tracer.model.names import Names
+from tracer.model.registry import Registry
+from tracer.schema import CallSite, Frame, LockSymbol, Records, Target, Thread
+
+VMM = 100
+W, G, FENCE, W2 = 1, 2, 3, 4
+ITEM, QUEUE, JOBS, RESOURCES, COND = 0x1000, 0x2000, 0x3000, 0x4000, 0x5000
+STREAM, IRQ = 7, 8
+
+
+@dataclass(frozen=True)
+class FakeSite:
+    lock: str
+    operation: str = ""
+    evidence: str = "function f"
+
+
+class FakeProfile:
+    def site(self, frames: Sequence[Frame], /) -> FakeSite | None:
+        name = frames[0].function
+        return FakeSite(*name.split("/")) if "/" in name else None
+
+
+def names(trace: Records, known: Registry | None = None) -> Names:
+    known = known or Registry()
+    known.learn(
+        targets=[Target(VMM, "vmm", "vmm")],
+        threads=[Thread(tid, VMM, f"t{tid}") for tid in (W, G, FENCE, W2)],
+    )
+    for tid, role in ((W, "W"), (G, "G"), (FENCE, "fence"), (W2, "W")):
+        known.threads[tid].role = role
+    locks = Locks(known)
+    held = Held(known, locks, lambda tgid, kind, fd, eventfd: {STREAM: "stream", IRQ: "irq"}.get(eventfd, ""))
+    for part, end in r.steps(trace, (10_000_000, 400_000_000)):
+        locks.step(part, end)
+        held.step(part, end)
+    return Names(known, locks, held, FakeProfile())
+
+
+def contend(waiter: int, holder: int, word: int, at: int, **wait: int) -> Records:
+    return r.trace(
+        r.wait(waiter, word, at, at + 5_000, **wait),
+        r.wake(holder, word, at + 4_900),
+        r.wake(waiter, word, at + 9_000),
+    )
+
+
+def turns(read: int, irq: int, *, n: int = 40, channel: int = 0, worker: int = W) -> Records:
+    """W serves a stream n times under masks (bits of words), and received fds under no lock at all."""
+    out = [r.words(VMM, 1, 1, [ITEM, QUEUE, RESOURCES, JOBS])]
+    for i in range(n):
+        t = 1_000_000 * (i + 1)
+        out.append(r.read(worker, t, t + 900, eventfd=STREAM, generation=1, held_in=read, readable_in=15))
+        out.append(
+            r.write(worker, t + 2_000, t + 2_900, eventfd=IRQ, generation=1, held_in=irq, readable_in=15)
+        )
+    for i in range(channel):
+        t = 1_000_000 * (i + 1) + 500_000
+        out.append(r.write(worker, t, t + 900, eventfd=IRQ, generation=1, held_in=irq & ~1, readable_in=15))
+    return r.trace(out)
+
+
+@pytest.mark.parametrize("channel", [0, 300])
+def test_item_state_is_what_is_held_at_ws_read_and_at_its_irq(channel: int) -> None:
+    found = names(r.trace(contend(G, W, ITEM, 10_000), turns(0b0101, 0b0011, channel=channel)))
+    name, instance, named_by, evidence = found.lock(VMM, ITEM)
+    assert (name, instance, named_by) == ("item_state", f"context {W}", "behaviour")
+    assert "40 of 40 eventfd reads" in evidence
+    assert found.item_states(VMM) == {ITEM}
+
+
+def test_neighbours_of_item_state_are_not_called_so() -> None:
+    trace = r.trace(
+        contend(G, W, ITEM, 10_000), contend(G, W, QUEUE, 30_000), contend(G, W, RESOURCES, 50_000),
+        turns(0b0101, 0b0011),
+    )  # fmt: skip
+    found = names(trace)
+    for word in (QUEUE, RESOURCES):
+        assert found.lock(VMM, word)[0] == f"lock@{word:#x}"
+        assert found.lock(VMM, word)[2] == "none"
+    assert "fence handler" in found.lock(VMM, QUEUE)[3]
+
+
+def test_a_lock_that_a_third_thread_uses_is_not_item_state() -> None:
+    found = names(r.trace(contend(G, W, ITEM, 10_000), contend(FENCE, W, ITEM, 40_000), turns(1, 1)))
+    assert found.lock(VMM, ITEM)[0] == f"lock@{ITEM:#x}"
+
+
+def test_a_lock_of_two_workers_is_not_item_state() -> None:
+    found = names(r.trace(contend(G, W, ITEM, 10_000), contend(W2, G, ITEM, 40_000), turns(1, 1)))
+    assert found.lock(VMM, ITEM)[0] == f"lock@{ITEM:#x}"
+
+
+def test_jobs_is_the_relock_of_ws_condvar_and_never_item_state() -> None:
+    parts = [
+        r.trace(r.wait(W, COND, t, t + 900, expected=9), contend(W, G, JOBS, t + 1_000))
+        for t in range(10_000, 200_000, 20_000)
+    ]
+    found = names(r.trace(*parts, turns(0b1000, 0b1000)))
+    assert found.lock(VMM, JOBS)[:3] == ("jobs", f"context {W}", "behaviour")
+    assert found.item_states(VMM) == set()
+
+
+def test_without_held_words_surroundings_name_item_state() -> None:
+    parts = []
+    for t in range(100_000, 1_100_000, 100_000):
+        parts += [r.epoll_wait(W, t, t + 900), contend(W, G, ITEM, t + 1_000)]
+        parts += [r.read(W, t + 12_000, t + 12_900, eventfd=STREAM)]
+        parts += [contend(G, W, ITEM, t + 30_000), r.write(G, t + 40_000, t + 41_000, eventfd=50)]
+    found = names(r.trace(*parts, r.loss(300_000_000, 0)))
+    assert found.lock(VMM, ITEM)[:3] == ("item_state", f"context {W}", "behaviour")
+
+
+def test_surroundings_of_a_fence_lock_name_nothing() -> None:
+    parts = []
+    for t in range(100_000, 1_100_000, 100_000):
+        parts += [r.read(W, t, t + 900, eventfd=STREAM), contend(W, G, QUEUE, t + 1_000)]
+        parts += [r.write(W, t + 12_000, t + 12_900, eventfd=IRQ)]
+        parts += [contend(G, W, QUEUE, t + 30_000), r.write(G, t + 40_000, t + 41_000, eventfd=50)]
+    assert names(r.trace(*parts, r.loss(300_000_000, 0))).lock(VMM, QUEUE)[2] == "none"
+
+
+def test_the_users_word_comes_before_call_sites_and_those_before_behaviour() -> None:
+    known = Registry()
+    known.learn(
+        sites=[
+            CallSite(VMM, 0x77, frames=(Frame("export_table/lookup"),)),
+            CallSite(VMM, 0x78, frames=(Frame("main"),)),
+        ],
+        lock_symbols=[LockSymbol(VMM, QUEUE, "mine", "user")],
+    )
+    trace = r.trace(
+        contend(G, W, ITEM, 10_000, caller=0x77), contend(G, W, QUEUE, 30_000, caller=0x77), turns(1, 1)
+    )
+    found = names(trace, known)
+    assert found.lock(VMM, QUEUE)[::2] == ("mine", "user")
+    assert found.lock(VMM, ITEM) == ("export_table", "", "symbols", "function f")
+    assert found.operation(VMM, 0x77, G) == "lookup"
+    assert found.operation(VMM, 0x78, G) == "main"
+    assert found.operation(VMM, 0x79, G) == ""
+
+
+def test_call_sites_that_disagree_name_nothing() -> None:
+    known = Registry()
+    known.learn(
+        sites=[CallSite(VMM, 0x77, frames=(Frame("a/x"),)), CallSite(VMM, 0x78, frames=(Frame("b/y"),))]
+    )
+    trace = r.trace(contend(G, W, QUEUE, 10_000, caller=0x77), contend(G, W, QUEUE, 30_000, caller=0x78))
+    assert names(trace, known).lock(VMM, QUEUE)[2] == "none"
+
+
+def test_locks_of_one_name_are_numbered() -> None:
+    known = Registry()
+    known.learn(sites=[CallSite(VMM, 0x77, frames=(Frame("gralloc/alloc"),))])
+    trace = r.trace(contend(G, W, QUEUE, 10_000, caller=0x77), contend(G, W, JOBS, 30_000, caller=0x77))
+    found = names(trace, known)
+    assert [found.lock(VMM, word)[:2] for word in (QUEUE, JOBS)] == [("gralloc", "#1"), ("gralloc", "#2")]
+
+
+def test_other_programs_get_no_names_by_behaviour() -> None:
+    found = names(r.trace(contend(G, W, ITEM, 10_000), turns(1, 1)))
+    found.registry.targets[VMM] = Target(VMM, "other", "python3")
+    assert found.lock(VMM, ITEM)[0] == f"lock@{ITEM:#x}"

@@ -1,0 +1,133 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The write path is told from behaviour, or not at all."""
+
+from __future__ import annotations
+
+import pytest
+import records as r
+
+from tracer.model.held import Held
+from tracer.model.locks import Locks
+from tracer.model.registry import Registry
+from tracer.model.summary import WritePath
+from tracer.model.writepath import WritePaths
+from tracer.schema import Records, Target, Thread
+
+VMM = 100
+W, G, VCPU = 1, 2, 3
+TASKS = (11, 12)
+DONE = 50  # the completion eventfd's id
+ITEM = 0x1000
+CYCLE = 1_000_000
+
+
+def judge(trace: Records, cuts: tuple[int, ...] = (), ids: tuple[int, ...] = (DONE,)) -> WritePath:
+    known = Registry()
+    known.learn(
+        targets=[Target(VMM, "vmm", "vmm", crate="rutabaga_gfx", version="0.1.80")],
+        threads=[Thread(tid, VMM, f"t{tid}") for tid in (W, G, VCPU, *TASKS)],
+    )
+    for tid, role in ((W, "W"), (G, "G"), (VCPU, "vcpu")):
+        known.threads[tid].role = role
+    locks = Locks(known)
+    held = Held(known, locks)
+    paths = WritePaths(known, held, locks)
+    for part, end in r.steps(r.trace(trace, r.loss(1_000 * CYCLE, 0)), cuts):
+        locks.step(part, end)
+        held.step(part, end)
+        paths.step(part, end, set(ids))
+    return paths.rows()[str(VMM)]
+
+
+def contention(start: int) -> Records:
+    """W waits for item_state, which G gives back: both are then known to use it."""
+    return r.trace(
+        r.wait(W, ITEM, start, start + 5_000), r.wake(G, ITEM, start + 4_900), r.wake(W, ITEM, start + 9_000)
+    )
+
+
+def completions(n: int, mask: int | None = None, fd: int = 9, tid: int = G, eventfd: int = DONE) -> Records:
+    masks = {} if mask is None else {"held_in": mask, "readable_in": 1, "generation": 1}
+    return r.trace(
+        r.write(tid, t, t + 2_000, fd=fd, eventfd=eventfd, **masks)
+        for t in (CYCLE * i for i in range(1, n + 1))
+    )
+
+
+@pytest.mark.parametrize("cuts", [(), (CYCLE, 2 * CYCLE + 500, 7 * CYCLE)])
+def test_a_fresh_dup_per_write_is_dup_and_its_cost_spans_dup_to_close(cuts: tuple[int, ...]) -> None:
+    trace = r.trace(
+        r.trace(
+            r.dup(G, t, t + 1_000, fd=9, new_fd=30 + i % 2, eventfd=DONE),
+            r.wake(G, ITEM, t + 1_900),
+            r.write(G, t + 2_000, t + 4_000, fd=30 + i % 2, eventfd=DONE),
+            r.close(G, t + 5_000, t + 6_000, fd=30 + i % 2, eventfd=DONE),
+        )
+        for i, t in enumerate(range(CYCLE, 40 * CYCLE, CYCLE))
+    )
+    found = judge(trace, cuts)
+    assert (found.kind, found.evidence, found.writes) == ("dup", "dup_calls", 39)
+    assert found.cost_ns.p50 == pytest.approx(6_000, rel=0.05)
+    assert (found.crate, found.version) == ("rutabaga_gfx", "0.1.80")
+
+
+def test_a_dup_made_long_before_is_none() -> None:
+    trace = r.trace(r.dup(G, 10, 20, fd=9, new_fd=30, eventfd=DONE), completions(30, fd=30))
+    assert judge(trace).kind == "unknown"
+
+
+@pytest.mark.parametrize(("mask", "kind"), [(1, "locked"), (0, "refcount")])
+def test_held_words_tell_locked_from_refcount(mask: int, kind: str) -> None:
+    trace = r.trace(r.words(VMM, 5, 1, [ITEM]), contention(100), completions(40, mask))
+    found = judge(trace)
+    assert (found.kind, found.evidence) == (kind, "held_words")
+    assert f"{40 * mask} of 40" in found.why
+
+
+def test_one_context_whose_item_state_is_unknown_does_not_hide_that_another_is_locked() -> None:
+    trace = r.trace(
+        r.words(VMM, 5, 1, [ITEM]), contention(100), completions(40, 1), completions(40, 0, tid=G, eventfd=51)
+    )
+    assert judge(trace, ids=(DONE, 51)).kind == "locked"
+
+
+def test_few_samples_of_held_words_decide_nothing() -> None:
+    trace = r.trace(r.words(VMM, 5, 1, [ITEM]), contention(100), completions(10, 1))
+    assert judge(trace).kind == "unknown"
+
+
+@pytest.mark.parametrize(("offset", "kind"), [(2_600, "locked"), (-100, "refcount")])
+def test_the_order_of_write_and_wake_tells_without_held_words(offset: int, kind: str) -> None:
+    wakes = [r.wake(G, ITEM, CYCLE * i + offset, dur=90) for i in range(2, 8)]
+    found = judge(r.trace(contention(100), completions(30), *wakes))
+    assert (found.kind, found.evidence) == (kind, "wake_order")
+
+
+def test_wakes_of_another_lock_are_no_evidence() -> None:
+    wakes = [r.wake(G, 0x9000, CYCLE * i - 100, dur=90) for i in range(2, 8)]
+    found = judge(r.trace(contention(100), completions(30), *wakes))
+    assert found.kind == "unknown" and "locked or refcount" in found.why
+
+
+def test_without_lock_evidence_it_says_so() -> None:
+    found = judge(completions(30))
+    assert (found.kind, found.evidence) == ("unknown", "")
+    assert found.why.startswith("locked or refcount: ")
+    assert found.writes == 30
+
+
+def test_threads_that_write_one_target_each_are_tasks() -> None:
+    trace = r.trace(completions(30, tid=TASKS[0]), completions(30, tid=TASKS[1], eventfd=51))
+    assert judge(trace, ids=(DONE, 51)).kind == "task"
+
+
+def test_a_thread_that_writes_several_targets_is_no_task() -> None:
+    trace = r.trace(completions(30, tid=TASKS[0]), r.write(TASKS[0], 10, 20, eventfd=51))
+    assert judge(trace, ids=(DONE, 51)).kind == "unknown"
+
+
+def test_writes_by_vcpus_and_failed_ones_do_not_count() -> None:
+    failed = r.trace(r.write(G, t, t + 10, eventfd=DONE, ret=-9) for t in range(CYCLE, 9 * CYCLE, CYCLE))
+    found = judge(r.trace(completions(30, tid=VCPU), failed))
+    assert (found.kind, found.writes) == ("unknown", 0)
+    assert found.cost_ns.p50 is None
