@@ -166,7 +166,7 @@ def test_a_full_disk_is_an_error_and_what_was_there_is_read(
         room -= done
         return done
 
-    monkeypatch.setattr(writer.os, "write", write)
+    monkeypatch.setattr("tracer.trace.writer.os.write", write)
     count = 0
     with TraceWriter(tmp_path / "a.xdt") as out, pytest.raises(TraceError, match="No space left"):
         for count in range(1000):
@@ -185,7 +185,8 @@ def test_a_newer_version_is_refused_by_name(tmp_path: Path) -> None:
     with pytest.raises(TraceError, match="format 99") as caught:
         TraceReader(tmp_path / "a.xdt")
     assert "newer xdtrace" in caught.value.hint
-    for version in (0, -1, "x", None, 1.5, True, []):
+    versions: list[object] = [0, -1, "x", None, 1.5, True, []]
+    for version in versions:
         (tmp_path / "a.xdt/meta.json").write_text(json.dumps({**meta, "version": version}))
         with pytest.raises(TraceError):
             TraceReader(tmp_path / "a.xdt")
@@ -212,7 +213,7 @@ def forge_message(path: Path, name: str, message: bytes, **index: object) -> Non
         file.write(message)
     ends = [len(fmt.SCHEMA_MESSAGES[stream]) + len(message) * (stream == name) for stream in fmt.STREAMS]
     row = {
-        **{column: 0 for column in fmt.SCHEMAS[fmt.INDEX].names},
+        **dict.fromkeys(fmt.SCHEMAS[fmt.INDEX].names, 0),
         "cpu_percent": 0.0,
         "self_use": False,
         "ends": ends,
