@@ -48,7 +48,7 @@ pub fn short_streams(args: Args, socket: Arc<OwnedFd>, stop: Arc<AtomicBool>) {
     while !stop.load(Ordering::Acquire) {
         // Most bursts are a client or two; now and then a whole application comes.
         let many = rng.within(0.0, 1.0) < 0.05;
-        let mean = (args.churn as f64 * if many { 0.4 } else { 0.04 }).max(1.0);
+        let mean = (args.churn as f64 * if many { 0.2 } else { 0.03 }).max(1.0);
         let burst = (rng.exponential(mean) + 1.0).min(args.churn as f64) as u64;
         for _ in 0..burst {
             match open_stream(&socket) {

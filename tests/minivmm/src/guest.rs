@@ -138,7 +138,7 @@ impl Bridge {
             }
             (SHORT, ids) => {
                 self.opened += 1;
-                if self.opened % 8 == 0 {
+                if self.opened % 4 == 0 {
                     self.watch(ctx_id, ids[0]);
                 }
                 let due = sys::now_ns() + SHORT_LIFE_NS;
@@ -171,6 +171,7 @@ impl Bridge {
             match self.closing.front() {
                 Some(&(due, ctx_id, id)) if due <= now => {
                     self.closing.pop_front();
+                    process::work(12_000); // each client's own teardown
                     self.send(ctx_id, 0, write_command(id, true, &[]));
                 }
                 _ => return,
