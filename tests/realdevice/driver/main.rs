@@ -153,6 +153,9 @@ fn run(o: Opts, args: Vec<String>, variant: &str, version: &str) -> i32 {
             hogs = (0..o.hogs).map(|_| spawn(&args, &role, Stdio::null())).collect();
         }
         vmm.load_on.store(true, Ordering::Relaxed);
+        if o.load == Load::Gpu {
+            vmm.interrupt(); // the guest's first frame
+        }
         let _ = audio.stdin.as_mut().unwrap().write_all(b"g");
         // "done", or the audio server's end
         let done = (status.get_ref().as_raw_fd(), libc::POLLIN);

@@ -18,9 +18,9 @@ pub const USAGE: &str = "usage: rd-VARIANT [options]
   --linger               afterwards stay, idle, until stdin is closed
   --realtime             SCHED_FIFO for the worker threads
   --seed N               of everything random (1)
-  --register             register (READ_EVENTFD_NEW) the short streams' eventfds too, as a real bridge does
+  --register PERCENT     of the short streams, how many get as far as READ_EVENTFD_NEW (8)
   --no-id-guard          do not use up the first item ids (0.1.8x: they collide with event tokens)
-  --hogs N --gpu-ms X --pipe-ms X --burst N   strength of the loads (2 per CPU, 6, 30, churn/5)
+  --hogs N --gpu-ms X --pipe-ms X --burst N   strength of the loads (2 per CPU, 3, 30, churn/5)
   --write-path P         checked against the variant that was built
   -v                     counters of the VMM on stderr at the end";
 
@@ -49,7 +49,7 @@ pub struct Opts {
     pub realtime: bool,
     pub seed: u64,
     pub id_guard: bool,
-    pub register: bool,
+    pub register: u64,
     pub hogs: usize,
     pub gpu_ms: f64,
     pub pipe_ms: f64,
@@ -82,9 +82,9 @@ impl Opts {
             realtime: false,
             seed: 1,
             id_guard: true,
-            register: false,
+            register: 8,
             hogs: 2 * cpus,
-            gpu_ms: 6.0,
+            gpu_ms: 3.0,
             pipe_ms: 30.0,
             burst: 0,
             verbose: false,
@@ -130,7 +130,7 @@ impl Opts {
                 "--realtime" => o.realtime = true,
                 "--seed" => o.seed = num(&val()?, a)?,
                 "--no-id-guard" => o.id_guard = false,
-                "--register" => o.register = true,
+                "--register" => o.register = num(&val()?, a)?,
                 "--hogs" => o.hogs = num(&val()?, a)?,
                 "--gpu-ms" => o.gpu_ms = num(&val()?, a)?,
                 "--pipe-ms" => o.pipe_ms = num(&val()?, a)?,

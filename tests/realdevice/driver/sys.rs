@@ -1,7 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Thin wrappers of the system calls that std lacks, and small tools: clock, random numbers, CPU work.
 
+use std::cell::UnsafeCell;
 use std::os::fd::RawFd;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 pub fn now_ns() -> u64 {
     let mut t = libc::timespec { tv_sec: 0, tv_nsec: 0 };
@@ -165,5 +167,33 @@ pub fn send_fds(sock: RawFd, data: &[u8], fds: &[RawFd]) -> std::io::Result<bool
         // ETOOMANYREFS: too many fds in flight, without CAP_SYS_RESOURCE
         Some(libc::EAGAIN | libc::EINTR | libc::ETOOMANYREFS) => Ok(false),
         _ => Err(e),
+    }
+}
+
+/// A lock of the guest's own: no system call shows it, as nothing of a real guest's locks does.
+pub struct Spin<T> {
+    taken: AtomicBool,
+    value: UnsafeCell<T>,
+}
+
+unsafe impl<T: Send> Sync for Spin<T> {}
+
+impl<T> Spin<T> {
+    pub fn new(value: T) -> Spin<T> {
+        Spin { taken: AtomicBool::new(false), value: UnsafeCell::new(value) }
+    }
+
+    pub fn with<R>(&self, f: impl FnOnce(&mut T) -> R) -> R {
+        let mut tries = 0;
+        while self.taken.swap(true, Ordering::Acquire) {
+            tries += 1;
+            if tries % 200 == 0 {
+                std::thread::yield_now();
+            }
+            std::hint::spin_loop();
+        }
+        let r = f(unsafe { &mut *self.value.get() });
+        self.taken.store(false, Ordering::Release);
+        r
     }
 }

@@ -178,7 +178,12 @@ impl Vmm {
         }
     }
 
-    fn interrupt(&self) {
+    /// The guest's doorbell: an ioeventfd in a real VMM, a write of the vCPU thread here.
+    pub fn kick(&self) {
+        sys::eventfd_write(self.kick);
+    }
+
+    pub fn interrupt(&self) {
         let irq = self.intc.lock().unwrap();
         sys::eventfd_write(*irq);
     }
@@ -279,7 +284,7 @@ impl Vmm {
     }
 }
 
-/// The guest's driver: queues what does not fit into the ring, and kicks.
+/// The guest's driver: keeps what does not fit into the ring.
 pub struct Driver {
     vmm: Arc<Vmm>,
     overflow: VecDeque<Box<Descriptor>>,
@@ -306,9 +311,5 @@ impl Driver {
                 return;
             }
         }
-    }
-
-    pub fn kick(&self) {
-        sys::eventfd_write(self.vmm.kick);
     }
 }
