@@ -83,6 +83,7 @@ class Held:
         self._held = np.zeros(64, dtype=np.int64)
         self._last = np.zeros(64, dtype=np.int64)
         self._cache: dict[int, NDArray[np.int64]] = {}
+        self._places: dict[tuple[int, int, int, int, str], NDArray[np.int64]] = {}
         self._cache_until = 0
         self.eventfds: set[str] = set()  # what eventfds were called so far
 
@@ -93,8 +94,11 @@ class Held:
         kinds = records["kind"]
         for row in view(records[kinds == Kind.WORDS], WORDS):
             self._learn(int(row["tid"]), int(row["op"]), int(row["flags"]), row["words"].tolist())
+        if len(self._keys) > _MAX_ROWS:
+            self._prune()
         if end_ns >= self._cache_until:
             self._cache.clear()
+            self._places.clear()
             self._cache_until = (end_ns // _REFRESH_NS + 1) * _REFRESH_NS
         if not self._generations:
             return
@@ -122,7 +126,9 @@ class Held:
         fd = np.zeros(len(rows), dtype=np.int64)
         if "fd" in names:
             fd = rows["fd"].astype(np.int64) & 0xFFFFFFFF
-            if "eventfd_id" in names:
+            if family == FD:  # dup and close meet a new number each time: only their class counts
+                fd = np.where(rows["eventfd_id"] >= 0, _EVENTFD_KEY, 0)
+            elif "eventfd_id" in names:
                 ids = rows["eventfd_id"]
                 fd = np.where(ids >= 0, ids.astype(np.int64) | _EVENTFD_KEY, fd)
         number = rows["op"].astype(np.int64) if family in (FD, SYSCALL) else 0
@@ -156,14 +162,20 @@ class Held:
         """Counter indices (16,) by mask bit of the group that a record (1,) belongs to; 0: nowhere."""
         tid, kind = int(row["tid"][0]), Kind(int(row["kind"][0]))
         tgid = self.registry.tgid(tid)
-        words = self.words_of(tgid, int(row["generation"][0]))
+        generation = int(row["generation"][0])
         number = int(row["op"][0]) if family in (FD, SYSCALL) else 0
-        fd = int(row["fd"][0]) if "fd" in (family.names or ()) else -1
-        obj = self._object(tgid, kind, fd, fd_key & 0xFFFFFFFF if fd_key & _EVENTFD_KEY else -1)
-        at = np.zeros(_BITS, dtype=np.int64)
-        for bit, word in enumerate(words):
-            if word:
-                at[bit] = self._index((tgid, word, tid, int(kind), number, obj))
+        if family == FD:
+            obj = "eventfd" if fd_key else ""
+        else:
+            fd = int(row["fd"][0]) if "fd" in (family.names or ()) else -1
+            obj = self._object(tgid, kind, fd, fd_key & 0xFFFFFFFF if fd_key & _EVENTFD_KEY else -1)
+        place = tid, generation, int(kind), number, obj
+        at = self._places.get(place)
+        if at is None:
+            at = self._places[place] = np.zeros(_BITS, dtype=np.int64)
+            for bit, word in enumerate(self.words_of(tgid, generation)):
+                if word:
+                    at[bit] = self._index((tgid, word, tid, int(kind), number, obj))
         return at
 
     def _object(self, tgid: int, kind: Kind, fd: int, eventfd_id: int) -> str:
@@ -183,8 +195,6 @@ class Held:
     def _index(self, key: Key) -> int:
         at = self._rows.get(key)
         if at is None:
-            if len(self._keys) >= _MAX_ROWS:
-                self._prune()
             at = self._rows[key] = len(self._keys) + 1  # 0 takes what belongs nowhere
             self._keys.append(key)
             if at >= len(self._samples):
@@ -203,6 +213,11 @@ class Held:
         self._keys = [self._keys[i] for i in keep.tolist()]
         self._rows = {key: i + 1 for i, key in enumerate(self._keys)}
         self._cache.clear()
+        self._places.clear()
+
+    def adopt(self, other: Held) -> None:
+        """Take over which words are watched (not the counts): a reset finds no WORDS record again."""
+        self._generations = dict(other._generations)
 
     # ---- queries
 
