@@ -18,7 +18,11 @@ def plain_path(function: str) -> str:
     """
     name = re.sub(r"\{[^{}]*\}", "", function)
     subject = ""
-    if name.startswith("<"):
+    block = name.find("<impl ")
+    if block > 0:  # legacy mangling of an impl outside its type's module: a::<impl b::C>::d
+        end = closing(name, block)
+        subject, name = _self_type(name[block + 6 : end].rsplit(" for ", 1)[-1]), name[end + 1 :]
+    elif name.startswith("<"):
         end = closing(name, 0)
         subject, name = _self_type(name[1:end]), name[end + 1 :]
     else:

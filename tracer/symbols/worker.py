@@ -173,7 +173,8 @@ class Worker:
                 name = self._demangle(found.symbol)
                 if len(found.symbol) <= MAX_MANGLED_CHARS and len(self._names) < MAX_NAMES:
                     self._names[found.symbol] = name
-            frames.append((name, (found.full_path or "")[:MAX_NAME_CHARS], int(found.line)))
+            if name:
+                frames.append((name, (found.full_path or "")[:MAX_NAME_CHARS], int(found.line)))
         return frames
 
 
