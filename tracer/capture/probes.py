@@ -212,7 +212,7 @@ class Probes:
         working_directory = os.getcwd()
         with _stderr_taken() as said:
             try:
-                self._bpf = bcc.BPF(text=source_text(directory), cflags=[*flags, "-Wno-macro-redefined"])
+                self._bpf = bcc.BPF(text=source_text(directory).encode(), cflags=flags)
             except Exception as error:
                 failure: Exception | None = error
             else:

@@ -18,9 +18,11 @@ from dataclasses import dataclass, field, replace
 from types import TracebackType
 
 import numpy as np
+from numpy.typing import NDArray
 
 from tracer import schema
 from tracer.capture import inflight, procfs, target
+from tracer.capture.fdids import FdIds
 from tracer.capture.machine import this_machine
 from tracer.capture.maps import Maps
 from tracer.capture.names import Learnt, Names
@@ -105,6 +107,7 @@ class Session:
         self._pinned: dict[int, PinnedTarget] = {}
         self._targets: dict[int, Target] = {}
         self._side = Side()
+        self._fd_ids: FdIds | None = None
         self._words = Words(self.settings.held_words)
         self._told: list[tuple[int, tuple[int, ...]]] = []
         self._told_lock = threading.Lock()
@@ -169,6 +172,7 @@ class Session:
         self._note = ""
         if not self._probes.have_files:
             self._note = "no eventfd ids in the kernel: taken from /proc, which misses short-lived fds"
+            self._fd_ids = FdIds()
         elif not self._maps.learn():
             self._note = "eventfds are not recognised here (run xdtrace outside a pid namespace)"
         self._machine = this_machine()
@@ -224,6 +228,14 @@ class Session:
         """Watch exactly these lock words of a target from the next batch on; its own choice ends."""
         with self._told_lock:
             self._told.append((tgid, tuple(words)))
+
+    def in_flight(self) -> tuple[NDArray[np.uint32], NDArray[np.void]]:
+        """The kernel's per-thread state now: tids (n,) and maps.THREAD values (n,)."""
+        return self._maps.threads()
+
+    def verified_instructions(self) -> dict[str, int]:
+        """Instructions that the verifier walked, by program; empty before kernel 5.16."""
+        return self._probes.verified_instructions() if self._probes else {}
 
     # -- targets
 
@@ -354,7 +366,7 @@ class Session:
         parts.append(ring)
         parts.append(self._losses(now_ns))
         self._watermark_ns = watermark_ns
-        self._learn(ring, parts[0], now_ns)
+        self._learn(ring, parts[0], now_ns)  # may fill in ids, so before the parts become one
         return self._wrap(np.concatenate(parts), watermark_ns, host, now_ns)
 
     def _open(self, now_ns: int) -> Records:
@@ -437,6 +449,9 @@ class Session:
         alive = [tgid for tgid, info in self._targets.items() if info.alive]
         learned.threads.extend(side.refresh(alive, now_ns))
         learned.fds.extend(side.fds(records))
+        if self._fd_ids is not None:
+            self._fd_ids.learn(learned.fds)
+            self._fd_ids.fill(records, side.tgid_of)
         self._futexes(records, opened)
         if now_ns - self._verified_ns >= _VERIFY_EVERY_NS:
             self._verified_ns = now_ns
