@@ -1,0 +1,141 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the benchmarks share: options, rows with medians and ranges, the load program, the drained session.
+
+Owns how results look. Knows nothing of what is measured.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections import defaultdict
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def options(about: str) -> argparse.Namespace:
+    """--quick, --json and --rounds (0: the benchmark's own number)."""
+    parser = argparse.ArgumentParser(description=about)
+    parser.add_argument("--quick", action="store_true", help="a short form: an illustration")
+    parser.add_argument("--json", action="store_true", help="one JSON line")
+    parser.add_argument("--rounds", type=int, default=0)
+    return parser.parse_args()
+
+
+class Results:
+    """Samples by (row, column), printed as median [least–greatest]."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self._samples: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
+        self._notes: list[str] = []
+
+    def add(self, row: str, **values: float) -> None:
+        """One round's values of a row, columns by keyword (their names end in the unit)."""
+        for column, value in values.items():
+            self._samples[row][column].append(value)
+
+    def note(self, text: str) -> None:
+        """A sentence below the table, once."""
+        if text not in self._notes:
+            self._notes.append(text)
+
+    def say(self, as_json: bool) -> None:
+        """Print the table, or one JSON line."""
+        machine = {
+            "kernel": platform.release(),
+            "machine": platform.machine(),
+            "cpus": os.cpu_count(),
+            "load_average": round(os.getloadavg()[0], 2),
+            "date": time.strftime("%Y-%m-%d", time.gmtime()),
+            "command": "python -m bench " + " ".join([self.name, *sys.argv[1:]]),
+        }
+        if as_json:
+            rows = {row: dict(columns) for row, columns in self._samples.items()}
+            print(json.dumps({"bench": self.name, "host": machine, "samples": rows, "notes": self._notes}))
+            return
+        columns = list(dict.fromkeys(name for row in self._samples.values() for name in row))
+        table = [["", *columns]]
+        for row, samples in self._samples.items():
+            table.append([row, *(_cell(samples.get(name, [])) for name in columns)])
+        widths = [max(len(line[at]) for line in table) for at in range(len(table[0]))]
+        for line in table:
+            print("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
+        for text in (*self._notes, "median [least–greatest]; " + str(machine)):
+            print(text)
+
+
+def _cell(samples: list[float]) -> str:
+    if not samples:
+        return "–"
+    middle, least, most = (
+        f"{value:,.4g}" if abs(value) < 1000 else f"{value:,.0f}"
+        for value in (statistics.median(samples), min(samples), max(samples))
+    )
+    return f"{middle} [{least}–{most}]" if len(samples) > 1 else middle
+
+
+class Load:
+    """bench/load.c as a child that is ready and waits to be told to go."""
+
+    def __init__(self, *arguments: str) -> None:
+        program = Path(tempfile.gettempdir()) / f"xdtrace-bench-{os.getpid()}" / "load"
+        if not program.exists():
+            program.parent.mkdir(mode=0o700)
+            source = Path(__file__).with_name("load.c")
+            subprocess.run(["cc", "-O2", "-o", program, source], check=True)
+        self._child = subprocess.Popen(
+            [program, *arguments], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1
+        )
+        assert self._child.stdout is not None
+        _ready, tgid, address = self._child.stdout.readline().split()
+        self.tgid, self.words = int(tgid), int(address, 16)
+        self.count = self.ns = 0
+        self._done = threading.Thread(target=self._wait, daemon=True)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        assert self._child.stdin is not None
+        self._child.stdin.close()
+        self._child.wait(10)
+
+    def _wait(self) -> None:
+        assert self._child.stdout is not None
+        self.count, self.ns = (int(word) for word in self._child.stdout.readline().split())
+
+    def go(self) -> None:
+        """Let it run."""
+        assert self._child.stdin is not None
+        self._child.stdin.write("\n")
+        self._done.start()
+
+    @property
+    def running(self) -> bool:
+        """Whether it has not yet said what it did."""
+        return self._done.is_alive()
+
+    def join(self) -> float:
+        """Wait for its end; ns per syscall."""
+        self._done.join()
+        return self.ns / max(1, self.count)
+
+
+def clean() -> None:
+    """Remove what Load built."""
+    shutil.rmtree(Path(tempfile.gettempdir()) / f"xdtrace-bench-{os.getpid()}", ignore_errors=True)
