@@ -65,9 +65,12 @@ fn endless_client(args: &Args, shared: &'static Shared, fds: &LoadFds) -> ! {
     process::pin(contested_cpu());
     process::realtime(10);
     loop {
-        sys::sleep_ns(rng.within(5e8, 9e8) as u64);
+        sys::sleep_ns(rng.within(3e8, 6e8) as u64);
         let start = shared.cycle_ahead(500_000, args.period_ns());
-        sys::sleep_until(start + 60_000);
+        sys::sleep_until(start);
+        while shared.next_start_ns.load(Ordering::Acquire) == start {
+            sys::sleep_ns(20_000); // until the driver has woken its streams
+        }
         let _ = sys::write_u64(&fds.endless, u64::MAX - 1);
         let _ = sys::write_u64(&fds.endless, 1);
         process::work((rng.within(1.15, 1.6) * period) as u64);
