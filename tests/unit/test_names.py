@@ -120,7 +120,7 @@ def test_without_held_words_surroundings_name_item_state() -> None:
         parts += [r.epoll_wait(W, t, t + 900), contend(W, G, ITEM, t + 1_000)]
         parts += [r.read(W, t + 12_000, t + 12_900, eventfd=STREAM)]
         parts += [contend(G, W, ITEM, t + 30_000), r.write(G, t + 40_000, t + 41_000, eventfd=50)]
-    found = names(r.trace(*parts, r.loss(300_000_000, 0)))
+    found = names(r.trace(*parts, r.loss(3_000_000_000, 0)))
     assert found.lock(VMM, ITEM)[:3] == ("item_state", f"context {W}", "behaviour")
 
 
@@ -130,7 +130,7 @@ def test_surroundings_of_a_fence_lock_name_nothing() -> None:
         parts += [r.read(W, t, t + 900, eventfd=STREAM), contend(W, G, QUEUE, t + 1_000)]
         parts += [r.write(W, t + 12_000, t + 12_900, eventfd=IRQ)]
         parts += [contend(G, W, QUEUE, t + 30_000), r.write(G, t + 40_000, t + 41_000, eventfd=50)]
-    assert names(r.trace(*parts, r.loss(300_000_000, 0))).lock(VMM, QUEUE)[2] == "none"
+    assert names(r.trace(*parts, r.loss(3_000_000_000, 0))).lock(VMM, QUEUE)[2] == "none"
 
 
 def test_the_users_word_comes_before_call_sites_and_those_before_behaviour() -> None:

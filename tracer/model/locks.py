@@ -42,6 +42,7 @@ from tracer.schema import FUTEX, FUTEX_PRIVATE, LIFE, Flag, Kind, Life, Records,
 RETAIN_NS = 8_000_000_000
 MAX_WORDS = 4096
 SETTLE_NS = 20_000_000  # blame waits this long for the holder's wake to return
+SETTLE_EVERY_NS = 1_000_000_000  # and is done for many at once (RECENT_NS leaves room for it)
 AROUND_ENOUGH = 300  # acquisitions per word whose surroundings are looked at
 STALE_NS = 60_000_000_000  # a lock unused for so long gives up its place among the watched words
 
@@ -77,6 +78,7 @@ class Locks:
         self._acquisitions = Rows(ACQ)
         self._unsettled: list[Records] = []
         self._early_misses: dict[tuple[int, int, int, int], int] = {}
+        self._settle_at = 0
         self._open: dict[int, Records] = {}
         self._watched: dict[int, tuple[int, ...]] = {}
 
@@ -219,8 +221,9 @@ class Locks:
 
     def _settle(self) -> None:
         """Blame for acquisitions whose last holder's wake has had time to return."""
-        if not self._unsettled:
+        if not self._unsettled or self.now_ns < self._settle_at:
             return
+        self._settle_at = (self.now_ns // SETTLE_EVERY_NS + 1) * SETTLE_EVERY_NS
         acq = join(self._unsettled, ACQ)
         ripe = acq["closed_ns"] + np.uint64(SETTLE_NS) <= self.now_ns
         if not ripe.any():
