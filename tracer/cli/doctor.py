@@ -1,4 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
+
 """``xdtrace doctor``: what is missing here and how to get it. Wiring only."""
 
 from __future__ import annotations

@@ -1,4 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
+
 """``xdtrace list``: VMMs found on this host and their audio streams. Wiring only."""
 
 from __future__ import annotations

@@ -1,4 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
+
 """What attach, record and demo share: a session, an analysis, a view and perhaps a writer, wired.
 
 Owns which part is made when (the heavy imports too). Computes nothing.
@@ -19,7 +20,6 @@ from tracer.errors import UsageError
 
 if TYPE_CHECKING:
     from tracer.model.summary import Summary
-    from tracer.schema import LockSymbol
     from tracer.views.base import View
 
 
@@ -28,6 +28,7 @@ class Plan:
     """A live run as the user asked for it, checked.
 
     Attributes:
+        locks: (name, address) of lock words in the first target.
         output: absolute (bcc changes the working directory).
         audio: the audio server's PID, None: find it, False: none.
     """
@@ -37,7 +38,7 @@ class Plan:
     duration_s: float | None = None
     period: tuple[int, int] | None = None
     profile: str | None = None
-    locks: tuple[LockSymbol, ...] = ()
+    locks: tuple[tuple[str, int], ...] = ()
     audio: int | bool | None = None
     held_words: int = 4
     force: bool = False
@@ -65,13 +66,16 @@ def plan(
         check_pids([audio])
     if not 0 <= held_words <= 16:
         raise UsageError(f"--held-words {held_words} is out of range", "give 0 to 16")
+    owner, locks = parse_locks(lock, tgids)
+    if owner is not None:  # a session takes them to be the first target's
+        tgids = (owner, *(tgid for tgid in tgids if tgid != owner))
     return Plan(
         tgids=tgids,
         output=output.absolute() if output is not None else None,
         duration_s=duration,
         period=parse_period(period),
         profile=_absolute(profile),
-        locks=parse_locks(lock, tgids),
+        locks=locks,
         audio=False if no_audio else audio,
         held_words=held_words,
         force=force,
@@ -83,13 +87,13 @@ def _absolute(profile: str | None) -> str | None:
     return str(Path(profile).absolute()) if profile is not None and Path(profile).is_file() else profile
 
 
-def make_analysis(profile: str | None, period: tuple[int, int] | None) -> Any:
+def make_analysis(profile: str | None, period: tuple[int, int] | None, held_words: int = 4) -> Any:
     """An Analysis with the profiles that apply. Raises UsageError for a bad profile."""
     from tracer.model.analysis import Analysis
     from tracer.profile import default_profiles, load
 
     profiles = default_profiles() if profile is None else (load(profile), *default_profiles())
-    return Analysis(profiles=tuple(profiles), period=period)
+    return Analysis(profiles=tuple(profiles), period=period, held_words=held_words)
 
 
 def open_session(todo: Plan) -> Any:
@@ -139,7 +143,7 @@ def go(todo: Plan, view: View, ending: Ending, hooks: Hooks | None = None) -> Su
     screen; the last summary is shown after it is given back and everything is detached.
     """
     hooks = hooks or Hooks()
-    analysis = make_analysis(todo.profile, todo.period)
+    analysis = make_analysis(todo.profile, todo.period, todo.held_words)
     with ExitStack() as stack:
         # The folder is made before bcc changes directory, and only once the target is known to be there.
         session = open_session(todo)

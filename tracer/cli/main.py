@@ -1,4 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
+
 """The ``xdtrace`` command: its subcommands, and the one place where errors are printed.
 
 Owns exit codes and the form of errors: one line what happened, one line what to do.

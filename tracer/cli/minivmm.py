@@ -6,6 +6,7 @@ Owns the child's pipes and its process group. Knows its line protocol and nothin
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import select
@@ -124,10 +125,8 @@ class MiniVmm:
 
     def _write(self, data: bytes) -> None:
         assert self._child.stdin is not None
-        try:
+        with contextlib.suppress(BrokenPipeError, ValueError):  # it is gone: reading will tell
             self._child.stdin.write(data)
-        except (BrokenPipeError, ValueError):
-            pass  # it is gone; reading will tell
 
     def _read(self, timeout_s: float = 0.0) -> bool:
         """Take in what the child said; False once it has closed its end."""
@@ -154,7 +153,7 @@ class MiniVmm:
             self.ground_truth = {key: said[key] for key in ("cycles", "missed_cycles", "episodes")}
 
     def tick(self, asked: bool) -> bool:
-        """Whether the run is over: the child has counted up (or died), and its last records had time to arrive.
+        """Whether the run is over: the child has counted up (or died), and its last records came in.
 
         Args:
             asked: the user wants the end; the child is then told to stop and count up.

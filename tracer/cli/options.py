@@ -1,4 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
+
 """What the commands' options mean: parsing, and one definition of each shared option.
 
 Owns the texts of ``--help`` for shared options. Opens nothing but what the user named.
@@ -8,18 +9,13 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from tracer.errors import UsageError
 
-if TYPE_CHECKING:
-    from tracer.schema import LockSymbol
-
-Pids = Annotated[
-    list[int], typer.Argument(metavar="PID", help="VMM processes to trace.", show_default=False)
-]
+Pids = Annotated[list[int], typer.Argument(metavar="PID", help="VMM processes to trace.", show_default=False)]
 Output = Annotated[
     Path | None, typer.Option("-o", "--output", metavar="DIR", help="Record into this trace folder too.")
 ]
@@ -73,11 +69,16 @@ def parse_period(text: str | None) -> tuple[int, int] | None:
     return quantum, rate
 
 
-def parse_locks(texts: list[str] | None, tgids: tuple[int, ...]) -> tuple[LockSymbol, ...]:
-    """``NAME=0xADDR`` or ``NAME=0xADDR@PID`` -> lock words named by the user. Raises UsageError."""
-    from tracer.schema import LockSymbol
+def parse_locks(
+    texts: list[str] | None, tgids: tuple[int, ...]
+) -> tuple[int | None, tuple[tuple[str, int], ...]]:
+    """``NAME=0xADDR`` or ``NAME=0xADDR@PID`` -> whose lock words they are, and (name, address) of each.
 
-    out = []
+    Raises:
+        UsageError: not of that form, no futex word, or not all in one of the targets.
+    """
+    found = []
+    owners = set()
     for text in texts or ():
         match = re.fullmatch(r"([^=]+)=(0x[0-9a-fA-F]{1,16})(?:@(\d{1,9}))?", text, re.ASCII)
         if match is None:
@@ -86,21 +87,21 @@ def parse_locks(texts: list[str] | None, tgids: tuple[int, ...]) -> tuple[LockSy
             )
         name, address, pid = match[1], int(match[2], 16), match[3]
         if address == 0 or address % 4:
-            raise UsageError(
-                f"--lock {text!r}: a futex word lies at a non-zero multiple of 4", "check the address"
-            )
+            raise UsageError(f"--lock {text!r}: a lock word lies at a multiple of 4", "check the address")
         if pid is None and len(tgids) != 1:
             raise UsageError(
                 f"--lock {text!r} does not say in which process",
-                f"write {name}=0x{address:x}@PID with one of the PIDs",
+                f"write {name}={address:#x}@PID with a target's PID",
             )
-        tgid = tgids[0] if pid is None else int(pid)
-        if tgid not in tgids:
-            raise UsageError(
-                f"--lock {text!r}: {tgid} is no target", f"use one of {', '.join(map(str, tgids))}"
-            )
-        out.append(LockSymbol(tgid=tgid, address=address, name=name, source="user"))
-    return tuple(out)
+        owners.add(tgids[0] if pid is None else int(pid))
+        found.append((name, address))
+    if not owners <= set(tgids):
+        raise UsageError(
+            "--lock names a process that is no target", f"use one of {', '.join(map(str, tgids))}"
+        )
+    if len(owners) > 1:
+        raise UsageError("--lock names words of several processes", "name those of one process only")
+    return next(iter(owners), None), tuple(found)
 
 
 def check_seconds(name: str, value: float | None, least: float = 0.0) -> None:

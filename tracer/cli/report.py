@@ -1,4 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
+
 """``xdtrace report``: the verdicts of a trace folder. Needs neither root nor bcc. Wiring only."""
 
 from __future__ import annotations

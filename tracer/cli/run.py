@@ -1,4 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
+
 """The one loop: batches from a session or a trace, through the analysis, to a view.
 
 Owns when things happen (refresh, duration, the end) and the signals that end a run.
@@ -12,14 +13,19 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from types import FrameType
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
-from tracer.model.summary import Summary
-from tracer.schema import Batch
 from tracer.views.base import Action, View
+
+if TYPE_CHECKING:
+    from tracer.model.summary import Summary
+    from tracer.schema import Batch
 
 #: At most this share of the time goes into summaries and drawing, however much there is to show.
 DRAW_SHARE = 0.05
+
+#: Of the moment, the newest misses and episodes are listed only; the last summary has all.
+SHOWN_MISSES = 200
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
@@ -31,7 +37,7 @@ class Engine(Protocol):
 
     def finish(self) -> None: ...
 
-    def summary(self) -> Summary: ...
+    def summary(self, misses: int | None = None) -> Summary: ...
 
     def words_to_watch(self) -> Mapping[int, tuple[int, ...]]: ...
 
@@ -49,14 +55,16 @@ class Ending:
 
     def __init__(self) -> None:
         self.requested = False
+        self._seen: set[int] = set()
 
     def request(self) -> None:
         """Ask the loop to end after the present batch."""
         self.requested = True
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
-        if self.requested and number == signal.SIGINT:
+        if number in self._seen:
             raise KeyboardInterrupt  # asked twice: the orderly way takes too long for the user
+        self._seen.add(number)
         self.requested = True
 
 
@@ -131,7 +139,7 @@ def run(
             stop()
             stopping = True
         elif now >= due:
-            view.show(analysis.summary())
+            view.show(analysis.summary(SHOWN_MISSES))
             spent = clock() - now
             due = now + max(view.refresh_s, spent / DRAW_SHARE)
     analysis.finish()

@@ -9,9 +9,10 @@ from __future__ import annotations
 import enum
 from collections.abc import Mapping, Sequence
 from types import TracebackType
-from typing import Protocol, Self
+from typing import TYPE_CHECKING, Protocol, Self
 
-from tracer.model.summary import Summary
+if TYPE_CHECKING:
+    from tracer.model.summary import Summary
 
 
 class Action(enum.Enum):

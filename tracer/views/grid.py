@@ -76,7 +76,8 @@ class Column(Generic[Row]):
     Attributes:
         cell: row -> cell; given the column's width where it can use it (``sized``).
         priority: 0 is never dropped; of the others the highest goes first.
-        least: the width it may be cut to; 0: never cut (numbers).
+        least: the width it is kept with, if need be by dropping other columns; 0: its full width,
+            always (numbers). Where none are left to drop, text is cut down to ``_FLOOR``.
         most: the width beyond which it is cut even where there is room.
     """
 
@@ -86,6 +87,10 @@ class Column(Generic[Row]):
     right: bool = False
     least: int = 0
     most: int = 60
+
+
+#: Below this many cells a cut name says nothing.
+_FLOOR = 8
 
 
 def _split(cell: Cell) -> tuple[str, str | Text]:
@@ -140,7 +145,7 @@ def table(
     least = [min(columns[i].least, w) if columns[i].least else w for i, w in zip(used, natural, strict=True)]
     keep = _shown(natural, least, [columns[i].priority for i in used], width, gap)
     widths = {used[k]: natural[k] for k in keep}
-    floor = {used[k]: least[k] for k in keep}
+    floor = {used[k]: min(natural[k], _FLOOR) if columns[used[k]].least else natural[k] for k in keep}
     excess = sum(widths.values()) + gap * (len(widths) - 1) - width
     while excess > 0:
         widest = max(widths, key=lambda i: widths[i] - floor[i])

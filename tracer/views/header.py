@@ -34,7 +34,7 @@ def render_header(summary: Summary, *, paused: bool = False) -> Block:
     """Targets, write paths, rates, losses, own cost, the verdict and what to do."""
 
     def build(width: int, height: int | None) -> list[Text]:
-        lines = _flow([_item("xdtrace", "bold"), *_targets(summary), *_rates(summary, paused)], width)
+        lines = _flow([*_title(width), *_targets(summary), *_rates(summary, paused)], width)
         for tgid, path in summary.write_path.items():
             lines.append(_write_path(tgid, path, len(summary.write_path) > 1, width))
         lines.extend(_verdict(summary, width))
@@ -45,6 +45,10 @@ def render_header(summary: Summary, *, paused: bool = False) -> Block:
 
 def _item(text: str, style: str = "") -> Text:
     return Text(text, style, no_wrap=True)
+
+
+def _title(width: int) -> list[Text]:
+    return [_item("xdtrace", "bold")] if width >= 80 else []
 
 
 def _target(target: TargetRow) -> Text:
@@ -80,7 +84,8 @@ def _rates(summary: Summary, paused: bool) -> list[Text]:
     probes = NONE if own.probe_ns_per_s < 0 else f"{own.probe_ns_per_s / 1e7:.1f}%"
     items.append(_item(f"probes {probes}", DIM))
     steal = summary.steal_ns
-    items.append(_item(f"steal {duration(steal)}" if steal else "steal 0", WARN if steal else DIM))
+    if steal:
+        items.append(_item(f"steal {duration(steal)}", WARN))
     return items
 
 

@@ -33,6 +33,10 @@ def _who(lock: LockRow) -> str:
     )
 
 
+def _name(lock: LockRow) -> str:
+    return clean(lock.name) or f"lock@{lock.address:#x}"
+
+
 def _kind(lock: LockRow) -> str:
     return "" if lock.kind == "mutex" else clean(lock.kind.replace("_", " "))
 
@@ -46,8 +50,8 @@ def render_locks(summary: Summary, *, sort: str = "harm") -> Block:
     """One row per contended lock word."""
     several = len({lock.tgid for lock in summary.locks}) > 1
     columns: list[Column[LockRow]] = [
-        Column("lock", lambda k: clean(k.name), least=10, most=30),
-        Column("instance", lambda k: (clean(k.instance), DIM), 4, least=6, most=18),
+        Column("lock", _name, least=18, most=30),
+        Column("instance", lambda k: (clean(k.instance), DIM), 4, least=12, most=18),
         Column("missed", lambda k: _caused(k.misses_caused), right=True),
         Column("wait total", lambda k: duration(k.wait_ns.total), right=True),
         Column("max", lambda k: duration(k.wait_ns.max), 1, right=True),
@@ -56,7 +60,7 @@ def render_locks(summary: Summary, *, sort: str = "harm") -> Block:
         Column("waits", lambda k: count(k.contended), 2, right=True),
         Column("barged", lambda k: count(k.barged), 6, right=True),
         Column("hold p50 / p99", _hold, 5, right=True),
-        Column("top waiter ← holder", _who, 3, least=16, most=44),
+        Column("top waiter ← holder", _who, 3, least=30, most=44),
         Column("kind", _kind, 6),
         Column("vmm", lambda k: str(k.tgid) if several else "", 3, right=True),
         Column("named by", lambda k: (k.named_by, DIM), 7),
@@ -73,7 +77,7 @@ def render_locks(summary: Summary, *, sort: str = "harm") -> Block:
 def render_blame(summary: Summary) -> Block:
     """Who held which lock, doing what, while whom waited."""
     columns: list[Column[BlameRow]] = [
-        Column("lock", lambda b: clean(b.lock), least=10, most=28),
+        Column("lock", lambda b: clean(b.lock), least=14, most=28),
         Column("held by", lambda b: clean(b.holder_operation), least=10, most=34),
         Column("in syscall", lambda b: clean(b.holder_syscall), 2, least=6, most=24),
         Column("waiting", lambda b: clean(b.victim_operation), least=10, most=34),
@@ -117,7 +121,7 @@ def render_lock_evidence(summary: Summary) -> Block:
 
     def build(width: int, height: int | None) -> list[Text]:
         columns: list[Column[LockRow]] = [
-            Column("lock", lambda k: clean(k.name), least=10, most=28),
+            Column("lock", _name, least=18, most=28),
             Column("address", lambda k: f"{k.address:#x}", 1),
             Column("named by", lambda k: k.named_by),
             Column("because", lambda k: (clean(k.evidence), DIM), least=16, most=100),

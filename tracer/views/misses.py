@@ -29,6 +29,7 @@ from tracer.views.fmt import (
 )
 from tracer.views.grid import Block, heading
 
+_RECENT = 500  # misses looked at: no screen shows more, and a run may have many thousands
 _CARRIED_CAUSE = " (carried)"
 
 
@@ -84,19 +85,19 @@ def render_misses(summary: Summary) -> Block:
             return []
         note = f"newest first, of {plural(_total(summary.streams, summary), 'missed cycle')}"
         lines = [heading("Misses", note, width)]
-        groups = _groups(summary.misses[-2000:])
+        groups = _groups(summary.misses[-_RECENT:])
         left = len(groups)
         keys: set[str] = set()
-        room = None if height is None else height - 3  # heading, legend, "more"
         for miss, carried in reversed(groups):
             entry = _entry(miss, carried, names, width)
-            if room is not None and len(lines) - 1 + len(entry) > room and len(lines) > 1:
+            below = 1 if left == 1 else 2  # the legend, and how many more there are
+            if height is not None and len(lines) > 1 and len(lines) + len(entry) + below > height:
                 break
             lines.extend(entry)
             keys.update(mark(s) for s in miss.segments)
             left -= 1
         if left:
-            lines.append(Text(cut(f"  … {plural(left, 'earlier miss')}", width), DIM))
+            lines.append(Text(cut(f"  … {count(left)} earlier", width), DIM))
         lines.append(_legend(keys, width))
         return lines
 
@@ -148,11 +149,12 @@ def render_misses_in_detail(summary: Summary) -> Block:
             return []
         note = f"newest first, of {plural(_total(summary.streams, summary), 'missed cycle')}"
         lines = [heading("Misses in detail", note, width)]
-        groups = _groups(summary.misses[-2000:])
+        groups = _groups(summary.misses[-_RECENT:])
         for shown, (miss, carried) in enumerate(reversed(groups)):
             entry = _in_detail(miss, carried, names, width)
-            if height is not None and shown and len(lines) + len(entry) > height - 1:
-                lines.append(Text(cut(f"  … {plural(len(groups) - shown, 'earlier miss')}", width), DIM))
+            last = shown + 1 == len(groups)
+            if height is not None and shown and len(lines) + len(entry) > height - (not last):
+                lines.append(Text(cut(f"  … {count(len(groups) - shown)} earlier", width), DIM))
                 break
             lines.extend(entry)
         return lines
@@ -166,8 +168,14 @@ def _field(name: str, value: str, width: int, style: str = "") -> list[Text]:
     for i, part in enumerate(lines):
         line = Text(pad(f"  {name}" if i == 0 else "", 14), DIM, no_wrap=True)
         line.append(part, style or "not dim")
+        line.truncate(width, overflow="ellipsis")
         out.append(line)
     return out
+
+
+def _sufficient(miss: Miss) -> str:
+    names = ", or ".join(map(clean, miss.sufficient))
+    return f"{names}: without {'it' if len(miss.sufficient) == 1 else 'any one'} the cycle is on time"
 
 
 def _in_detail(miss: Miss, carried: Sequence[Miss], names: dict[str, str], width: int) -> list[Text]:
@@ -186,9 +194,9 @@ def _in_detail(miss: Miss, carried: Sequence[Miss], names: dict[str, str], width
     if miss.carried_from is not None:
         lines.extend(_field("carried", f"from miss #{miss.carried_from}", width))
     elif miss.sufficient:
-        lines.extend(_field("any of", ", ".join(map(clean, miss.sufficient)) + " alone would do", width))
+        lines.extend(_field("sufficient", _sufficient(miss), width))
     elif miss.jointly:
-        lines.extend(_field("only together", " + ".join(map(clean, miss.jointly)), width))
+        lines.extend(_field("jointly", " + ".join(map(clean, miss.jointly)), width))
     if miss.chain:
         lines.extend(_field("chain", " ← ".join(map(clean, miss.chain)), width))
     if miss.went_first:

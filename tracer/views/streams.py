@@ -6,7 +6,7 @@ Owns their columns, order and notes. Computes nothing but text.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from rich.text import Text
 
@@ -14,7 +14,7 @@ from tracer.model.summary import StreamRow, Summary, ThreadRow
 from tracer.views.fmt import BAD, DIM, GOOD, NONE, WARN, clean, count, duration, sparkline
 from tracer.views.grid import Block, Cell, Column, table
 
-SPARK_WIDTH = 24
+_SPARK, _SPARK_NARROW = 24, 12  # cells; narrow under 100
 NO_STREAMS = "no audio stream seen (not: no misses): nothing signals the target at an audio period"
 
 #: The orders that the key s goes through; in every table the worst comes first.
@@ -63,35 +63,36 @@ def _audible(stream: StreamRow) -> str:
     return tally({k: v for k, v in stream.audible.items() if k != "unknown"})
 
 
-def _spark(stream: StreamRow) -> Text:
-    return sparkline(stream.recent, stream.period_ns, SPARK_WIDTH)
+def _spark(width: int) -> Callable[[StreamRow], Text]:
+    cells = _SPARK if width >= 100 else _SPARK_NARROW
+    return lambda stream: sparkline(stream.recent, stream.period_ns, cells)
 
 
 def render_streams(summary: Summary, *, sort: str = "harm") -> Block:
     """One row per stream: misses and episodes by cause, slack, the last cycles."""
     several = len({stream.tgid for stream in summary.streams}) > 1
-    columns: list[Column[StreamRow]] = [
-        Column("stream", lambda s: (clean(s.name), "" if s.alive else DIM), least=8, most=32),
-        Column("", lambda s: "" if s.alive else ("ended", DIM), 2),
-        Column("missed", _misses, right=True),
-        Column("episodes", lambda s: count(s.episodes), 1, right=True),
-        Column("causes", lambda s: tally(s.misses_by_cause), 1, least=14, most=44),
-        Column("slack min", lambda s: _slack(s.slack_ns.min), 2, right=True),
-        Column("p1", lambda s: _slack(s.slack_ns.p1), 5, right=True),
-        Column("p50", lambda s: _slack(s.slack_ns.p50), 4, right=True),
-        Column("period", lambda s: duration(s.period_ns), 3, right=True),
-        Column("cycles", lambda s: count(s.cycles), 4, right=True),
-        Column("carried", lambda s: count(s.carried) if s.carried else "", 7, right=True),
-        Column("wake/compl", _legs, 8, right=True),
-        Column("audible", _audible, 7),
-        Column("context", lambda s: str(s.context), 6, right=True),
-        Column("vmm", lambda s: str(s.tgid) if several else "", 3, right=True),
-        Column("seen", _seen, 9),
-        Column("last cycles", _spark, 2),
-    ]
     rows = sort_streams(summary.streams, sort)
 
     def build(width: int, height: int | None) -> list[Text]:
+        columns: list[Column[StreamRow]] = [
+            Column("stream", lambda s: (clean(s.name or s.id), "" if s.alive else DIM), least=18, most=32),
+            Column("", lambda s: "" if s.alive else ("ended", DIM), 2),
+            Column("missed", _misses, right=True),
+            Column("episodes", lambda s: count(s.episodes), 1, right=True),
+            Column("causes", lambda s: tally(s.misses_by_cause), 1, least=24, most=44),
+            Column("slack min", lambda s: _slack(s.slack_ns.min), 2, right=True),
+            Column("p1", lambda s: _slack(s.slack_ns.p1), 5, right=True),
+            Column("p50", lambda s: _slack(s.slack_ns.p50), 4, right=True),
+            Column("period", lambda s: duration(s.period_ns), 3, right=True),
+            Column("cycles", lambda s: count(s.cycles), 4, right=True),
+            Column("carried", lambda s: count(s.carried) if s.carried else "", 7, right=True),
+            Column("wake/compl", _legs, 8, right=True),
+            Column("audible", _audible, 7),
+            Column("context", lambda s: str(s.context), 6, right=True),
+            Column("vmm", lambda s: str(s.tgid) if several else "", 3, right=True),
+            Column("seen", _seen, 9),
+            Column("last cycles", _spark(width), 2),
+        ]
         note = f"sorted by {_ORDER[sort]}"
         return table("Streams", note, columns, rows, width, height, empty=NO_STREAMS)
 

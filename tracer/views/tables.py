@@ -40,6 +40,7 @@ __all__ = [
 
 VIEWS = ("overview", "locks", "held", "misses")
 
+_FEW = 6  # lines of the remedies on the overview
 _LEAST = 4  # lines under which a block says nothing: title, head, a row, "more"
 
 
@@ -61,25 +62,25 @@ def _blocks(summary: Summary, view: str, sort: str) -> list[Block]:
         render_misses(summary),
         render_locks(summary, sort=sort),
         render_findings(summary),
+        Block(lambda width, height: render_remedies(summary).lines(width, min(height or _FEW, _FEW))),
         render_blame(summary),
     ]
 
 
 def _shares(wants: Sequence[int], room: int) -> list[int]:
-    """Lines for each block: what it wants where there is room, else the largest give first.
+    """Lines for each block (a blank one goes before each): what it wants where there is room.
 
-    Blocks that would get less than they need to say anything go, the last ones first.
+    As many blocks as can say something, the first ones first; then the largest give way.
     """
-    shares = list(wants)
-    while sum(shares) + sum(1 for s in shares if s) > room:
-        largest = max(range(len(shares)), key=lambda i: (shares[i], i))
-        if shares[largest] > _LEAST:
-            shares[largest] -= 1
-            continue
-        last = max((i for i, s in enumerate(shares) if s), default=None)
-        if last is None or last == 0:
+    shown = [i for i, want in enumerate(wants) if want]
+    while len(shown) > 1 and sum(min(wants[i], _LEAST) + 1 for i in shown) > room:
+        shown.pop()
+    shares = [want if i in shown else 0 for i, want in enumerate(wants)]
+    while shown and sum(shares) + len(shown) > room:
+        largest = max(shown, key=lambda i: (shares[i], i))
+        if shares[largest] <= 1:
             break
-        shares[last] = 0
+        shares[largest] -= 1
     return shares
 
 
@@ -97,7 +98,7 @@ def screen(
     lines = render_header(summary, paused=paused).lines(width)[: max(height - 1, 1)]
     blocks = _blocks(summary, view, sort)
     room = height - len(lines) - (1 if footer is not None else 0)
-    wants = [len(block.lines(width)) for block in blocks]
+    wants = [len(block.lines(width, max(room, 0))) for block in blocks]
     for block, share in zip(blocks, _shares(wants, room), strict=True):
         if share and len(lines) < height - 1:
             lines.append(Text())
