@@ -18,7 +18,7 @@ pub const USAGE: &str = "usage: rd-VARIANT [options]
   --linger               afterwards stay, idle, until stdin is closed
   --realtime             SCHED_FIFO for the worker threads
   --seed N               of everything random (1)
-  --register PERCENT     of the short streams, how many get as far as READ_EVENTFD_NEW (8)
+  --register PERCENT     of the short streams, how many get as far as READ_EVENTFD_NEW (3)
   --no-id-guard          do not use up the first item ids (0.1.8x: they collide with event tokens)
   --hogs N --gpu-ms X --pipe-ms X --burst N   strength of the loads (2 per CPU, 3, 30, churn/5)
   --write-path P         checked against the variant that was built
@@ -82,7 +82,7 @@ impl Opts {
             realtime: false,
             seed: 1,
             id_guard: true,
-            register: 8,
+            register: 3,
             hogs: 2 * cpus,
             gpu_ms: 3.0,
             pipe_ms: 30.0,
