@@ -312,6 +312,7 @@ def test_the_device_of_a_stripped_program(symbolizer: Symbolizer, c: Path, tmp_p
         ),
         (b"src/rutabaga_gfx/src/cross_domain/mod.rs", "/lib/libkrun.so", "krun-rutabaga-gfx", ""),
         (b"/home/x/tests/minivmm/src/main.rs", "/x", "minivmm", ""),
+        (b"src/table.rs", "/opt/minivmm", "minivmm", ""),
         (b"elsewhere/src/cross_domain", "/x", "", ""),
         (b"", "/x", "", ""),
     ],

@@ -21,7 +21,8 @@ _BEFORE = 200
 _PIECE_BYTES = 4 << 20
 _CRATE_MARKER = b"/src/cross_domain"
 _VENDORED_MARKER = b"src/rutabaga_gfx/src"
-_OWN_MARKER = b"tests/minivmm/"
+_OWN_MARKER = b"tests/minivmm"
+_OWN_NAME = "minivmm"
 _OVERLAP = max(len(_CRATE_MARKER), len(_VENDORED_MARKER), len(_OWN_MARKER))
 _VERSION = rb"(\d+\.\d+\.\d+(?:[-+][0-9A-Za-z.]+)*)"
 # A known name first: literals lie in .rodata without a separator, so any letter may precede it.
@@ -78,7 +79,11 @@ def find(fd: int, path: str, build_id: str) -> Device | None:
         if soname:
             evidence += f", file name {os.path.basename(path)}"
         return Device("krun-rutabaga-gfx", soname[1] if soname else "", build_id, evidence)
-    return Device("minivmm", "", build_id, f"source path {_OWN_MARKER.decode()}") if own else None
+    if own:
+        return Device("minivmm", "", build_id, f"source path {_OWN_MARKER.decode()}")
+    if os.path.basename(path) == _OWN_NAME:  # a stripped one keeps paths below its own folder only
+        return Device("minivmm", "", build_id, f"file name {_OWN_NAME}")
+    return None
 
 
 def _pieces(fd: int) -> Iterator[tuple[bytes, int]]:
