@@ -78,12 +78,9 @@ int xd_process_exit(struct bpf_raw_tracepoint_args *ctx)
 {
 	u64 id = bpf_get_current_pid_tgid();
 	u32 tid = id, tgid = id >> 32;
-	struct xd_thread *thread = xd_threads.lookup(&tid);
 
-	if (thread && thread->tgid == tgid && thread->paused)
-		xd_paused_flush(thread, tid);
-	if (thread)
-		xd_threads.delete(&tid);
+	/* A span that the exit cuts off is ended by the EXIT record. */
+	xd_threads.delete(&tid);
 	if (xd_traced(tgid))
 		xd_life(tid, tgid, XD_LIFE_EXIT, 0, NULL);
 	return 0;

@@ -450,82 +450,69 @@ int xd_sys_enter(struct bpf_raw_tracepoint_args *ctx)
 	return 0;
 }
 
-/* Fds passed beside a message: the first three in its record, the others in continuations. */
-static __always_inline void xd_rights(struct xd_thread *thread, struct xd_msg *msg, u32 tid)
+/* Where the fds are that a message carries, and how many; 0: none. */
+static __always_inline u32 xd_rights(u64 message, u64 *fds)
 {
 	struct xd_msghdr header = {};
 	struct xd_cmsghdr control = {};
-	u64 fds;
-	u32 count;
-	u8 flags = 0;
+	u64 place;
 
-	xd_read_user(&header, sizeof(header), (void *)thread->a);
+	xd_read_user(&header, sizeof(header), (void *)message);
 	if (!header.control || header.controllen < sizeof(control) + 4)
-		return;
-	xd_read_user(&control, sizeof(control), (void *)header.control);
-	fds = header.control + sizeof(control);
+		return 0;
+	place = header.control;
+	xd_read_user(&control, sizeof(control), (void *)place);
 	if (control.level == XD_SOL_SOCKET && control.type != XD_SCM_RIGHTS) {
 		/* Credentials come first where both were asked for. */
-		u64 next = header.control + ((control.len + 7) & ~7ULL);
-
-		xd_read_user(&control, sizeof(control), (void *)next);
-		fds = next + sizeof(control);
+		place += (control.len + 7) & ~7ULL;
+		xd_read_user(&control, sizeof(control), (void *)place);
 	}
 	if (control.level != XD_SOL_SOCKET || control.type != XD_SCM_RIGHTS || control.len < sizeof(control))
-		return;
-	count = (control.len - sizeof(control)) / 4;
-	msg->nfds = count;
-#pragma clang loop unroll(disable)
-	for (int i = 0; i < XD_FIRST_FDS; i++) {
-		int fd = -1;
-
-		if (i >= count)
-			break;
-		xd_read_user(&fd, sizeof(fd), (void *)(fds + i * 4));
-		msg->eventfd_ids[i] = xd_eventfd_id(fd, &flags);
-	}
+		return 0;
+	*fds = place + sizeof(control);
+	return (control.len - sizeof(control)) / 4;
 }
 
-static __always_inline void xd_rights_more(struct xd_thread *thread, u32 tid, u64 dur_ns)
+/* The message's record with the first three eventfd ids, then continuations of eight. Submits all. */
+static __always_inline void xd_msg_submit(struct xd_msg *msg, struct xd_thread *thread, u32 tid, u64 dur_ns,
+					  s64 ret)
 {
-	struct xd_msghdr header = {};
-	struct xd_cmsghdr control = {};
-	u64 fds;
-	u32 count;
+	u64 fds = 0;
+	u32 count = ret >= 0 ? xd_rights(thread->a, &fds) : 0;
+	s32 ids[XD_MORE_FDS];
 	u8 flags = 0;
+	u32 first = 0;
 
-	xd_read_user(&header, sizeof(header), (void *)thread->a);
-	xd_read_user(&control, sizeof(control), (void *)header.control);
-	fds = header.control + sizeof(control);
-	if (control.type != XD_SCM_RIGHTS) {
-		u64 next = header.control + ((control.len + 7) & ~7ULL);
-
-		xd_read_user(&control, sizeof(control), (void *)next);
-		fds = next + sizeof(control);
-	}
-	count = (control.len - sizeof(control)) / 4;
+	msg->nfds = count;
 #pragma clang loop unroll(disable)
-	for (int r = 0; r < XD_MORE_RECORDS; r++) {
-		int first = XD_FIRST_FDS + r * XD_MORE_FDS;
-		struct xd_msg_more *more;
+	for (int r = 0; r <= XD_MORE_RECORDS; r++) {
+		u32 here = r ? XD_MORE_FDS : XD_FIRST_FDS;
 
-		if (first >= count)
-			break;
-		more = xd_reserve();
-		if (!more)
-			break;
-		xd_head_set(&more->head, XD_MSG_MORE, 0, thread->op, tid, thread->enter_ns, dur_ns);
 #pragma clang loop unroll(disable)
 		for (int i = 0; i < XD_MORE_FDS; i++) {
 			int fd = -1;
 
-			more->eventfd_ids[i] = -1;
-			if (first + i >= count)
+			ids[i] = -1;
+			if (i >= here || first + i >= count)
 				continue;
 			xd_read_user(&fd, sizeof(fd), (void *)(fds + (first + i) * 4));
-			more->eventfd_ids[i] = xd_eventfd_id(fd, &flags);
+			ids[i] = xd_eventfd_id(fd, &flags);
 		}
-		xd_submit(more);
+		if (!r) {
+			__builtin_memcpy(msg->eventfd_ids, ids, sizeof(msg->eventfd_ids));
+			xd_submit(msg);
+		} else {
+			struct xd_msg_more *more = xd_reserve();
+
+			if (!more)
+				break;
+			xd_head_set(&more->head, XD_MSG_MORE, 0, thread->op, tid, thread->enter_ns, dur_ns);
+			__builtin_memcpy(more->eventfd_ids, ids, sizeof(more->eventfd_ids));
+			xd_submit(more);
+		}
+		first += here;
+		if (first >= count)
+			break;
 	}
 }
 
@@ -543,7 +530,6 @@ int xd_sys_exit(struct bpf_raw_tracepoint_args *ctx)
 	s64 ret = ctx->args[1];
 	u8 kind = thread->kind;
 	u16 held = 0, readable = 0;
-	int more = 0;
 
 	if (ret <= -512 && ret >= -516) {
 		thread->paused = 1;
@@ -636,15 +622,11 @@ int xd_sys_exit(struct bpf_raw_tracepoint_args *ctx)
 			wait->data = (u64)event.data_high << 32 | event.data_low;
 			wait->events = event.events;
 		}
-	} else if ((kind == XD_RECVMSG || kind == XD_SENDMSG) && ret >= 0) {
-		struct xd_msg *msg = record;
-
-		xd_rights(thread, msg, tid);
-		more = msg->nfds > XD_FIRST_FDS;
 	}
-	xd_submit(record);
-	if (more)
-		xd_rights_more(thread, tid, dur);
+	if (kind == XD_RECVMSG || kind == XD_SENDMSG)
+		xd_msg_submit(record, thread, tid, dur, ret);
+	else
+		xd_submit(record);
 	thread->kind = 0;
 	return 0;
 }
