@@ -131,7 +131,7 @@ class Load:
         return self._done.is_alive()
 
     def join(self) -> float:
-        """Wait for its end; ns per syscall."""
+        """Wait for its end; ns per syscall (CPU time for cost and bystander)."""
         self._done.join()
         return self.ns / max(1, self.count)
 

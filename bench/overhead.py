@@ -2,10 +2,10 @@
 """What tracing costs its target: the mini-VMM bare, under xdtrace, under perf trace, under strace.
 
 Peers: ``perf trace -p`` and ``strace -f -e trace=futex,read,write -p``, output to /dev/null; interleaved
-rounds in an order that rotates. A *round trip* is from the audio server's signal to the read of its completion, on the
-audio server's own clocks (its --log): through W, the lock, the guest (given no latency of its own) and G's write;
-missed cycles are in it. Also: an untraced process's syscall (raw_syscalls slows every task), a traced
-syscall by held words, and the parts of attaching.
+rounds in an order that rotates. A *round trip* is from the audio server's signal to the read of its
+completion, on the audio server's own clocks (its --log): through W, the lock, the guest (given no latency of
+its own) and G's write; missed cycles are in it. Also: an untraced process's syscall (raw_syscalls slows every
+task), a traced syscall by held words, and the parts of attaching.
 """
 
 from __future__ import annotations
@@ -70,7 +70,10 @@ def _traced(tracer: str, tgid: int) -> Iterator[subprocess.Popen[bytes] | None]:
     child = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
     try:
         end = time.monotonic() + 20
-        while not _attached(tracer, child, tgid):
+        attached = False
+        while not attached:
+            with contextlib.suppress(FileNotFoundError):  # a thread or an fd that went while we looked
+                attached = _attached(tracer, child, tgid)
             if child.poll() is not None or time.monotonic() > end:
                 raise RuntimeError(f"{tracer} did not attach")
             time.sleep(0.01)
@@ -135,7 +138,7 @@ def _bystander(results: Results, tracer: str, count: int) -> None:
         _traced(tracer, idle.tgid),
     ):
         load.go()
-        results.add(f"bystander's getppid: {tracer}", ns_per_syscall=load.join())
+        results.add(f"bystander's getppid: {tracer}", cpu_ns_per_syscall=load.join())
 
 
 def _held_words(results: Results, count: int, words: int | None) -> None:
@@ -155,7 +158,7 @@ def _held_words(results: Results, count: int, words: int | None) -> None:
         else:
             load.go()
         row = "traced write: bare" if words is None else f"traced write: {words} held words"
-        results.add(row, ns_per_syscall=load.join())
+        results.add(row, cpu_ns_per_syscall=load.join())
 
 
 def _drain(tgid: int) -> None:
