@@ -7,14 +7,13 @@ import itertools
 import random
 from dataclasses import dataclass, field
 
-import numpy as np
 import records as r
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tracer.model.locks import MAX_WORDS, Locks
 from tracer.model.registry import Registry
-from tracer.schema import Fd, Records, Thread
+from tracer.schema import Fd, Records, Thread, empty_records
 
 VMM = 100
 WORD = 0x7F00_0000_1000
@@ -295,5 +294,5 @@ def test_an_exited_thread_keeps_its_acquisition() -> None:
 
 
 def test_nothing_comes_of_no_records() -> None:
-    locks = run(np.empty(0, dtype=r.RECORD))
+    locks = run(empty_records())
     assert locks.rows() == () and locks.blame() == () and locks.words_to_watch(VMM, 4) == ()
