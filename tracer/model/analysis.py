@@ -65,7 +65,7 @@ class Analysis:
         self.locks.namer = self.names
         self.write_paths = WritePaths(self.registry, self.held, self.locks, self.names.item_states)
         finder = PathFinder(self.registry, self.timeline, self.locks, self.roles)
-        cutter = LeafCutter(self.registry, self.timeline, self.locks)
+        cutter = LeafCutter(self.registry, self.locks)
         self.verdicts = Verdicts(self.registry, self.timeline, finder, cutter, self.roles)
         self.delay, self.stuck = RunDelay(), Stuck()
         self._rows = Rows(self, Remedies())

@@ -8,8 +8,8 @@ moves our own commands earlier, where they may meet a G that was busy in the rec
 
 from __future__ import annotations
 
-from bisect import bisect_right
-from collections.abc import Callable, Mapping
+from bisect import bisect_left, bisect_right
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from itertools import combinations
 from typing import Final
@@ -38,7 +38,8 @@ MAX_JOINT: Final = 8
 
 #: A candidate: ("lock", tgid, word), ("not_scheduled", tid), ("slow_syscall", tid, kind, number), ("serialised",) ...
 Key = tuple[str | int, ...]
-Removal = Callable[[int, Leaf], float]
+#: Share (0..1] of each leaf that is taken out, by index; leaves not named stay.
+Removal = Mapping[int, float]
 
 CAUSE_OF: Final[Mapping[str, str]] = {GUEST_LEAF: "guest_late", HOST_LEAF: "host_late"}
 GROUPS: Final = (SERIALISED, HEAD_OF_LINE, NOT_REARMED)
@@ -76,59 +77,66 @@ class Case:
 
     path: Path
     leaves: list[Leaf]
-    by_phase: list[list[int]] = field(default_factory=list)
     keys: list[tuple[Key, ...]] = field(default_factory=list)
+    members: dict[Key, list[int]] = field(default_factory=dict)
+    _plan: list[tuple[int, int, bool, bool, int, int]] = field(default_factory=list)
+    _starts: list[int] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self.by_phase = [[] for _ in self.path.phases]
+        phases = self.path.phases
+        lengths = [0] * len(phases)
         for i, leaf in enumerate(self.leaves):
-            self.by_phase[leaf.phase].append(i)
-            self.keys.append(keys_of(leaf, self.path.phases[leaf.phase].via))
+            lengths[leaf.phase] += leaf.end_ns - leaf.start_ns
+            keys = keys_of(leaf, phases[leaf.phase].via)
+            self.keys.append(keys)
+            for key in keys:
+                self.members.setdefault(key, []).append(i)
+        self._starts = [a for a, _ in self.path.foreign]
+        ends = [b for _, b in self.path.foreign]
+        for phase, length in zip(phases, lengths, strict=True):
+            ours_in_via = phase.who == GPU and phase.via in (SERIALISED, NOT_REARMED)
+            foreign = 0
+            if ours_in_via:
+                low = bisect_right(ends, phase.start_ns)
+                high = bisect_left(self._starts, phase.end_ns)
+                for a, b in self.path.foreign[low:high]:
+                    foreign += min(b, phase.end_ns) - max(a, phase.start_ns)
+            waits = phase.queued or ours_in_via
+            self._plan.append((phase.start_ns, phase.end_ns, waits, phase.queued, length, foreign))
 
     def totals(self) -> dict[Key, int]:
         """Time per candidate, ns."""
-        totals: dict[Key, int] = {}
-        for leaf, keys in zip(self.leaves, self.keys, strict=True):
-            for key in keys:
-                totals[key] = totals.get(key, 0) + leaf.ns
-        return totals
+        return {key: sum(self.leaves[i].ns for i in at) for key, at in self.members.items()}
 
     def replay(self, removed: Removal) -> int:
-        """The closing time in ns with ``removed(index, leaf)`` (a share, 0..1) of each leaf taken out."""
+        """The closing time in ns with a share of some leaves taken out."""
+        gone: dict[int, list[int]] = {}
+        for i in removed:
+            gone.setdefault(self.leaves[i].phase, []).append(i)
         now = self.path.start_ns
-        starts = [a for a, _ in self.path.foreign]
-        for index, phase in enumerate(self.path.phases):
-            kept = 0.0
-            gone: list[tuple[Leaf, float]] = []
-            for i in self.by_phase[index]:
-                share = removed(i, self.leaves[i])
-                kept += self.leaves[i].ns * (1.0 - share)
-                if share:
-                    gone.append((self.leaves[i], share))
-            waits = phase.queued or (phase.who == GPU and phase.via in (SERIALISED, NOT_REARMED))
-            if now >= phase.start_ns or not waits:
-                now += round(kept)
-                continue
-            if not phase.queued:
-                own = kept - sum(
-                    max(0, min(b, phase.end_ns) - max(a, phase.start_ns)) for a, b in self.path.foreign
-                )
-                if kept == 0:
-                    continue
-                now = min(self._served(starts, now, gone) + max(0, round(own)), max(phase.end_ns, now))
-                continue
-            if phase.end_ns > phase.start_ns and kept == 0:
-                continue  # the queue itself was taken out
-            now = min(self._served(starts, now, gone), max(phase.end_ns, now))
+        for index, (start, end, waits, queued, kept, foreign) in enumerate(self._plan):
+            taken = gone.get(index)
+            if taken is not None:
+                kept -= round(sum(self.leaves[i].ns * removed[i] for i in taken))
+            if not waits or now >= start:
+                now += kept
+            elif kept == 0 and end > start:
+                continue  # taken out altogether, its queue too
+            else:
+                served = self._served(now, taken or (), removed)
+                now = min(served + (0 if queued else max(0, kept - foreign)), max(end, now))
         return now
 
-    def _served(self, starts: list[int], now: int, gone: list[tuple[Leaf, float]]) -> int:
+    def _served(self, now: int, taken: Iterable[int], removed: Removal) -> int:
         """When G takes a command kicked at ``now``: after the command it was executing then."""
-        i = bisect_right(starts, now) - 1
+        i = bisect_right(self._starts, now) - 1
         if i < 0 or self.path.foreign[i][1] <= now:
             return now
         end = self.path.foreign[i][1]
-        less = sum(share * max(0, min(leaf.end_ns, end) - max(leaf.start_ns, now)) for leaf, share in gone)
+        less = 0.0
+        for j in taken:
+            leaf = self.leaves[j]
+            less += removed[j] * max(0, min(leaf.end_ns, end) - max(leaf.start_ns, now))
         return max(now, end - round(less))
 
     def meets(self, removed: Removal) -> bool:
@@ -178,9 +186,10 @@ def judge(case: Case, baseline: Mapping[Key, int]) -> Judgement:
 
 
 def _without(case: Case, shares: Mapping[Key, float]) -> Removal:
-    def removed(index: int, leaf: Leaf) -> float:
-        return max((shares.get(key, 0.0) for key in case.keys[index]), default=0.0)
-
+    removed: dict[int, float] = {}
+    for key, share in shares.items():
+        for i in case.members[key]:
+            removed[i] = max(removed.get(i, 0.0), share)
     return removed
 
 
@@ -194,9 +203,8 @@ def _jointly(case: Case, order: list[Key], share: Mapping[Key, float]) -> tuple[
 
 
 def _overlap(case: Case, one: Key, other: Key) -> int:
-    return sum(
-        leaf.ns for leaf, keys in zip(case.leaves, case.keys, strict=True) if one in keys and other in keys
-    )
+    both = set(case.members[one]).intersection(case.members[other])
+    return sum(case.leaves[i].ns for i in both)
 
 
 def _label(case: Case, sufficient: list[Key], excess: Mapping[Key, int]) -> Key | None:
@@ -267,7 +275,7 @@ def remedy_removal(case: Case, remedy: str, names: Names) -> Removal:
         kind, _, _, eventfd = held.call
         return kind == Kind.WRITE and (pipes or eventfd >= 0)
 
-    def removed(index: int, leaf: Leaf) -> float:
+    def removed(leaf: Leaf) -> bool:
         phase = phases[leaf.phase]
         gone = False
         if remedy == "item_state":
@@ -289,6 +297,6 @@ def remedy_removal(case: Case, remedy: str, names: Names) -> Removal:
             )
         elif remedy == "no_steal":
             gone = leaf.kind == STOLEN
-        return 1.0 if gone else 0.0
+        return gone
 
-    return removed
+    return {i: 1.0 for i, leaf in enumerate(case.leaves) if removed(leaf)}

@@ -11,21 +11,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final
 
-import numpy as np
-
 from tracer.model.locks import Locks
 from tracer.model.path import GUEST, HOST, Path, Phase
 from tracer.model.registry import Registry
-from tracer.model.timeline import Piece, State, Timeline
-from tracer.schema import (
-    FUTEX,
-    FUTEX_CMD_MASK,
-    FUTEX_WAIT,
-    FUTEX_WAIT_BITSET,
-    OFFCPU,
-    Kind,
-    view,
-)
+from tracer.model.window import Call, Piece, State, Window
+from tracer.schema import Kind
 
 #: How far a chain of lock waits is followed.
 MAX_DEPTH: Final = 4
@@ -93,58 +83,53 @@ class Leaf:
         return self.end_ns - self.start_ns
 
 
-def call_of(row: np.void | None) -> tuple[int, int, int, int] | None:
-    """(kind, syscall number, fd, eventfd_id) of a syscall span; fd and id -1 where it has none."""
-    if row is None:
+def call_of(call: Call | None) -> tuple[int, int, int, int] | None:
+    """(kind, syscall number, fd, eventfd_id) of a syscall span, None outside any."""
+    if call is None:
         return None
-    kind = int(row["kind"])
-    fd = eventfd = -1
-    if kind in (Kind.READ, Kind.WRITE, Kind.FD):
-        body = np.frombuffer(bytes(row["body"])[:12], dtype="<i4")
-        fd, eventfd = int(body[1]), int(body[2])
-    elif kind in (Kind.RECVMSG, Kind.SENDMSG, Kind.EPOLL_WAIT, Kind.EPOLL_CTL):
-        fd = int(np.frombuffer(bytes(row["body"])[4:8], dtype="<i4")[0])
-    return kind, int(row["op"]), fd, eventfd
+    fd = -1 if call.kind in (Kind.FUTEX, Kind.SYSCALL) else call.fd
+    return call.kind, call.op, fd, call.eventfd
 
 
 class LeafCutter:
     """Cuts paths into leaves."""
 
-    def __init__(self, registry: Registry, timeline: Timeline, locks: Locks) -> None:
+    def __init__(self, registry: Registry, locks: Locks) -> None:
         self._registry = registry
-        self._timeline = timeline
         self._locks = locks
 
-    def cut(self, path: Path, vcpu: int) -> list[Leaf]:
+    def cut(self, path: Path, window: Window, vcpu: int, *, direct: bool = False) -> list[Leaf]:
         """Leaves of a path, in order; their lengths sum to the window's.
 
         Args:
             vcpu: the thread that plays the guest on this path, 0 where unseen.
+            direct: leave out what was done for others' work (all phases with a via).
         """
         leaves: list[Leaf] = []
         for index, phase in enumerate(path.phases):
-            if phase.end_ns <= phase.start_ns:
+            if phase.end_ns <= phase.start_ns or (direct and phase.via):
                 continue
             tid = phase.tid or (vcpu if phase.who == GUEST else 0)
             if not tid:
                 kind = GUEST_LEAF if phase.who == GUEST else HOST_LEAF if phase.who == HOST else ON_CPU
                 leaves.append(Leaf(phase.start_ns, phase.end_ns, kind, 0, index))
                 continue
-            pieces = self._timeline.pieces(tid, phase.start_ns, phase.end_ns)
-            for piece in pieces:
-                self._leaf(leaves, piece, phase, index, tid)
+            for piece in window.pieces(tid, phase.start_ns, phase.end_ns):
+                self._leaf(leaves, piece, phase, index, tid, window)
         return _joined(leaves)
 
-    def _leaf(self, leaves: list[Leaf], piece: Piece, phase: Phase, index: int, tid: int) -> None:
-        start, end, state = piece.start_ns, piece.end_ns, piece.state
-        instead = int(view(np.array([piece.offcpu]), OFFCPU)[0]["instead_tid"]) if piece.offcpu is not None else 0
+    def _leaf(
+        self, leaves: list[Leaf], piece: Piece, phase: Phase, index: int, tid: int, window: Window
+    ) -> None:
+        start, end, state, call, off = piece
         if state is State.STOLEN:
             leaves.append(Leaf(start, end, STOLEN, tid, index))
         elif state is State.RUNNABLE:
-            after = None if phase.who in (HOST, GUEST) else self._mutex(piece.syscall, tid)
+            after = None if phase.who in (HOST, GUEST) else self._mutex(call, tid)
+            instead = off.instead if off is not None else 0
             leaves.append(Leaf(start, end, NOT_SCHEDULED, tid, index, after=after, instead=instead))
         elif phase.who == HOST:
-            leaves.append(Leaf(start, end, HOST_LEAF, tid, index, call=call_of(piece.syscall)))
+            leaves.append(Leaf(start, end, HOST_LEAF, tid, index, call=call_of(call)))
         elif phase.who == GUEST:
             leaves.append(Leaf(start, end, GUEST_LEAF, tid, index))
         elif state is State.ON_CPU:
@@ -152,36 +137,29 @@ class LeafCutter:
         elif state is State.BLOCKED:
             leaves.append(Leaf(start, end, BLOCKED, tid, index))
         else:
-            word = self._mutex(piece.syscall, tid)
+            word = self._mutex(call, tid)
             if word is not None:
-                self._lock(leaves, start, end, word, tid, index)
-            elif self._is_wait(piece.syscall) and state is State.SYSCALL_BLOCKED:
-                leaves.append(Leaf(start, end, BLOCKED, tid, index, call=call_of(piece.syscall)))
+                self._lock(leaves, start, end, word, tid, index, window)
+            elif call is not None and call.is_wait and state is State.SYSCALL_BLOCKED:
+                leaves.append(Leaf(start, end, BLOCKED, tid, index, call=call_of(call)))
             else:
-                leaves.append(Leaf(start, end, SLOW_SYSCALL, tid, index, call=call_of(piece.syscall)))
+                leaves.append(Leaf(start, end, SLOW_SYSCALL, tid, index, call=call_of(call)))
 
-    @staticmethod
-    def _is_wait(row: np.void | None) -> bool:
-        if row is None or int(row["kind"]) != Kind.FUTEX:
-            return False
-        return int(row["op"]) & FUTEX_CMD_MASK in (FUTEX_WAIT, FUTEX_WAIT_BITSET)
-
-    def _mutex(self, row: np.void | None, tid: int) -> Word | None:
+    def _mutex(self, call: Call | None, tid: int) -> Word | None:
         """The mutex word a span waits for, None if it is no mutex wait."""
-        if row is None or not self._is_wait(row):
+        if call is None or not call.is_wait or call.expected != 2:
             return None
-        futex = view(np.array([row]), FUTEX)[0]
-        word = (self._registry.tgid(tid), int(futex["word"]))
-        if int(futex["expected"]) != 2:
-            return None
+        word = (self._registry.tgid(tid), call.word)
         return word if self._locks.is_mutex(*word) or self._locks.kind(*word) == "pthread" else None
 
-    def _lock(self, leaves: list[Leaf], start: int, end: int, word: Word, tid: int, index: int) -> None:
-        for low, high, holder, off in self._held_by(word, tid, start, end, (tid,), 0):
+    def _lock(
+        self, leaves: list[Leaf], start: int, end: int, word: Word, tid: int, index: int, window: Window
+    ) -> None:
+        for low, high, holder, off in self._held_by(word, tid, start, end, (tid,), 0, window):
             leaves.append(Leaf(low, high, LOCK, tid, index, word=word, holder=holder, off_tid=off))
 
     def _held_by(
-        self, word: Word, waiter: int, start: int, end: int, seen: tuple[int, ...], depth: int
+        self, word: Word, waiter: int, start: int, end: int, seen: tuple[int, ...], depth: int, window: Window
     ) -> list[tuple[int, int, Holder, int]]:
         """Cut a wait at its holders and at what they did: (start, end, holder, runnable holder or 0)."""
         parts: list[tuple[int, int, Holder, int]] = []
@@ -190,25 +168,23 @@ class LeafCutter:
             if not holder or holder in seen:
                 parts.append((piece.start_ns, piece.end_ns, Holder(0, "unknown", None, (word,), ()), 0))
                 continue
-            for p in self._timeline.pieces(holder, piece.start_ns, piece.end_ns):
-                call = call_of(p.syscall)
-                if p.state is State.RUNNABLE:
-                    state, off = "runnable", holder
-                elif p.state in (State.ON_CPU, State.SYSCALL, State.STOLEN):
-                    state, off = "running", 0
+            for low, high, state, call, _ in window.pieces(holder, piece.start_ns, piece.end_ns):
+                off = 0
+                if state is State.RUNNABLE:
+                    doing, off = "runnable", holder
+                elif state in (State.ON_CPU, State.SYSCALL, State.STOLEN):
+                    doing = "running"
                 else:
-                    deeper = self._mutex(p.syscall, holder)
+                    deeper = self._mutex(call, holder)
                     if deeper is not None and deeper != word and depth < MAX_DEPTH:
-                        for low, high, inner, inner_off in self._held_by(
-                            deeper, holder, p.start_ns, p.end_ns, (*seen, holder), depth + 1
+                        for a, b, inner, inner_off in self._held_by(
+                            deeper, holder, low, high, (*seen, holder), depth + 1, window
                         ):
-                            below = Holder(
-                                holder, "lock", inner.call, (word, *inner.chain), (holder, *inner.tids)
-                            )
-                            parts.append((low, high, below, inner_off))
+                            chain, tids = (word, *inner.chain), (holder, *inner.tids)
+                            parts.append((a, b, Holder(holder, "lock", inner.call, chain, tids), inner_off))
                         continue
-                    state, off = "blocked", 0
-                parts.append((p.start_ns, p.end_ns, Holder(holder, state, call, (word,), (holder,)), off))
+                    doing = "blocked"
+                parts.append((low, high, Holder(holder, doing, call_of(call), (word,), (holder,)), off))
         return parts
 
 

@@ -4,44 +4,27 @@
 From the nominal start to the closing event: the driver until e_n is written; W
 until it has served e_n (while it waits for its re-arm, the guest until the kick,
 then G); after the interrupt the guest; then G; then the driver until it reads.
-Owns phases and kicks. What the responsible thread *did* is leaves.py's.
+Owns phases. G's side (kicks, commands) is commands.py's; what the responsible
+thread *did* is leaves.py's.
 """
 
 from __future__ import annotations
 
+from bisect import bisect_left, bisect_right
 from dataclasses import dataclass, field
 from typing import Final
-
-import numpy as np
 
 from tracer.model.locks import Locks
 from tracer.model.registry import Registry
 from tracer.model.roles import Roles
 from tracer.model.streams import Cycle
-from tracer.model.timeline import State, Timeline
-from tracer.schema import (
-    FUTEX,
-    FUTEX_CMD_MASK,
-    FUTEX_WAIT,
-    FUTEX_WAIT_BITSET,
-    FUTEX_WAKE,
-    FUTEX_WAKE_BITSET,
-    MSG,
-    OFFCPU,
-    RW,
-    Flag,
-    Kind,
-    Records,
-    empty_records,
-    end_ns,
-    view,
-)
+from tracer.model.timeline import Timeline
+from tracer.model.window import Call, Window, is_eventfd_write
+from tracer.schema import Flag, Kind
 
 #: Guest latency and own-command time assumed until the stream has shown its own.
 DEFAULT_GUEST_NS: Final = 100_000
 DEFAULT_COMMAND_NS: Final = 20_000
-#: Memory syscalls belong to whatever command runs (mmap, mprotect, munmap, brk, madvise on x86-64).
-MEMORY_CALLS: Final = frozenset({9, 10, 11, 12, 28})
 
 HOST, WORKER, GUEST, GPU, TASK = "host", "worker", "guest", "gpu", "task"
 SERIALISED, HEAD_OF_LINE, NOT_REARMED = "serialised", "head_of_line", "not_rearmed"
@@ -55,8 +38,8 @@ class Phase:
         who: HOST, WORKER, GUEST, GPU or TASK.
         tid: the responsible thread, 0 where unseen.
         via: SERIALISED, HEAD_OF_LINE, NOT_REARMED or "".
-        sub: sub-label of via (in_progress, chosen, guest, G, irq_by_G ...).
-        queued: G was busy with foreign commands when the kick came: replay decides its length.
+        sub: sub-label of via (in_progress, chosen, own, guest, G, irq_by_G ...).
+        queued: G may be busy with foreign commands when the kick comes: replay decides its length.
     """
 
     start_ns: int
@@ -70,7 +53,10 @@ class Phase:
 
 @dataclass(slots=True)
 class Path:
-    """The phases of one cycle, in order, without gaps, from nominal start to closing event."""
+    """The phases of one cycle, in order, without gaps, from nominal start to closing event.
+
+    ``foreign``: G's commands that are not ours, (start, end) in ns, sorted.
+    """
 
     phases: list[Phase]
     deadline_ns: int
@@ -94,6 +80,11 @@ class Path:
         """End of the window."""
         return self.phases[-1].end_ns
 
+    @property
+    def at_ns(self) -> int:
+        """Where the phases found so far end."""
+        return self.phases[-1].end_ns
+
 
 @dataclass(frozen=True, slots=True)
 class Habits:
@@ -103,127 +94,155 @@ class Habits:
     command_ns: int = DEFAULT_COMMAND_NS
 
 
+class Worker:
+    """W in one window: its choices, interrupts and waits for re-arm, in order."""
+
+    def __init__(self, window: Window, tid: int, locks: Locks, tgid: int) -> None:
+        self.tid = tid
+        self.window = window
+        calls = window.calls(tid)
+        self.calls = calls
+        self.choices = [(c.enter, c.end) for c in calls if c.kind == Kind.EPOLL_WAIT]
+        self.choice_ends = [end for _, end in self.choices]
+        self.irqs = [c.end for c in calls if is_eventfd_write(c)]
+        self.parked = [c for c in calls if c.is_wait and not (c.expected == 2 and locks.is_mutex(tgid, c.word))]
+
+    def irq_before(self, after_ns: int, before_ns: int) -> int:
+        """End of the last interrupt write in (after, before], 0 where none."""
+        i = bisect_right(self.irqs, before_ns) - 1
+        return self.irqs[i] if i >= 0 and self.irqs[i] > after_ns else 0
+
+    def irq_of_turn(self, read_ns: int, before_ns: int) -> int:
+        """End of the first interrupt write after a read and before W's next choice, 0 where none."""
+        i = bisect_right(self.irqs, read_ns)
+        if i >= len(self.irqs) or self.irqs[i] > before_ns:
+            return 0
+        later = [enter for enter, _ in self.choices if enter >= read_ns]
+        return self.irqs[i] if not later or self.irqs[i] <= later[0] else 0
+
+    def parked_in(self, start_ns: int, stop_ns: int) -> list[Call]:
+        """Waits for re-arm that overlap an interval."""
+        first = bisect_right(self.parked, start_ns, key=lambda c: c.end)
+        found = []
+        for call in self.parked[first:]:
+            if call.enter >= stop_ns:
+                break
+            found.append(call)
+        return found
+
+    def rearmed(self, wait: Call) -> tuple[int, int, int]:
+        """When and by whom (tid, tgid) a wait was ended; its end and 0 where no waking was seen."""
+        off = self.window.wake_of(self.tid, wait)
+        if off is None:
+            return wait.end, 0, 0
+        return off.woken, (0 if off.in_irq else off.waker), off.waker_tgid
+
+    def served(self, low: int, high: int) -> tuple[str, int]:
+        """What W served in a turn that began at ``low``: (name, eventfd-id or -1)."""
+        for call in self.calls[bisect_left(self.calls, low, key=lambda c: c.end) :]:
+            if call.enter >= high:
+                break
+            if call.enter < low:
+                continue
+            if call.kind == Kind.RECVMSG:
+                return "channel", -1
+            if call.kind == Kind.READ:
+                return ("other streams" if call.flags & Flag.EVENTFD else "pipes"), call.eventfd
+        return "jobs", -1
+
+
 class PathFinder:
     """Builds paths from the timeline, locks (which words are mutexes) and roles."""
 
     def __init__(self, registry: Registry, timeline: Timeline, locks: Locks, roles: Roles) -> None:
+        from tracer.model.commands import Commands  # noqa: PLC0415 - Phase and Path are shared
+
         self._registry = registry
         self._timeline = timeline
         self._locks = locks
         self._roles = roles
+        self._commands = Commands(registry, locks, roles)
 
-    def find(self, cycle: Cycle, habits: Habits, kick_ns: int | None = None) -> Path:
-        """The path of one cycle; ``kick_ns`` places an inferred kick elsewhere within its bounds."""
+    def window(self, cycle: Cycle) -> Window:
+        """The window of a cycle, to be shared by its path and its leaves."""
+        return Window(self._timeline, cycle.nominal_ns, cycle.end_ns)
+
+    def find(
+        self,
+        cycle: Cycle,
+        window: Window,
+        habits: Habits,
+        kick_ns: int | None = None,
+        *,
+        foreign: bool = True,
+    ) -> Path:
+        """The path of one cycle.
+
+        Args:
+            kick_ns: where an inferred kick is to be placed within its bounds, None: the best guess.
+            foreign: whether G's other commands are wanted (replay needs them).
+        """
         stop = cycle.end_ns
-        phases = [Phase(cycle.nominal_ns, cycle.signal_ns, HOST, cycle.stream.driver.tid)]
-        path = Path(phases, cycle.deadline_ns)
-        worker = cycle.reader_tid or cycle.stream.context
-        gpu = self._roles.gpu_worker(cycle.stream.tgid)
+        path = Path(
+            [Phase(cycle.nominal_ns, cycle.signal_ns, HOST, cycle.stream.driver.tid)], cycle.deadline_ns
+        )
+        tgid = cycle.stream.tgid
+        worker = Worker(window, cycle.reader_tid or cycle.stream.context, self._locks, tgid)
+        gpu = self._roles.gpu_worker(tgid)
         self._to_choice(path, cycle, worker, gpu, stop, habits)
-        if cycle.read_ns is not None and cycle.read_ns < stop and self._at(path) < stop:
+        if cycle.read_ns is not None and cycle.read_ns < stop and path.at_ns < stop:
             self._to_completion(path, cycle, worker, gpu, stop, habits, kick_ns)
         path.phases = _tidy(path.phases, cycle.nominal_ns, stop)
-        if gpu:
-            path.foreign = self._foreign(cycle, gpu, worker, stop)
+        if gpu and foreign:
+            path.foreign = self._commands.foreign(cycle, window, gpu, worker, stop)
         return path
-
-    @staticmethod
-    def _at(path: Path) -> int:
-        return path.phases[-1].end_ns
 
     # --- from the signal to W's choice of e_n -----------------------------------
 
-    def _to_choice(self, path: Path, cycle: Cycle, worker: int, gpu: int, stop: int, habits: Habits) -> None:
+    def _to_choice(
+        self, path: Path, cycle: Cycle, worker: Worker, gpu: int, stop: int, habits: Habits
+    ) -> None:
         signal = cycle.signal_ns
         until = min(cycle.read_ns if cycle.read_ns is not None else stop, stop)
         if until <= signal:
             return
-        spans = self._timeline.spans(worker, signal - 50_000_000, until)
-        polls = spans[(spans["kind"] == Kind.EPOLL_WAIT)]
-        ends = end_ns(polls)
-        read_enter = cycle.read_enter_ns if cycle.read_enter_ns is not None and cycle.read_ns == until else until
-        exits = [int(e) for e in ends if signal < e <= read_enter]
+        served = cycle.read_ns == until and cycle.read_enter_ns is not None
+        last = cycle.read_enter_ns if served and cycle.read_enter_ns is not None else until
+        low, high = bisect_right(worker.choice_ends, signal), bisect_right(worker.choice_ends, last)
+        exits = worker.choice_ends[low:high]
+        turn_began = worker.choice_ends[low - 1] if low else 0
         if not exits:
-            if int(np.count_nonzero(ends <= signal)) == 0 or cycle.read_ns is None:
-                turn = int(ends[ends <= signal].max()) if (ends <= signal).any() else 0
-                self._wait_phases(path, spans, signal, until, worker, gpu, "", "", habits, turn)
+            if not served:
+                self._wait_phases(path, worker, signal, until, gpu, "", "", habits, turn_began)
             return
-        choice = exits[-1]
-        before = ends[ends <= signal]
-        turn_began = int(before.max()) if len(before) else 0
-        first = exits[0]
-        row = polls[int(np.searchsorted(ends, first))]
-        if int(row["enter_ns"]) <= signal:
+        if worker.choices[low][0] <= signal:
             via, sub = "", ""
         else:
-            via, sub = self._what_kept(spans, cycle, signal, turn_began)
-        self._wait_phases(path, spans, signal, first, worker, gpu, via, sub, habits, turn_began)
+            via, sub = self._what_kept(worker, cycle, signal, turn_began)
+        self._wait_phases(path, worker, signal, exits[0], gpu, via, sub, habits, turn_began)
         if via == SERIALISED:
-            self._count_turn(path, spans, turn_began, first)
-        for low, high in zip(exits[:-1], exits[1:], strict=True):
-            self._count_turn(path, spans, low, high)
-            self._wait_phases(path, spans, low, high, worker, gpu, SERIALISED, "chosen", habits, low)
-        if choice < self._at(path):
-            path.problem = "choice before signal"
-        if cycle.read_ns is None or cycle.read_ns > stop:
-            self._wait_phases(path, spans, choice, until, worker, gpu, SERIALISED, "chosen", habits, choice)
+            _count(path, worker.served(turn_began, exits[0])[0])
+        for begin, end in zip(exits[:-1], exits[1:], strict=True):
+            _count(path, worker.served(begin, end)[0])
+            self._wait_phases(path, worker, begin, end, gpu, SERIALISED, "chosen", habits, begin)
+        if not served:
+            self._wait_phases(path, worker, exits[-1], until, gpu, SERIALISED, "chosen", habits, exits[-1])
 
-    def _what_kept(self, spans: Records, cycle: Cycle, signal: int, turn_began: int) -> tuple[str, str]:
+    def _what_kept(self, worker: Worker, cycle: Cycle, signal: int, turn_began: int) -> tuple[str, str]:
         """Why W was not ready when e_n was written: a turn in progress, or no re-arm yet."""
-        irq = self._last_irq(spans, turn_began, signal)
-        if irq or self._parked_at(spans, signal):
+        parked = worker.parked_in(signal, signal + 1)
+        if worker.irq_before(turn_began, signal) or any(c.enter <= signal for c in parked):
             return NOT_REARMED, ""
-        served = view(spans[(spans["kind"] == Kind.READ)], RW)
-        served = served[(served["enter_ns"] >= turn_began) & (served["enter_ns"] <= signal)]
-        if len(served) and int(served["eventfd_id"][0]) == cycle.stream.wake.id:
+        if worker.served(turn_began, signal)[1] == cycle.stream.wake.id:
             return NOT_REARMED, "own"
         return SERIALISED, "in_progress"
-
-    def _parked(self, spans: Records) -> Records:
-        """Waits that are no mutex waits: the condvar on which W waits for its re-arm."""
-        futex = view(spans[spans["kind"] == Kind.FUTEX], FUTEX)
-        command = futex["op"] & FUTEX_CMD_MASK
-        waits = futex[((command == FUTEX_WAIT) | (command == FUTEX_WAIT_BITSET)) & (futex["dur_ns"] > 0)]
-        if not len(waits):
-            return empty_records()
-        tgid = self._registry.tgid(int(waits["tid"][0]))
-        mutex = {w: self._locks.is_mutex(tgid, w) for w in set(waits["word"].tolist())}
-        keep = np.array([not (mutex[w] and e == 2) for w, e in zip(waits["word"].tolist(), waits["expected"].tolist(), strict=True)])
-        parked: Records = waits[keep]
-        return parked
-
-    def _parked_at(self, spans: Records, at_ns: int) -> bool:
-        parked = self._parked(spans)
-        return bool(((parked["enter_ns"] <= at_ns) & (end_ns(parked) > at_ns)).any())
-
-    def _last_irq(self, spans: Records, after_ns: int, before_ns: int) -> int:
-        """End of W's last interrupt write in (after, before], 0 where none."""
-        rows = spans[(spans["kind"] == Kind.WRITE) & ((spans["flags"] & Flag.EVENTFD) != 0)]
-        ends = end_ns(rows)
-        inside = ends[(rows["enter_ns"] >= after_ns) & (ends <= before_ns)]
-        return int(inside.max()) if len(inside) else 0
-
-    def _count_turn(self, path: Path, spans: Records, low: int, high: int) -> None:
-        """Note what W served in a turn: the channel, another eventfd, or jobs."""
-        rows = spans[(spans["enter_ns"] >= low) & (spans["enter_ns"] < high)]
-        name = "jobs"
-        for row in rows:
-            kind = int(row["kind"])
-            if kind == Kind.RECVMSG:
-                name = "channel"
-                break
-            if kind == Kind.READ:
-                name = "other streams" if row["flags"] & Flag.EVENTFD else "pipes"
-                break
-        path.went_first[name] = path.went_first.get(name, 0) + 1
 
     def _wait_phases(
         self,
         path: Path,
-        spans: Records,
+        worker: Worker,
         start: int,
         stop: int,
-        worker: int,
         gpu: int,
         via: str,
         sub: str,
@@ -234,57 +253,22 @@ class PathFinder:
         if stop <= start:
             return
         cursor = start
-        for wait in self._parked(spans):
-            enter = int(wait["enter_ns"])
-            leave = enter + int(wait["dur_ns"])
-            if leave <= cursor or enter >= stop:
+        tgid = self._registry.tgid(worker.tid)
+        for wait in worker.parked_in(start, stop):
+            if wait.end <= cursor:
                 continue
-            rearm, waker = self._woken(spans, wait)
+            rearm, waker, waker_tgid = worker.rearmed(wait)
             rearm = min(max(rearm, cursor), stop)
-            irq = self._last_irq(spans, turn_began, enter)
-            mover = waker if waker and self._registry.tgid(waker) == self._registry.tgid(worker) else gpu
-            handed = max(irq, cursor) if irq else max(enter, cursor)
-            path_via = via or NOT_REARMED
-            if handed > cursor:
-                path.phases.append(Phase(cursor, min(handed, stop), WORKER, worker, via, sub))
-                cursor = min(handed, stop)
-            kick = self._kick_before(mover, irq or enter, rearm, habits)
-            kick = min(max(kick, cursor), rearm)
-            path.phases.append(Phase(cursor, kick, GUEST, 0, path_via, sub or "guest"))
-            path.phases.append(Phase(kick, rearm, GPU, mover, path_via, sub or "G"))
-            cursor = max(cursor, rearm)
-        path.phases.append(Phase(cursor, stop, WORKER, worker, via, sub))
-
-    def _woken(self, spans: Records, wait: np.void) -> tuple[int, int]:
-        """When and by whom a parked thread was woken; the end of its wait where no waking was seen."""
-        enter, leave = int(wait["enter_ns"]), int(wait["enter_ns"]) + int(wait["dur_ns"])
-        off = view(spans[spans["kind"] == Kind.OFFCPU], OFFCPU)
-        inside = off[(off["enter_ns"] >= enter) & (end_ns(off) <= leave + 1)]
-        for row in inside[::-1]:
-            if int(row["woken_ns"]):
-                tid = 0 if row["waker_in_irq"] else int(row["waker_tid"])
-                return int(row["woken_ns"]), tid
-        return leave, 0
-
-    def _kick_before(self, gpu: int, irq: int, done: int, habits: Habits) -> int:
-        """When the guest's kick came whose command ended at ``done``."""
-        woken = self._woken_from_idle(gpu, done)
-        if woken > irq:
-            return woken
-        return min(irq + habits.guest_ns, done)
-
-    def _woken_from_idle(self, gpu: int, before: int) -> int:
-        """When G was last woken out of its blocking read, at or before a time; 0 where not kept."""
-        spans = self._timeline.spans(gpu, before - 30_000_000, before)
-        reads = spans[spans["kind"] == Kind.READ]
-        off = view(spans[spans["kind"] == Kind.OFFCPU], OFFCPU)
-        for row in off[::-1]:
-            woken, out = int(row["woken_ns"]), int(row["enter_ns"])
-            if not woken or woken > before or row["preempted"]:
-                continue
-            if ((reads["enter_ns"] <= out) & (end_ns(reads) >= woken)).any():
-                return woken
-        return 0
+            irq = worker.irq_before(turn_began, wait.enter)
+            mover = waker if waker and waker_tgid == tgid else gpu
+            handed = min(max(irq or wait.enter, cursor), stop)
+            path.phases.append(Phase(cursor, handed, WORKER, worker.tid, via, sub))
+            kick = self._commands.kick_before(worker.window, mover, irq or wait.enter, rearm, habits.guest_ns)
+            kick = min(max(kick, handed), max(rearm, handed))
+            path.phases.append(Phase(handed, kick, GUEST, 0, via or NOT_REARMED, sub or "guest"))
+            path.phases.append(Phase(kick, max(rearm, kick), GPU, mover, via or NOT_REARMED, sub or "G"))
+            cursor = max(handed, kick, rearm)
+        path.phases.append(Phase(cursor, stop, WORKER, worker.tid, via, sub))
 
     # --- from W's choice to the driver's read --------------------------------------
 
@@ -292,227 +276,73 @@ class PathFinder:
         self,
         path: Path,
         cycle: Cycle,
-        worker: int,
+        worker: Worker,
         gpu: int,
         stop: int,
         habits: Habits,
         kick_at: int | None,
     ) -> None:
         assert cycle.read_ns is not None
-        chosen = self._at(path)
+        chosen, driver = path.at_ns, cycle.stream.driver.tid
         if cycle.write_ns is None or cycle.write_enter_ns is None:
-            if cycle.stream.completion_expected and cycle.closing_ns is not None and cycle.closing_ns > cycle.read_ns:
+            if cycle.stream.completion_expected and cycle.closing_ns is not None:
                 path.problem = "completed by a thread that is not traced"
-            late_irq = self._irq_after(worker, cycle.read_ns, stop)
-            irq = late_irq or min(cycle.read_ns, stop)
-            path.phases.append(Phase(chosen, irq, WORKER, worker))
-            path.phases.append(Phase(irq, stop, GUEST, 0))
+            irq = worker.irq_of_turn(cycle.read_ns, stop) or min(cycle.read_ns, stop)
             path.irq_ns = irq
+            path.phases += [Phase(chosen, irq, WORKER, worker.tid), Phase(irq, stop, GUEST, 0)]
             return
         if cycle.write_enter_ns <= cycle.read_ns:
             # The completion of an earlier cycle closed this one before W served it.
-            path.phases.append(Phase(chosen, cycle.write_ns, WORKER, worker))
-            path.phases.append(Phase(cycle.write_ns, stop, HOST, cycle.stream.driver.tid))
+            path.phases += [
+                Phase(chosen, cycle.write_ns, WORKER, worker.tid),
+                Phase(cycle.write_ns, stop, HOST, driver),
+            ]
             return
-        done_enter, done = cycle.write_enter_ns, cycle.write_ns
-        writer = cycle.writer_tid
-        handed_at = 0
-        if writer != gpu and self._registry.role(writer) == "task":
-            handed_at = self._handed_over(writer, done_enter)
-        g_end = handed_at or done
-        g_first = handed_at or done_enter
-        mover = gpu if (handed_at and gpu) else writer
-        irq = self._irq_after(worker, cycle.read_ns, g_first)
+        first, end, writer = cycle.write_enter_ns, cycle.write_ns, cycle.writer_tid
+        handed = 0
+        if writer != gpu and gpu and self._registry.role(writer) == "task":
+            handed = self._commands.handed_over(worker.window, writer, first)
+        mover = gpu if handed else writer
+        if handed:
+            first = end = handed
+        irq = worker.irq_of_turn(cycle.read_ns, first)
         if irq:
-            path.phases.append(Phase(chosen, irq, WORKER, worker))
+            path.phases.append(Phase(chosen, irq, WORKER, worker.tid))
         else:
-            irq = self._irq_by_gpu(path, cycle, worker, mover, chosen, g_first)
+            irq = self._irq_by_gpu(path, cycle, worker, mover, chosen, first)
         path.irq_ns = irq
-        self._own_command(path, mover, irq, g_first, g_end, habits, kick_at, cycle)
-        if handed_at:
-            path.phases.append(Phase(handed_at, done, TASK, writer))
-        path.phases.append(Phase(done, stop, HOST, cycle.stream.driver.tid))
+        self._commands.own(path, cycle, worker.window, mover, first, end, habits, kick_at)
+        if handed:
+            path.phases.append(Phase(handed, cycle.write_ns, TASK, writer))
+        path.phases.append(Phase(cycle.write_ns, stop, HOST, driver))
 
-    def _irq_after(self, worker: int, read_ns: int, before: int) -> int:
-        """End of W's interrupt write in the turn that read e_n, 0 if the turn wrote none."""
-        spans = self._timeline.spans(worker, read_ns, before)
-        polls = spans[(spans["kind"] == Kind.EPOLL_WAIT) & (spans["enter_ns"] >= read_ns)]
-        turn_end = int(polls["enter_ns"].min()) if len(polls) else before
-        rows = spans[(spans["kind"] == Kind.WRITE) & ((spans["flags"] & Flag.EVENTFD) != 0)]
-        rows = rows[(rows["enter_ns"] >= read_ns) & (rows["enter_ns"] <= turn_end)]
-        ends = end_ns(rows)
-        ends = ends[ends <= before]
-        return int(ends.min()) if len(ends) else 0
-
-    def _irq_by_gpu(self, path: Path, cycle: Cycle, worker: int, gpu: int, chosen: int, before: int) -> int:
+    def _irq_by_gpu(
+        self, path: Path, cycle: Cycle, worker: Worker, gpu: int, chosen: int, before: int
+    ) -> int:
         """No interrupt in W's turn: W until it waits, then G until *its* interrupt write."""
         assert cycle.read_ns is not None
-        spans = self._timeline.spans(worker, cycle.read_ns, before)
-        parked = self._parked(spans)
-        parked = parked[parked["enter_ns"] >= cycle.read_ns]
-        rest = int(parked["enter_ns"].min()) if len(parked) else cycle.read_ns
-        rest = min(rest, before)
-        rows = view(self._timeline.spans(gpu, cycle.read_ns, before), RW)
+        parked = [c.enter for c in worker.parked_in(cycle.read_ns, before) if c.enter >= cycle.read_ns]
+        rest = min(parked[0] if parked else cycle.read_ns, before)
         irqs = self._roles.irq_ids.get(cycle.stream.tgid, set())
-        rows = rows[(rows["kind"] == Kind.WRITE) & np.isin(rows["eventfd_id"], list(irqs))]
-        ends = end_ns(rows)
-        ends = ends[(ends > cycle.read_ns) & (ends <= before)]
-        irq = int(ends.min()) if len(ends) else rest
+        writes = [
+            c.end
+            for c in worker.window.calls(gpu)
+            if is_eventfd_write(c) and c.eventfd in irqs and cycle.read_ns < c.end <= before
+        ]
+        irq = writes[0] if writes else rest
         rest = min(rest, irq)
-        path.phases.append(Phase(chosen, rest, WORKER, worker))
+        path.phases.append(Phase(chosen, rest, WORKER, worker.tid))
         if irq > rest:
             path.phases.append(Phase(rest, irq, GPU, gpu, HEAD_OF_LINE, "irq_by_G"))
         return irq
 
-    def _handed_over(self, writer: int, before: int) -> int:
-        """When a forwarding task was woken for its write, 0 if it did not sleep."""
-        spans = self._timeline.spans(writer, before - 30_000_000, before)
-        off = view(spans[spans["kind"] == Kind.OFFCPU], OFFCPU)
-        for row in off[::-1]:
-            if int(row["woken_ns"]) and not row["preempted"] and not row["waker_in_irq"]:
-                return int(row["woken_ns"])
-        return 0
 
-    def _own_command(
-        self,
-        path: Path,
-        gpu: int,
-        irq: int,
-        first: int,
-        end: int,
-        habits: Habits,
-        kick_at: int | None,
-        cycle: Cycle,
-    ) -> None:
-        """Guest until the kick, then G: queued behind other commands, then ours until ``end``."""
-        woken = self._woken_from_idle(gpu, first)
-        spans = self._timeline.spans(gpu, max(irq, woken) - 1, first)
-        start, others = self._command_start(spans, gpu, max(irq, woken), first, cycle)
-        path.kick_low_ns, path.kick_high_ns = irq, start
-        if woken > irq and not others:
-            path.kick, path.kick_ns, start = "exact", woken, woken
-        else:
-            if start < first - habits.command_ns and not others and woken <= irq:
-                start = first - habits.command_ns  # pure CPU before ours: only our usual share is ours
-                path.kick_high_ns = start
-            path.kick_high_ns = self._last_running_vcpu(cycle, irq, max(path.kick_high_ns, irq))
-            guess = kick_at if kick_at is not None else min(irq + habits.guest_ns, path.kick_high_ns)
-            path.kick = "inferred"
-            path.kick_ns = min(max(guess, irq), max(start, irq))
-        kick = path.kick_ns
-        start = max(start, kick)
-        path.phases.append(Phase(irq, kick, GUEST, 0))
-        path.phases.append(Phase(kick, start, GPU, gpu, HEAD_OF_LINE, "", queued=True))
-        path.phases.append(Phase(start, end, GPU, gpu))
-        path.command_ns = end - start
-
-    def _last_running_vcpu(self, cycle: Cycle, low: int, high: int) -> int:
-        """The last instant in [low, high] at which some vCPU was not asleep: only a running vCPU kicks."""
-        last = low
-        tids = self._registry.with_role("vcpu", cycle.stream.tgid)
-        for tid in tids:
-            for piece in reversed(self._timeline.pieces(tid, low, high)):
-                if piece.state not in (State.BLOCKED, State.SYSCALL_BLOCKED):
-                    last = max(last, piece.end_ns)
-                    break
-        return last if tids else high
-
-    def _command_start(self, spans: Records, gpu: int, low: int, first: int, cycle: Cycle) -> tuple[int, bool]:
-        """Where our own command began: the end of the last foreign act of G before it.
-
-        Returns:
-            (start in ns, whether G did foreign work since ``low``).
-        """
-        calls = spans[spans["kind"] < Kind.OFFCPU]
-        tgid = self._registry.tgid(gpu)
-        for row in calls[::-1]:
-            end = int(row["enter_ns"]) + int(row["dur_ns"])
-            if end > first or end <= low:
-                continue
-            if not self._is_own(row, tgid):
-                kind = int(row["kind"])
-                woke = kind == Kind.FUTEX
-                return max(end, low), not (woke and self._only_rearm(calls, row, low, tgid)) and kind != Kind.READ
-        return low, False
-
-    def _is_own(self, row: np.void, tgid: int) -> bool:
-        """Whether a syscall of G just before a completion's write belongs to that command."""
-        kind = int(row["kind"])
-        if kind == Kind.FUTEX:
-            futex = view(np.array([row]), FUTEX)[0]
-            command = int(futex["op"]) & FUTEX_CMD_MASK
-            if command in (FUTEX_WAKE, FUTEX_WAKE_BITSET):
-                return self._locks.is_mutex(tgid, int(futex["word"]))
-            return True
-        if kind == Kind.FD:
-            return int(row["op"]) not in (3, 57)  # a close ends an earlier dup
-        return kind == Kind.SYSCALL and int(row["op"]) in MEMORY_CALLS
-
-    def _only_rearm(self, calls: Records, last: np.void, low: int, tgid: int) -> bool:
-        """Whether everything foreign since ``low`` was waking W (the POLL that went with our command)."""
-        for row in calls:
-            end = int(row["enter_ns"]) + int(row["dur_ns"])
-            if end <= low or end > int(last["enter_ns"]) + int(last["dur_ns"]):
-                continue
-            if not self._is_own(row, tgid) and int(row["kind"]) not in (Kind.FUTEX, Kind.READ):
-                return False
-        return True
-
-    def _foreign(self, cycle: Cycle, gpu: int, worker: int, stop: int) -> list[tuple[int, int]]:
-        """G's commands in the window that are not ours, as (start, end) in ns.
-
-        A command ends with a write, a close, an epoll_ctl or a condvar's wake. Ours are
-        those that wake our W or write our completion.
-        """
-        spans = self._timeline.spans(gpu, cycle.signal_ns - 20_000_000, stop)
-        tgid = self._registry.tgid(gpu)
-        off = view(spans[spans["kind"] == Kind.OFFCPU], OFFCPU)
-        reads = spans[spans["kind"] == Kind.READ]
-        idle: list[tuple[int, int]] = []
-        for row in off:
-            out, woken = int(row["enter_ns"]), int(row["woken_ns"])
-            if woken and not row["preempted"] and ((reads["enter_ns"] <= out) & (end_ns(reads) >= woken)).any():
-                idle.append((out, woken))
-        done = cycle.stream.completion.id if cycle.stream.completion is not None else -1
-        rearms = self._rearm_times(worker, cycle.signal_ns - 20_000_000, stop)
-        commands: list[tuple[int, int]] = []
-        begin = cycle.signal_ns - 20_000_000
-        gaps = iter([*idle, (stop + 1, stop + 1)])
-        gap = next(gaps)
-        for row in spans[spans["kind"] < Kind.OFFCPU]:
-            enter, end = int(row["enter_ns"]), int(row["enter_ns"]) + int(row["dur_ns"])
-            while gap[1] <= enter:
-                begin = max(begin, gap[1])
-                gap = next(gaps)
-            kind = int(row["kind"])
-            if kind == Kind.READ:
-                begin = max(begin, min(end, stop))
-                continue
-            if kind in (Kind.FD, Kind.WRITE, Kind.EPOLL_CTL) or (kind == Kind.FUTEX and not self._is_own(row, tgid)):
-                ours = False
-                if kind == Kind.WRITE:
-                    ours = int(view(np.array([row]), RW)[0]["eventfd_id"]) == done
-                elif kind == Kind.FUTEX:
-                    ours = any(enter <= t <= end for t in rearms)
-                elif kind == Kind.FD and int(row["op"]) not in (3, 57):
-                    continue
-                if not ours and end > begin:
-                    commands.append((begin, end))
-                begin = end
-        return commands
-
-    def _rearm_times(self, worker: int, low: int, high: int) -> list[int]:
-        spans = self._timeline.spans(worker, low, high)
-        return [self._woken(spans, wait)[0] for wait in self._parked(spans)]
-
-    def received_fds(self, worker: int, low: int, high: int) -> int:
-        """Fds that W received in an interval."""
-        rows = view(self._timeline.spans(worker, low, high), MSG)
-        return int(rows["nfds"][rows["kind"] == Kind.RECVMSG].sum())
+def _count(path: Path, name: str) -> None:
+    path.went_first[name] = path.went_first.get(name, 0) + 1
 
 
 def _tidy(phases: list[Phase], start: int, stop: int) -> list[Phase]:
-    """Phases clipped to [start, stop) without empty ones; gaps go to the phase before them."""
+    """Phases clipped to [start, stop) without empty ones (but the queue); gaps go to the phase before."""
     tidy: list[Phase] = []
     cursor = start
     for phase in phases:

@@ -15,7 +15,7 @@ from typing import Final
 
 import numpy as np
 
-from tracer.model.counterfactual import Case, Judgement, Key, judge
+from tracer.model.counterfactual import Case, Judgement, Key, judge, keys_of
 from tracer.model.leaves import LeafCutter
 from tracer.model.path import DEFAULT_COMMAND_NS, DEFAULT_GUEST_NS, Habits, Path, PathFinder
 from tracer.model.registry import Registry
@@ -205,8 +205,9 @@ class Verdicts:
         miss.judgement, miss.cause = judgement, judgement.cause
 
     def _case(self, cycle: Cycle, habits: Habits, kick_ns: int | None) -> Case:
-        path = self._finder.find(cycle, habits, kick_ns)
-        return Case(path, self._cutter.cut(path, self._vcpu(cycle)))
+        window = self._finder.window(cycle)
+        path = self._finder.find(cycle, window, habits, kick_ns)
+        return Case(path, self._cutter.cut(path, window, self._vcpu(cycle)))
 
     def _within_bounds(
         self, cycle: Cycle, habits: Habits, case: Case, baseline: dict[Key, int], found: Judgement
@@ -229,16 +230,7 @@ class Verdicts:
         samples: list[OnTime] = []
         for entry in state.on_time:
             if entry.totals is None and entry.cycle.nominal_ns > first:
-                case = self._case(entry.cycle, Habits(), None)
-                totals: dict[Key, int] = {}
-                for leaf, keys in zip(case.leaves, case.keys, strict=True):
-                    if not case.path.phases[leaf.phase].via:
-                        for key in keys:
-                            totals[key] = totals.get(key, 0) + leaf.ns
-                entry.totals = totals
-                if case.path.kick == "exact":
-                    entry.guest_ns = case.path.kick_ns - case.path.irq_ns
-                    entry.command_ns = case.path.command_ns
+                self._measure(entry)
             if entry.totals is not None:
                 samples.append(entry)
         if not samples:
@@ -253,6 +245,19 @@ class Verdicts:
             median_low(commands) if commands else DEFAULT_COMMAND_NS,
         )
         return baseline, habits, "median" if len(samples) >= BASELINE_MIN else "smallest"
+
+    def _measure(self, entry: OnTime) -> None:
+        """What an on-time cycle took outside of all via groups, per candidate."""
+        window = self._finder.window(entry.cycle)
+        path = self._finder.find(entry.cycle, window, Habits(), foreign=False)
+        totals: dict[Key, int] = {}
+        for leaf in self._cutter.cut(path, window, self._vcpu(entry.cycle), direct=True):
+            for key in keys_of(leaf, ""):
+                totals[key] = totals.get(key, 0) + leaf.ns
+        entry.totals = totals
+        if path.kick == "exact":
+            entry.guest_ns = path.kick_ns - path.irq_ns
+            entry.command_ns = path.command_ns
 
     def _vcpu(self, cycle: Cycle) -> int:
         """The vCPU that plays the guest: the one that wakes G most."""

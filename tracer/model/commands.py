@@ -1,0 +1,194 @@
+# SPDX-License-Identifier: Apache-2.0
+"""G's side of a path: when the kick came, where our command began, what G did for others.
+
+A real guest's kick is no syscall: it shows only as an idle G woken *by* a vCPU. While G
+is busy it lies between the interrupt and the last moment at which a vCPU ran, before G
+took our command. Commands end with a write, a close, an epoll_ctl or a condvar's wake.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left, bisect_right
+from typing import TYPE_CHECKING, Final
+
+from tracer.model.locks import Locks
+from tracer.model.registry import Registry
+from tracer.model.roles import Roles
+from tracer.model.streams import Cycle
+from tracer.model.window import BEFORE_NS, Call, State, Window
+from tracer.schema import Kind
+
+if TYPE_CHECKING:
+    from tracer.model.path import Habits, Path, Worker
+
+#: Memory syscalls belong to whatever command runs (mmap, mprotect, munmap, brk, madvise on x86-64).
+MEMORY_CALLS: Final = frozenset({9, 10, 11, 12, 28})
+#: close on x86-64 and arm64: it ends a command that wrote to a dup.
+CLOSE: Final = frozenset({3, 57})
+
+
+class Commands:
+    """Reads G's spans as commands."""
+
+    def __init__(self, registry: Registry, locks: Locks, roles: Roles) -> None:
+        self._registry = registry
+        self._locks = locks
+        self._roles = roles
+
+    # --- kicks ------------------------------------------------------------------
+
+    @staticmethod
+    def idle(window: Window, gpu: int) -> list[tuple[int, int]]:
+        """When G slept in a blocking read, as (out, woken), in order."""
+        reads = [c for c in window.calls(gpu) if c.kind == Kind.READ]
+        found = []
+        for off in window.offs(gpu):
+            if not off.woken or not off.slept:
+                continue
+            i = bisect_left(reads, off.woken, key=lambda c: c.end)
+            if i < len(reads) and reads[i].enter <= off.out:
+                found.append((off.out, off.woken))
+        return found
+
+    def woken_before(self, window: Window, gpu: int, before_ns: int) -> int:
+        """When G was last woken out of its idle read, at or before a time; 0 where not seen."""
+        idle = self.idle_of(window, gpu)
+        i = bisect_right(idle, before_ns, key=lambda p: p[1]) - 1
+        return idle[i][1] if i >= 0 else 0
+
+    _cache: tuple[Window, int, list[tuple[int, int]]] | None = None
+
+    def idle_of(self, window: Window, gpu: int) -> list[tuple[int, int]]:
+        """``idle``, remembered for the window last asked about."""
+        if self._cache is None or self._cache[0] is not window or self._cache[1] != gpu:
+            self._cache = (window, gpu, self.idle(window, gpu))
+        return self._cache[2]
+
+    def kick_before(self, window: Window, gpu: int, irq_ns: int, done_ns: int, guest_ns: int) -> int:
+        """When the guest's kick came whose command ended at ``done_ns``."""
+        woken = self.woken_before(window, gpu, done_ns)
+        return woken if woken > irq_ns else min(irq_ns + guest_ns, done_ns)
+
+    @staticmethod
+    def handed_over(window: Window, writer: int, before_ns: int) -> int:
+        """When a forwarding task was woken for its write, 0 if it did not sleep."""
+        for off in reversed(window.offs(writer)):
+            if off.woken and off.woken <= before_ns and off.slept and not off.in_irq:
+                return off.woken
+        return 0
+
+    def _last_running_vcpu(self, cycle: Cycle, window: Window, low: int, high: int) -> int:
+        """The last instant in [low, high] at which some vCPU was not asleep: only a running vCPU kicks."""
+        last = low
+        tids = self._registry.with_role("vcpu", cycle.stream.tgid)
+        for tid in tids:
+            for piece in reversed(window.pieces(tid, low, high)):
+                if piece.state not in (State.BLOCKED, State.SYSCALL_BLOCKED):
+                    last = max(last, piece.end)
+                    break
+        return last if tids else high
+
+    # --- our command ------------------------------------------------------------
+
+    def own(
+        self,
+        path: Path,
+        cycle: Cycle,
+        window: Window,
+        gpu: int,
+        first: int,
+        end: int,
+        habits: Habits,
+        kick_at: int | None,
+    ) -> None:
+        """Guest until the kick, then G: queued behind other commands, then ours until ``end``."""
+        from tracer.model.path import GPU, GUEST, HEAD_OF_LINE, Phase  # noqa: PLC0415 - shared types
+
+        irq = path.irq_ns
+        woken = self.woken_before(window, gpu, first)
+        low = max(irq, woken)
+        start, others = self._command_start(window.calls(gpu), gpu, low, first)
+        path.kick_low_ns, path.kick_high_ns = irq, start
+        if woken > irq and not others:
+            path.kick, path.kick_ns, start = "exact", woken, woken
+        else:
+            if start < first - habits.command_ns and not others and woken <= irq:
+                start = first - habits.command_ns  # pure CPU before ours: only our usual share is ours
+            path.kick_high_ns = self._last_running_vcpu(cycle, window, irq, max(start, irq))
+            guess = kick_at if kick_at is not None else min(irq + habits.guest_ns, path.kick_high_ns)
+            path.kick = "inferred"
+            path.kick_ns = min(max(guess, irq), max(start, irq))
+        kick = path.kick_ns
+        start = max(start, kick)
+        path.phases.append(Phase(irq, kick, GUEST, 0))
+        path.phases.append(Phase(kick, start, GPU, gpu, HEAD_OF_LINE, "", queued=True))
+        path.phases.append(Phase(start, end, GPU, gpu))
+        path.command_ns = end - start
+
+    def _command_start(self, calls: list[Call], gpu: int, low: int, first: int) -> tuple[int, bool]:
+        """Where our own command began: the end of G's last act before it that is not ours.
+
+        Returns:
+            (start in ns, whether G worked for somebody else since ``low``).
+        """
+        tgid = self._registry.tgid(gpu)
+        begin = None
+        for call in reversed(calls[: bisect_right(calls, first, key=lambda c: c.end)]):
+            if call.end <= low:
+                break
+            if self._is_own(call, tgid):
+                continue
+            if begin is None:
+                begin = call.end
+            # Waking W is the POLL that goes with our command; a read takes the kick.
+            if not call.is_wake and call.kind != Kind.READ:
+                return max(begin, low), True
+        return max(begin or low, low), False
+
+    def _is_own(self, call: Call, tgid: int) -> bool:
+        """Whether a syscall of G just before a completion's write belongs to that command."""
+        if call.kind == Kind.FUTEX:
+            return not call.is_wake or self._locks.is_mutex(tgid, call.word)
+        if call.kind == Kind.FD:
+            return call.op not in CLOSE  # a close ends an earlier dup
+        return call.kind == Kind.SYSCALL and call.op in MEMORY_CALLS
+
+    # --- other commands -----------------------------------------------------------
+
+    def foreign(
+        self, cycle: Cycle, window: Window, gpu: int, worker: Worker, stop: int
+    ) -> list[tuple[int, int]]:
+        """G's commands in the window that are not ours, as (start, end) in ns, sorted.
+
+        Ours are those that wake our W or write our completion.
+        """
+        tgid = self._registry.tgid(gpu)
+        done = cycle.stream.completion.id if cycle.stream.completion is not None else -1
+        rearms = sorted(worker.rearmed(wait)[0] for wait in worker.parked)
+        commands: list[tuple[int, int]] = []
+        begin = cycle.nominal_ns - BEFORE_NS
+        idle = self.idle_of(window, gpu)
+        gap = 0
+        for call in window.calls(gpu):
+            if call.enter > stop:
+                break
+            while gap < len(idle) and idle[gap][1] <= call.enter:
+                begin = max(begin, idle[gap][1])
+                gap += 1
+            if call.kind == Kind.READ:
+                begin = max(begin, call.end)
+                continue
+            if call.kind == Kind.FUTEX and self._is_own(call, tgid):
+                continue
+            if call.kind == Kind.FD and call.op not in CLOSE:
+                continue
+            if call.kind not in (Kind.FD, Kind.WRITE, Kind.EPOLL_CTL, Kind.FUTEX):
+                continue
+            ours = call.kind == Kind.WRITE and call.eventfd == done
+            if call.kind == Kind.FUTEX:
+                i = bisect_left(rearms, call.enter)
+                ours = i < len(rearms) and rearms[i] <= call.end
+            if not ours and call.end > begin:
+                commands.append((begin, call.end))
+            begin = max(begin, call.end)
+        return commands

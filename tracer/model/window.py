@@ -1,0 +1,278 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What threads did in one window of record time, as plain tuples.
+
+Owns the view of a window that path.py and leaves.py work on: each thread's syscall
+and off-CPU spans are taken from the timeline once, and cut into pieces with one state
+each. Plain tuples, because a verdict looks at each span a few times, one by one.
+"""
+
+from __future__ import annotations
+
+import enum
+from bisect import bisect_left, bisect_right
+from typing import Final, NamedTuple
+
+import numpy as np
+
+from tracer.model.timeline import Timeline
+from tracer.schema import (
+    FUTEX,
+    FUTEX_CMD_MASK,
+    FUTEX_WAIT,
+    FUTEX_WAIT_BITSET,
+    FUTEX_WAKE,
+    FUTEX_WAKE_BITSET,
+    OFFCPU,
+    RW,
+    Flag,
+    Kind,
+    view,
+)
+
+#: Steal below this is noise of the clock's granularity and is not cut out.
+MIN_STOLEN_NS: Final = 20_000
+#: How far around a window spans are taken: a turn before it, and the steal told after it.
+BEFORE_NS: Final = 50_000_000
+AFTER_NS: Final = 20_000_000
+
+_WITH_EVENTFD: Final = (Kind.READ, Kind.WRITE, Kind.FD)
+
+
+class Call(NamedTuple):
+    """A syscall span; fd, eventfd, word and expected are -1 or 0 where the family has none."""
+
+    enter: int
+    end: int
+    kind: int
+    op: int
+    flags: int
+    ret: int
+    fd: int
+    eventfd: int
+    word: int
+
+    @property
+    def is_wait(self) -> bool:
+        """Whether it is a futex wait."""
+        return self.kind == Kind.FUTEX and self.op & FUTEX_CMD_MASK in (FUTEX_WAIT, FUTEX_WAIT_BITSET)
+
+    @property
+    def is_wake(self) -> bool:
+        """Whether it is a futex wake."""
+        return self.kind == Kind.FUTEX and self.op & FUTEX_CMD_MASK in (FUTEX_WAKE, FUTEX_WAKE_BITSET)
+
+    @property
+    def expected(self) -> int:
+        """The value a futex waiter expects."""
+        return self.fd
+
+
+class Off(NamedTuple):
+    """An off-CPU span."""
+
+    out: int
+    back: int
+    woken: int
+    waker: int
+    waker_tgid: int
+    instead: int
+    in_irq: int
+    preempted: int
+    state: int
+    stolen: int
+
+    @property
+    def slept(self) -> bool:
+        """Whether the thread blocked (else it was runnable all along)."""
+        return not self.preempted and bool(self.state & 3)
+
+
+class State(enum.Enum):
+    """What a thread does at an instant."""
+
+    ON_CPU = "on_cpu"
+    SYSCALL = "syscall"
+    SYSCALL_BLOCKED = "syscall_blocked"
+    RUNNABLE = "runnable"
+    BLOCKED = "blocked"
+    STOLEN = "stolen"
+
+
+class Piece(NamedTuple):
+    """A thread's state over [start, end); the syscall it is inside of, the off-CPU span it belongs to."""
+
+    start: int
+    end: int
+    state: State
+    call: Call | None
+    off: Off | None
+
+
+class Window:
+    """Spans and states of threads over [start_ns, stop_ns]."""
+
+    def __init__(self, timeline: Timeline, start_ns: int, stop_ns: int) -> None:
+        self._timeline = timeline
+        self.start_ns = start_ns
+        self.stop_ns = stop_ns
+        self._calls: dict[int, list[Call]] = {}
+        self._offs: dict[int, list[Off]] = {}
+        self._pieces: dict[int, tuple[list[int], list[Piece]]] = {}
+
+    def _load(self, tid: int) -> None:
+        spans = self._timeline.spans(tid, self.start_ns - BEFORE_NS, self.stop_ns + AFTER_NS)
+        is_off = spans["kind"] == Kind.OFFCPU
+        calls, off = spans[~is_off], view(spans[is_off], OFFCPU)
+        rw, futex = view(calls, RW), view(calls, FUTEX)
+        enter, kind = calls["enter_ns"], calls["kind"]
+        self._calls[tid] = [
+            Call(*row)
+            for row in zip(
+                enter.tolist(),
+                (enter + calls["dur_ns"]).tolist(),
+                kind.tolist(),
+                calls["op"].tolist(),
+                calls["flags"].tolist(),
+                rw["ret"].tolist(),
+                rw["fd"].tolist(),
+                np.where(np.isin(kind, _WITH_EVENTFD), rw["eventfd_id"], -1).tolist(),
+                np.where(kind == Kind.FUTEX, futex["word"], 0).tolist(),
+                strict=True,
+            )
+        ]
+        out = off["enter_ns"]
+        self._offs[tid] = [
+            Off(*row)
+            for row in zip(
+                out.tolist(),
+                (out + off["dur_ns"]).tolist(),
+                off["woken_ns"].tolist(),
+                off["waker_tid"].tolist(),
+                off["waker_tgid"].tolist(),
+                off["instead_tid"].tolist(),
+                off["waker_in_irq"].tolist(),
+                off["preempted"].tolist(),
+                off["op"].tolist(),
+                off["stolen_ns"].tolist(),
+                strict=True,
+            )
+        ]
+
+    def calls(self, tid: int) -> list[Call]:
+        """Syscall spans of a thread around the window, by end."""
+        if tid not in self._calls:
+            self._load(tid)
+        return self._calls[tid]
+
+    def offs(self, tid: int) -> list[Off]:
+        """Off-CPU spans of a thread around the window, by end."""
+        if tid not in self._offs:
+            self._load(tid)
+        return self._offs[tid]
+
+    def wake_of(self, tid: int, wait: Call) -> Off | None:
+        """The last waking inside a wait, None where none was seen."""
+        offs = self.offs(tid)
+        for off in reversed(offs[: bisect_right(offs, wait.end + 1, key=lambda o: o.back)]):
+            if off.out < wait.enter:
+                return None
+            if off.woken:
+                return off
+        return None
+
+    def pieces(self, tid: int, start_ns: int, stop_ns: int) -> list[Piece]:
+        """Cut [start_ns, stop_ns) of a thread into pieces, in order, without gaps.
+
+        A thread with no span at all is on a CPU in user space as far as records can say.
+        """
+        if stop_ns <= start_ns:
+            return []
+        if tid not in self._pieces:
+            whole = self._cut(tid, min(self.start_ns, start_ns), max(self.stop_ns, stop_ns))
+            self._pieces[tid] = ([p.start for p in whole], whole)
+        starts, whole = self._pieces[tid]
+        low = max(0, bisect_right(starts, start_ns) - 1)
+        high = bisect_left(starts, stop_ns)
+        found = whole[low:high]
+        if found:
+            if found[0].start < start_ns:
+                found[0] = found[0]._replace(start=start_ns)
+            if found[-1].end > stop_ns:
+                found[-1] = found[-1]._replace(end=stop_ns)
+        return found
+
+    def _cut(self, tid: int, start: int, stop: int) -> list[Piece]:
+        calls, pieces, cursor = self.calls(tid), [], start
+        at = bisect_right(calls, start, key=lambda c: c.end)
+
+        def emit(until: int, inside: State, outside: State, off: Off | None) -> None:
+            nonlocal cursor, at
+            while cursor < until:
+                while at < len(calls) and calls[at].end <= cursor:
+                    at += 1
+                if at >= len(calls) or calls[at].enter >= until:
+                    pieces.append(Piece(cursor, until, outside, None, off))
+                    cursor = until
+                    return
+                call = calls[at]
+                if call.enter > cursor:
+                    pieces.append(Piece(cursor, call.enter, outside, None, off))
+                    cursor = call.enter
+                end = min(call.end, until)
+                pieces.append(Piece(cursor, end, inside, call, off))
+                cursor = end
+
+        for off in self.offs(tid):
+            if off.back <= cursor:
+                continue
+            if off.out >= stop:
+                break
+            if off.out > cursor:
+                emit(off.out, State.SYSCALL, State.ON_CPU, None)
+            slept_until = cursor
+            if off.slept:
+                slept_until = min(max(off.woken, off.out), off.back) if off.woken else off.back
+            emit(min(slept_until, stop), State.SYSCALL_BLOCKED, State.BLOCKED, off)
+            emit(min(off.back, stop), State.RUNNABLE, State.RUNNABLE, off)
+        emit(stop, State.SYSCALL, State.ON_CPU, None)
+        return self._with_steal(tid, pieces, start)
+
+    def _with_steal(self, tid: int, pieces: list[Piece], start: int) -> list[Piece]:
+        """Cut out of on-CPU pieces what the hypervisor took.
+
+        An off-CPU span says how much steal time its CPU gained while the thread was on it
+        before; where in that time it lay is not recorded, so the longest pieces give it up first.
+        """
+        offs = self.offs(tid)
+        if not any(off.stolen >= MIN_STOLEN_NS for off in offs):
+            return pieces
+        taken: dict[int, int] = {}
+        previous = start
+        for off in offs:
+            stolen = off.stolen
+            if stolen >= MIN_STOLEN_NS and off.out > start:
+                run = [
+                    i
+                    for i, p in enumerate(pieces)
+                    if p.off is None and p.start >= previous and p.end <= off.out
+                ]
+                for i in sorted(run, key=lambda i: pieces[i].start - pieces[i].end):
+                    take = min(stolen, pieces[i].end - pieces[i].start)
+                    if take < MIN_STOLEN_NS:
+                        break
+                    taken[i] = take
+                    stolen -= take
+            previous = max(off.back, start)
+        cut: list[Piece] = []
+        for i, p in enumerate(pieces):
+            take = taken.get(i, 0)
+            if take:
+                cut.append(Piece(p.start, p.start + take, State.STOLEN, p.call, None))
+            if p.start + take < p.end:
+                cut.append(p._replace(start=p.start + take))
+        return cut
+
+
+def is_eventfd_write(call: Call) -> bool:
+    """Whether a span wrote an eventfd."""
+    return call.kind == Kind.WRITE and bool(call.flags & Flag.EVENTFD)
