@@ -18,21 +18,21 @@
 #define XD_RING_HEADER_BYTES 8
 
 enum xd_kind {
-	XD_READ = 1,	    /* read, readv, pread64: struct xd_rw */
-	XD_WRITE = 2,	    /* write, writev, pwrite64: struct xd_rw */
-	XD_FUTEX = 3,	    /* futex, futex_waitv: struct xd_futex */
-	XD_FD = 4,	    /* dup*, fcntl(F_DUPFD*), close, eventfd2: struct xd_fd */
-	XD_TIMER = 5,	    /* timerfd_settime: struct xd_timer */
-	XD_EPOLL_CTL = 6,   /* struct xd_epoll_ctl */
-	XD_EPOLL_WAIT = 7,  /* epoll_wait, epoll_pwait, epoll_pwait2: struct xd_epoll_wait */
-	XD_RECVMSG = 8,	    /* struct xd_msg */
-	XD_SENDMSG = 9,	    /* struct xd_msg */
-	XD_SYSCALL = 10,    /* any other syscall that took long enough: struct xd_syscall */
-	XD_OFFCPU = 11,	    /* off-CPU span: struct xd_offcpu */
-	XD_LIFE = 12,	    /* lifecycle: struct xd_life */
-	XD_WORDS = 13,	    /* watched lock words changed (written by the session): struct xd_words */
-	XD_MSG_MORE = 14,   /* further fds of the message with equal tid and enter_ns: struct xd_msg_more */
-	XD_LOSS = 15,	    /* records lost since the last one (written by the session): struct xd_loss */
+	XD_READ = 1,	   /* read, readv, pread64: struct xd_rw */
+	XD_WRITE = 2,	   /* write, writev, pwrite64: struct xd_rw */
+	XD_FUTEX = 3,	   /* futex, futex_waitv: struct xd_futex */
+	XD_FD = 4,	   /* dup*, fcntl(F_DUPFD*), close, eventfd2: struct xd_fd */
+	XD_TIMER = 5,	   /* timerfd_settime: struct xd_timer */
+	XD_EPOLL_CTL = 6,  /* struct xd_epoll_ctl */
+	XD_EPOLL_WAIT = 7, /* epoll_wait, epoll_pwait, epoll_pwait2: struct xd_epoll_wait */
+	XD_RECVMSG = 8,	   /* struct xd_msg */
+	XD_SENDMSG = 9,	   /* struct xd_msg */
+	XD_SYSCALL = 10,   /* any other syscall that took long enough: struct xd_syscall */
+	XD_OFFCPU = 11,	   /* off-CPU span: struct xd_offcpu */
+	XD_LIFE = 12,	   /* lifecycle: struct xd_life */
+	XD_WORDS = 13,	   /* watched lock words changed (written by the session): struct xd_words */
+	XD_MSG_MORE = 14,  /* further fds of the message with equal tid and enter_ns: struct xd_msg_more */
+	XD_LOSS = 15,	   /* records lost since the last one (written by the session): struct xd_loss */
 };
 
 enum xd_flag {
@@ -179,7 +179,7 @@ struct xd_offcpu {
 	unsigned long long woken_ns; /* first waking, 0: none seen */
 	unsigned int waker_tid;
 	unsigned int waker_tgid;
-	unsigned int instead_tid;  /* who ran on that CPU just before the thread came back */
+	unsigned int instead_tid; /* who ran on that CPU just before the thread came back */
 	unsigned short cpu_out;
 	unsigned short cpu_in;
 	unsigned char waker_in_irq; /* woken from interrupt context: the waker is nobody's cause */
