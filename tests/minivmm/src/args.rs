@@ -117,7 +117,8 @@ impl Args {
                 Some((k, v)) => (k.to_string(), Some(v.to_string())),
                 None => (word, None),
             };
-            let mut value = || inline.clone().or_else(|| words.next()).ok_or(format!("{} needs a value", key));
+            let mut value =
+                || inline.clone().or_else(|| words.next()).ok_or(format!("{} needs a value", key));
             match key.as_str() {
                 "--write-path" => a.write_path = parsed(&value()?)?,
                 "--worker" => a.worker = parsed(&value()?)?,

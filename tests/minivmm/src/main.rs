@@ -63,7 +63,14 @@ fn run(args: Args) -> std::io::Result<i32> {
         Some(pid) => pid,
         None => {
             drop((control, channels));
-            return server::run(server::Server { args, control: server_control, sockets, shared, fds, hooks });
+            return server::run(server::Server {
+                args,
+                control: server_control,
+                sockets,
+                shared,
+                fds,
+                hooks,
+            });
         }
     };
     drop((server_control, sockets));
@@ -104,7 +111,8 @@ fn run_in_namespaces(
             let mut pid = [0; 4];
             sys::read_bytes(&told, &mut pid)?;
             let pid = i32::from_ne_bytes(pid);
-            let code = vmm::run(vmm::Vmm { args, control, channels, shared, fds, hooks, signals, pid, audio });
+            let code =
+                vmm::run(vmm::Vmm { args, control, channels, shared, fds, hooks, signals, pid, audio });
             std::process::exit(code.unwrap_or(1));
         }
     };

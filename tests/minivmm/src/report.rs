@@ -53,7 +53,11 @@ pub fn write_log(path: &str, args: &Args, record: &Record, ids: &Ids) -> Result<
         )?;
     }
     for (at, cycle, what) in &record.events {
-        writeln!(out, "{{\"type\":\"timer\",\"start_ns\":{},\"cycle\":{},\"event\":\"{}\"}}", at, cycle, what)?;
+        writeln!(
+            out,
+            "{{\"type\":\"timer\",\"start_ns\":{},\"cycle\":{},\"event\":\"{}\"}}",
+            at, cycle, what
+        )?;
     }
     out.flush()
 }

@@ -76,7 +76,11 @@ impl Truth {
             streams: vec![StreamCounts::default(); target_of.len()],
             targets: vec![TargetCounts::default(); targets],
             state: (0..targets)
-                .map(|t| TargetState { streams: of(t), in_episode: false, open_rows: Vec::with_capacity(256) })
+                .map(|t| TargetState {
+                    streams: of(t),
+                    in_episode: false,
+                    open_rows: Vec::with_capacity(256),
+                })
                 .collect(),
         }
     }
