@@ -44,7 +44,7 @@ pub fn main(o: &Opts, cycle: &'static AtomicU64) {
         let comma = if i > 0 { "," } else { "" };
         text += &format!(
             "{comma}{{\"stream\":{i},\"context\":{},\"wake_eventfd\":{},\"completion_eventfd\":{}}}",
-            s.context, s.wake_id, targets[s.target].id
+            s.context + 1, s.wake_id, targets[s.target].id
         );
     }
     let _ = writeln!(status, "{text}");
@@ -152,7 +152,7 @@ fn finish(
     let _ = writeln!(status, "done");
 }
 
-/// One completion eventfd per context that has streams; each stream is sent its e_n and that one.
+/// Each stream is sent its e_n and its completion eventfd: its own, or the one of its context.
 fn open_streams(
     o: &Opts,
     layout: &Layout,
@@ -168,7 +168,7 @@ fn open_streams(
     let mut target_of: HashMap<usize, usize> = HashMap::new();
     let mut streams = Vec::new();
     for (i, &context) in layout.stream_ctx.iter().enumerate() {
-        let target = *target_of.entry(context).or_insert_with(|| {
+        let target = *target_of.entry(if o.share_completion { context } else { i }).or_insert_with(|| {
             let fd = sys::eventfd(true);
             targets.push(Target { fd, id: sys::eventfd_id(fd), streams: Vec::new() });
             targets.len() - 1

@@ -5,10 +5,9 @@
 //!
 //! At the start of cycle k+1, per completion target: if no completion was read since cycle k's eventfds were
 //! written, cycle k is missed. Every stream whose eventfd is still readable then is one wake miss; if none
-//! is, the target has one completion miss.
+//! is, the target has one completion miss. An episode lasts from a target's first miss to its next completion.
 
 use super::sys;
-use std::fmt::Write as _;
 use std::os::fd::RawFd;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::Arc;
@@ -33,12 +32,25 @@ enum Leg {
     Completion,
 }
 
+impl Leg {
+    fn text(self) -> &'static str {
+        match self {
+            Leg::None => "none",
+            Leg::Wake => "wake",
+            Leg::Completion => "completion",
+        }
+    }
+}
+
 struct Row {
     stream: usize,
     cycle: u64,
     start_ns: u64,
     signal_ns: u64,
+    /// A miss of this stream; a completion miss of several streams is the target's alone.
     leg: Leg,
+    target_missed: bool,
+    /// 0: not known.
     deadline_ns: u64,
     closing_ns: u64,
 }
@@ -48,8 +60,14 @@ struct Tally {
     cycles: u64,
     wake_misses: u64,
     completion_misses: u64,
-    episodes: u64,
     late_max_ns: u64,
+}
+
+#[derive(Default, Clone)]
+struct TargetTally {
+    wake_misses: u64,
+    completion_misses: u64,
+    episodes: u64,
 }
 
 pub struct DataLoop {
@@ -68,10 +86,12 @@ pub struct Truth {
     loop_: DataLoop,
     rows: Vec<Row>,
     tally: Vec<Tally>,
-    late_starts: u64,
-    missed_ticks: u64,
-    catch_ups: u64,
-    pub fifo: bool,
+    targets: Vec<TargetTally>,
+    /// (start, cycle, what) of the driver's own faults.
+    events: Vec<(u64, u64, &'static str)>,
+    fifo: bool,
+    start_ns: u64,
+    end_ns: u64,
     steal_ns: u64,
 }
 
@@ -81,6 +101,7 @@ struct State {
     episode_open: Vec<bool>,
     completed: Vec<bool>,
     tally: Vec<Tally>,
+    targets: Vec<TargetTally>,
 }
 
 const TIMER: u64 = u64::MAX;
@@ -109,11 +130,12 @@ impl DataLoop {
         let mut s = State {
             rows: Vec::with_capacity((self.duration_ns / self.period_ns + 2) as usize * n),
             pending: vec![Vec::new(); n],
-            episode_open: vec![false; n],
+            episode_open: vec![false; self.targets.len()],
             completed: vec![true; self.targets.len()],
             tally: vec![Tally::default(); n],
+            targets: vec![TargetTally::default(); self.targets.len()],
         };
-        let (mut late_starts, mut missed_ticks, mut catch_ups) = (0, 0, 0);
+        let (mut faults, mut began) = (Vec::new(), 0);
         let (mut cycle, mut last_start, mut next, mut end, mut steal) = (0u64, 0u64, 0u64, 0u64, 0u64);
         let mut closing_until = 0u64; // set after the last deadline: only completions are awaited
         let mut events: [libc::epoll_event; 16] = unsafe { std::mem::zeroed() };
@@ -157,13 +179,21 @@ impl DataLoop {
             }
             if last_start != 0 {
                 let delta = start - last_start;
-                late_starts += (delta * 2 > self.period_ns * 3) as u64;
-                catch_ups += (delta * 2 < self.period_ns) as u64;
+                if delta * 2 > self.period_ns * 3 {
+                    faults.push((start, cycle + 1, "late_start"));
+                } else if delta * 2 < self.period_ns {
+                    faults.push((start, cycle + 1, "catch_up"));
+                }
             }
-            missed_ticks += expirations - 1;
+            if expirations > 1 {
+                faults.push((start, cycle + 1, "skipped"));
+            }
             if start >= end || self.stop.load(Ordering::Relaxed) {
                 closing_until = start + GRACE_NS;
                 continue;
+            }
+            if began == 0 {
+                began = start;
             }
             last_start = start;
             cycle += 1;
@@ -180,6 +210,7 @@ impl DataLoop {
                     start_ns: start,
                     signal_ns,
                     leg: Leg::None,
+                    target_missed: false,
                     deadline_ns: 0,
                     closing_ns: 0,
                 });
@@ -189,7 +220,7 @@ impl DataLoop {
         }
         let steal_ns = if end == 0 { 0 } else { sys::steal_ns() - steal };
         for r in &s.rows {
-            if r.leg != Leg::None && r.closing_ns > r.deadline_ns {
+            if r.target_missed && r.closing_ns > r.deadline_ns {
                 let t = &mut s.tally[r.stream];
                 t.late_max_ns = t.late_max_ns.max(r.closing_ns - r.deadline_ns);
             }
@@ -198,10 +229,11 @@ impl DataLoop {
         Truth {
             rows: s.rows,
             tally: s.tally,
-            late_starts,
-            missed_ticks,
-            catch_ups,
+            targets: s.targets,
+            events: faults,
             fifo,
+            start_ns: began,
+            end_ns: sys::now_ns(),
             steal_ns,
             loop_: self,
         }
@@ -229,8 +261,8 @@ impl DataLoop {
             for r in s.pending[i].drain(..) {
                 s.rows[r].closing_ns = now;
             }
-            s.episode_open[i] = false;
         }
+        s.episode_open[t] = false;
     }
 
     /// At a deadline: which streams missed the cycle that ends here, and by which leg.
@@ -243,32 +275,28 @@ impl DataLoop {
         let fds: Vec<_> = streams.iter().map(|&i| (self.streams[i].wake_fd, libc::POLLIN)).collect();
         let ready = sys::poll(&fds, 0);
         for &t in &late {
-            let unread: Vec<usize> = (0..streams.len())
-                .filter(|&j| self.streams[streams[j]].target == t && ready[j] & libc::POLLIN != 0)
-                .map(|j| streams[j])
-                .collect();
-            for &i in &unread {
-                s.tally[i].wake_misses += 1;
-                self.mark(s, i, i, Leg::Wake, deadline_ns);
+            if !s.episode_open[t] {
+                s.episode_open[t] = true;
+                s.targets[t].episodes += 1;
             }
-            if unread.is_empty() {
-                // It belongs to the target. Of several streams the first carries it, in an open episode's stream.
-                let all = &self.targets[t].streams;
-                let episode = all.iter().copied().find(|&i| s.episode_open[i]).unwrap_or(all[0]);
-                s.tally[all[0]].completion_misses += 1;
-                self.mark(s, all[0], episode, Leg::Completion, deadline_ns);
+            let unread = |i: usize| streams.iter().position(|&x| x == i).is_some_and(|j| ready[j] & libc::POLLIN != 0);
+            let all = &self.targets[t].streams;
+            let wake = all.iter().any(|&i| unread(i));
+            s.targets[t].completion_misses += !wake as u64;
+            for &i in all {
+                let Some(&r) = s.pending[i].last() else { continue };
+                let row = &mut s.rows[r];
+                row.target_missed = true;
+                row.deadline_ns = deadline_ns;
+                if unread(i) {
+                    row.leg = Leg::Wake;
+                    s.tally[i].wake_misses += 1;
+                    s.targets[t].wake_misses += 1;
+                } else if !wake && all.len() == 1 {
+                    row.leg = Leg::Completion;
+                    s.tally[i].completion_misses += 1;
+                }
             }
-        }
-    }
-
-    fn mark(&self, s: &mut State, stream: usize, episode: usize, leg: Leg, deadline_ns: u64) {
-        if let Some(&r) = s.pending[stream].last() {
-            s.rows[r].leg = leg;
-            s.rows[r].deadline_ns = deadline_ns;
-        }
-        if !s.episode_open[episode] {
-            s.episode_open[episode] = true;
-            s.tally[episode].episodes += 1;
         }
     }
 }
@@ -276,65 +304,83 @@ impl DataLoop {
 impl Truth {
     /// The last line of the protocol.
     pub fn json(&self) -> String {
-        let sum = |f: fn(&Tally) -> u64| self.tally.iter().map(f).sum::<u64>();
-        let wake = sum(|t| t.wake_misses);
-        let completion = sum(|t| t.completion_misses);
-        let mut o = format!(
+        let sum = |f: fn(&TargetTally) -> u64| self.targets.iter().map(f).sum::<u64>();
+        let (wake, completion) = (sum(|t| t.wake_misses), sum(|t| t.completion_misses));
+        let count = |what: &str| self.events.iter().filter(|e| e.2 == what).count();
+        let streams: Vec<String> = (self.loop_.streams.iter().zip(&self.tally).enumerate())
+            .map(|(i, (s, t))| {
+                format!(
+                    "{{\"stream\":{i},\"context\":{},\"wake_eventfd\":{},\"completion_eventfd\":{},\"target\":{},\
+                     \"cycles\":{},\"wake_misses\":{},\"completion_misses\":{},\"target_episodes\":{},\
+                     \"late_max_ns\":{}}}",
+                    s.context + 1,
+                    s.wake_id,
+                    self.loop_.targets[s.target].id,
+                    s.target,
+                    t.cycles,
+                    t.wake_misses,
+                    t.completion_misses,
+                    self.targets[s.target].episodes,
+                    t.late_max_ns
+                )
+            })
+            .collect();
+        let targets: Vec<String> = (self.loop_.targets.iter().zip(&self.targets).enumerate())
+            .map(|(i, (d, t))| {
+                format!(
+                    "{{\"target\":{i},\"completion_eventfd\":{},\"wake_misses\":{},\"completion_misses\":{},\
+                     \"episodes\":{}}}",
+                    d.id, t.wake_misses, t.completion_misses, t.episodes
+                )
+            })
+            .collect();
+        format!(
             "{{\"type\":\"ground_truth\",\"cycles\":{},\"missed_cycles\":{},\"episodes\":{},\"wake_misses\":{wake},\
-             \"completion_misses\":{completion},\"driver_events\":{{\"late_starts\":{},\"missed_ticks\":{},\
-             \"catch_ups\":{}}},\"period_ns\":{},\"fifo\":{},\"streams\":[",
-            sum(|t| t.cycles),
+             \"completion_misses\":{completion},\"driver_events\":{{\"late_start\":{},\"skipped\":{},\
+             \"catch_up\":{}}},\"streams\":[{}],\"targets\":[{}],\"period_ns\":{},\"realtime\":{},\"start_ns\":{},\
+             \"end_ns\":{},\"steal_ns\":{}}}",
+            self.tally.iter().map(|t| t.cycles).sum::<u64>(),
             wake + completion,
             sum(|t| t.episodes),
-            self.late_starts,
-            self.missed_ticks,
-            self.catch_ups,
+            count("late_start"),
+            count("skipped"),
+            count("catch_up"),
+            streams.join(","),
+            targets.join(","),
             self.loop_.period_ns,
-            self.fifo
-        );
-        for (i, (s, t)) in self.loop_.streams.iter().zip(&self.tally).enumerate() {
-            let comma = if i > 0 { "," } else { "" };
-            let _ = write!(
-                o,
-                "{comma}{{\"stream\":{i},\"context\":{},\"wake_eventfd\":{},\"completion_eventfd\":{},\"cycles\":{},\
-                 \"missed_cycles\":{},\"wake_misses\":{},\"completion_misses\":{},\"episodes\":{},\"late_max_ns\":{}}}",
-                s.context,
-                s.wake_id,
-                self.loop_.targets[s.target].id,
-                t.cycles,
-                t.wake_misses + t.completion_misses,
-                t.wake_misses,
-                t.completion_misses,
-                t.episodes,
-                t.late_max_ns
-            );
-        }
-        let _ = write!(o, "],\"steal_ns\":{}}}", self.steal_ns);
-        o
+            self.fifo,
+            self.start_ns,
+            self.end_ns,
+            self.steal_ns
+        )
     }
 
-    /// One JSON line per stream and cycle, in the order of signalling; null where there is none.
+    /// One JSON line per stream and cycle, in the order of signalling, then the driver's own faults.
     pub fn log(&self, path: &str) -> std::io::Result<()> {
         use std::io::Write;
         let mut f = std::io::BufWriter::new(std::fs::File::create(path)?);
         for r in &self.rows {
-            let leg = match r.leg {
-                Leg::None => "null",
-                Leg::Wake => "\"wake\"",
-                Leg::Completion => "\"completion\"",
-            };
-            let closing = if r.closing_ns == 0 { "null".to_string() } else { r.closing_ns.to_string() };
+            let s = &self.loop_.streams[r.stream];
             writeln!(
                 f,
-                "{{\"stream\":{},\"wake_eventfd\":{},\"cycle\":{},\"start_ns\":{},\"signal_ns\":{},\"missed\":{},\
-                 \"leg\":{leg},\"closing_ns\":{closing}}}",
+                "{{\"type\":\"cycle\",\"stream\":{},\"wake_eventfd\":{},\"completion_eventfd\":{},\"cycle\":{},\
+                 \"start_ns\":{},\"signal_ns\":{},\"missed\":{},\"leg\":\"{}\",\"target_missed\":{},\
+                 \"deadline_ns\":{},\"closing_ns\":{}}}",
                 r.stream,
-                self.loop_.streams[r.stream].wake_id,
+                s.wake_id,
+                self.loop_.targets[s.target].id,
                 r.cycle,
                 r.start_ns,
                 r.signal_ns,
-                r.leg != Leg::None
+                r.leg != Leg::None,
+                r.leg.text(),
+                r.target_missed,
+                r.deadline_ns,
+                r.closing_ns
             )?;
+        }
+        for (at, cycle, what) in &self.events {
+            writeln!(f, "{{\"type\":\"timer\",\"start_ns\":{at},\"cycle\":{cycle},\"event\":\"{what}\"}}")?;
         }
         f.flush()
     }

@@ -19,8 +19,6 @@ struct Context {
     /// The channel ring: the device writes to it, and may as long as the process lives.
     page: *const u8,
     streams: Vec<usize>,
-    /// The cycle for which the completion was last written.
-    completed: u64,
 }
 
 /// What both vCPUs use: the driver, and per context the turns so far and the short streams that are open.
@@ -105,7 +103,7 @@ impl Guest {
             // G numbers the resources in this order.
             g.submit(c, wire::init(2 * c as u32 + 1, 2 * c as u32 + 2));
             let streams = (0..g.o.streams).filter(|&s| g.layout.stream_ctx[s] == c).collect();
-            g.contexts.push(Context { page: channel as *const u8, streams, completed: 0 });
+            g.contexts.push(Context { page: channel as *const u8, streams });
             g.rearm(c);
         }
         while sys::read_u64(g.vmm.irq).is_some() && !g.vmm.stop.load(Ordering::Relaxed) {
@@ -191,17 +189,16 @@ impl Guest {
         }
     }
 
-    /// A stream was woken; the last one of its context to finish the cycle writes the completion.
+    /// A stream was woken: it writes its completion, or the last one of its context does that has one in common.
     fn woken(&mut self, c: usize, s: usize) {
         self.work(60, 180); // the client's own work on the period
         let cycle = self.cycle.load(Ordering::SeqCst);
         let Some(stream) = self.streams[s].as_mut() else { return };
+        let again = stream.handled == cycle;
         stream.handled = cycle;
         let item = stream.completion_item;
-        let ctx = &self.contexts[c];
-        let all = ctx.streams.iter().all(|&s| self.streams[s].as_ref().is_some_and(|s| s.handled == cycle));
-        if all && ctx.completed != cycle {
-            self.contexts[c].completed = cycle;
+        let done = |&s: &usize| self.streams[s].as_ref().is_some_and(|s| s.handled == cycle);
+        if !again && (!self.o.share_completion || self.contexts[c].streams.iter().all(done)) {
             self.submit(c, wire::write(item, false, &1u64.to_le_bytes()));
             self.vmm.kick();
         }

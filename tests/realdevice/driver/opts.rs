@@ -1,24 +1,25 @@
 // SPDX-License-Identifier: Apache-2.0
 //! The command line, and what it means: which stream lives in which context.
-//! The same options as the mini-VMM where both can do a thing.
+//! Options, output and log are the mini-VMM's where both can do a thing.
 
 use std::time::Duration;
 
 pub const USAGE: &str = "usage: rd-VARIANT [options]
   --period Q/R           audio period (1024/48000)
   --streams N            sustained streams (1)
+  --share-completion     the streams of a context share one completion eventfd: the last finisher writes it
   --churn N              N short streams at a time: about 5 N opens of two fds a second, in bursts (0)
   --topology T           shared: streams, churn and pipe share contexts; per-client: each has its own (shared)
   --contexts N           contexts that carry the churn (1)
   --load L               none | pipe | hogs | gpu (none)
   --reader R             slow | fast reader of the pipe (slow)
-  --duration S           seconds; 0: until SIGTERM (10)
+  --duration S           seconds; 0: until SIGTERM (0)
   --log FILE             one JSON line per stream and cycle
   --hold-start           wait for a line on stdin before audio and load start
   --linger               afterwards stay, idle, until stdin is closed
   --realtime             SCHED_FIFO for the worker threads
   --seed N               of everything random (1)
-  --register PERCENT     of the short streams, how many get as far as READ_EVENTFD_NEW (3)
+  --register PERCENT     of the short streams, how many get as far as READ_EVENTFD_NEW (5)
   --no-id-guard          do not use up the first item ids (0.1.8x: they collide with event tokens)
   --hogs N --gpu-ms X --pipe-ms X --burst N   strength of the loads (2 per CPU, 3, 30, churn/5)
   --write-path P         checked against the variant that was built
@@ -37,6 +38,7 @@ pub struct Opts {
     pub quantum: u64,
     pub rate: u64,
     pub streams: usize,
+    pub share_completion: bool,
     pub churn: usize,
     pub per_client: bool,
     pub contexts: usize,
@@ -70,19 +72,20 @@ impl Opts {
             quantum: 1024,
             rate: 48000,
             streams: 1,
+            share_completion: false,
             churn: 0,
             per_client: false,
             contexts: 1,
             load: Load::None,
             slow_reader: true,
-            duration: 10.0,
+            duration: 0.0,
             log: None,
             hold_start: false,
             linger: false,
             realtime: false,
             seed: 1,
             id_guard: true,
-            register: 3,
+            register: 5,
             hogs: 2 * cpus,
             gpu_ms: 3.0,
             pipe_ms: 30.0,
@@ -107,6 +110,7 @@ impl Opts {
                     }
                 }
                 "--streams" => o.streams = num(&val()?, a)?,
+                "--share-completion" => o.share_completion = true,
                 "--churn" => o.churn = num(&val()?, a)?,
                 "--topology" => o.per_client = one_of(&val()?, a, &["shared", "per-client"])? == 1,
                 "--contexts" => o.contexts = num(&val()?, a)?,
@@ -180,7 +184,7 @@ fn one_of(s: &str, option: &str, words: &[&str]) -> Result<usize, String> {
 }
 
 /// Which context (by index from 0) carries what. A context is a client's
-/// connection; its streams share one completion eventfd.
+/// connection.
 pub struct Layout {
     pub contexts: usize,
     pub stream_ctx: Vec<usize>,
