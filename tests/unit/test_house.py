@@ -1,0 +1,61 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the files around the code promise: pins with hashes, no false bcc, a command that helps."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import tomllib
+from pathlib import Path
+
+import pytest
+
+import tracer
+
+ROOT = Path(__file__).resolve().parents[2]
+REQUIREMENTS = ("requirements.txt", "requirements-dev.txt")
+_PIN = re.compile(r"^([a-z0-9-]+)==([0-9][0-9A-Za-z.+]*)((?: --hash=sha256:[0-9a-f]{64})+)$")
+
+
+def pins(name: str) -> dict[str, str]:
+    """Package -> version; every line must be an exact version with hashes."""
+    text = (ROOT / name).read_text(encoding="utf-8").replace("\\\n", "")
+    lines = [" ".join(line.split()) for line in text.splitlines() if line and not line.startswith("#")]
+    matches = [_PIN.match(line) for line in lines]
+    assert all(matches), [line[:60] for line, match in zip(lines, matches, strict=True) if not match]
+    return {match[1]: match[2] for match in matches if match}
+
+
+@pytest.mark.parametrize("name", REQUIREMENTS)
+def test_every_requirement_is_pinned_with_hashes_and_bcc_is_none_of_them(name: str) -> None:
+    assert "bcc" not in pins(name)
+
+
+def test_what_tests_run_with_is_what_users_run_with() -> None:
+    runtime, everything = (pins(name) for name in REQUIREMENTS)
+    assert runtime.items() <= everything.items()
+
+
+def test_every_dependency_of_the_package_is_pinned() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    declared = {re.split(r"[<>=~! ]", dependency)[0] for dependency in project["dependencies"]}
+    assert declared <= pins("requirements.txt").keys()
+    assert "bcc" not in declared
+
+
+def test_the_changelog_knows_the_version_or_its_changes_are_unreleased() -> None:
+    text = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+    assert f"## [{tracer.__version__}]" in text or "## [Unreleased]" in text
+
+
+def test_dev_names_each_of_its_commands_in_its_help() -> None:
+    script = (ROOT / "dev").read_text(encoding="utf-8")
+    commands = set(re.findall(r"^do_(\w+)\(\)", script, re.MULTILINE))
+    shown = subprocess.run([ROOT / "dev", "help"], capture_output=True, text=True, check=True).stdout
+    assert commands == set(re.findall(r"^\./dev (\w+)", shown, re.MULTILINE))
+
+
+def test_dev_refuses_an_unknown_command() -> None:
+    done = subprocess.run([ROOT / "dev", "nonsense"], capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert "./dev demo" in done.stderr
