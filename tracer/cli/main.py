@@ -111,9 +111,14 @@ def run_command(arguments: list[str]) -> int:
             stream.reconfigure(errors="backslashreplace")
     debug = os.environ.get("XDTRACE_DEBUG", "") not in ("", "0")
     try:
-        code = app(args=arguments, prog_name="xdtrace", standalone_mode=False)
+        # Not app(): it would turn a closed pipe into exit code 1 before it gets here.
+        command = typer.main.get_command(app)
+        with command.make_context("xdtrace", list(arguments)) as context:
+            command.invoke(context)
         sys.stdout.flush()
-        return code if isinstance(code, int) else 0
+        return 0
+    except typer.Exit as done:
+        return done.exit_code
     except XdtraceError as error:
         if debug:
             raise
