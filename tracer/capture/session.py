@@ -40,8 +40,12 @@ _GRACE_NS = 10_000_000
 _OPEN_EVERY_NS = 100_000_000
 _OPEN_AGE_NS = 50_000_000
 _VERIFY_EVERY_NS = 1_000_000_000
+# Long enough for the samples that a verdict on a lock needs, short enough for eight locks in ten seconds.
+_ROTATE_EVERY_NS = 3_000_000_000
 _AUDIO_SEARCH_NS = 2_000_000_000
 _MAX_TARGETS = 32
+# So often the ring is looked at between batches, and emptied if it fills too fast to wait.
+_EARLY_S = 0.02
 _SETTLE_S = 0.15
 
 
@@ -119,8 +123,10 @@ class Session:
         self._attach_ns = 0
         self._opened_ns = 0
         self._verified_ns = 0
+        self._rotated_ns = time.monotonic_ns()
         self._searched_ns = 0
         self._unsure: set[int] = set()
+        self._early: list[Records] = []
         self._entered = False
         self._stop_fd = -1
         self._probes: Probes | None = None
@@ -320,7 +326,8 @@ class Session:
             due = time.monotonic() + self.settings.interval_s
             stop = False
             while not stop and (left := due - time.monotonic()) > 0:
-                ready = {fd for fd, _event in poll.poll(left * 1000)}
+                ready = {fd for fd, _event in poll.poll(min(left, _EARLY_S) * 1000)}
+                self._read_early()
                 stop = self._stop_fd in ready
                 for fd in ready - {self._stop_fd}:
                     poll.unregister(fd)
@@ -362,12 +369,20 @@ class Session:
             # behind it may be older than the watermark.
             watermark_ns = self._watermark_ns
         watermark_ns = max(watermark_ns, self._watermark_ns)
-        ring = self._marked_late(read)
+        early, self._early = self._early, []
+        ring = self._marked_late(np.concatenate([*early, read]) if early else read)
         parts.append(ring)
         parts.append(self._losses(now_ns))
         self._watermark_ns = watermark_ns
         self._learn(ring, parts[0], now_ns)  # may fill in ids, so before the parts become one
         return self._wrap(np.concatenate(parts), watermark_ns, host, now_ns)
+
+    def _read_early(self) -> None:
+        """Empty a ring that is a quarter full: it would overflow before the batch is due."""
+        assert self._ring is not None
+        until = self._ring.producer()
+        if until - self._ring.consumed() > self.settings.ring_bytes // 4:
+            self._early.append(self._ring.read(until))
 
     def _open(self, now_ns: int) -> Records:
         if now_ns - self._opened_ns < _OPEN_EVERY_NS * 9 // 10:
@@ -456,6 +471,9 @@ class Session:
         if now_ns - self._verified_ns >= _VERIFY_EVERY_NS:
             self._verified_ns = now_ns
             self._changed.update(tgid for tgid in alive if self._words.verify(tgid))
+        if now_ns - self._rotated_ns >= _ROTATE_EVERY_NS:
+            self._rotated_ns = now_ns
+            self._changed.update(tgid for tgid in alive if self._words.rotate(tgid))
         if len(self._pinned) == len(self._wanted) and now_ns - self._searched_ns >= _AUDIO_SEARCH_NS:
             self._find_audio()
 

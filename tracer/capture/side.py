@@ -47,6 +47,13 @@ def one_fd(tgid: int, fd: int) -> Fd | None:
     return Fd(tgid, fd, kind, eventfd[0] if eventfd else -1, path, value_ns, interval_ns)
 
 
+def _pairs(rows: Records, name: str) -> list[tuple[int, int]]:
+    """The distinct (tid, value of a 4-byte column) of rows (n,)."""
+    keys = np.unique(rows["tid"].astype(np.uint64) << np.uint64(32) | rows[name].astype(np.uint32))
+    fds = (keys & np.uint64(0xFFFFFFFF)).astype(np.uint32).view(np.int32)
+    return list(zip((keys >> np.uint64(32)).tolist(), fds.tolist(), strict=True))
+
+
 @dataclass(slots=True)
 class Side:
     """Known threads and fds of one session.
@@ -127,9 +134,7 @@ class Side:
             named = (rows["flags"] & (Flag.EVENTFD | Flag.TIMERFD)) != 0
             if "ret" in (rows.dtype.names or ()):
                 named |= rows["ret"] < 0
-            for tid, fd in {
-                (int(row["tid"]), int(row[name])) for row in np.unique(rows[~named][["tid", name]])
-            }:
+            for tid, fd in _pairs(rows[~named], name):
                 tgid = self.tgid_of.get(tid)
                 if tgid is not None and (tgid, fd) not in self._fds:
                     wanted.append((tgid, fd))
@@ -151,10 +156,10 @@ class Side:
         rows = schema.view(records[records["kind"] == Kind.FD], schema.FD)
         # Whatever a dup, close or eventfd2 touched may mean another file from now on.
         for name in ("fd", "ret"):
-            for row in np.unique(rows[rows["eventfd_id"] < 0][["tid", name]]):
-                tgid = self.tgid_of.get(int(row["tid"]))
+            for tid, fd in _pairs(rows[rows["eventfd_id"] < 0], name):
+                tgid = self.tgid_of.get(tid)
                 if tgid is not None:
-                    self._fds.discard((tgid, int(row[name])))
+                    self._fds.discard((tgid, fd))
 
     def _read(self, tid: int) -> Thread | None:
         return procfs.thread(tid)

@@ -20,6 +20,8 @@ from tracer.schema import Kind, Records
 _MUTEX_WAIT = schema.FUTEX_WAIT_BITSET | schema.FUTEX_PRIVATE
 _MUTEX_CONTENDED = 2
 _MAX_GENERATION = 0xFFFF
+# More lock words than are watched at a time take turns; so many are remembered.
+_MAX_CANDIDATES = 64
 # A process that makes condvars for ever must not fill memory with what it is not.
 _MAX_BANNED = 65_536
 
@@ -39,6 +41,9 @@ def read_word(tgid: int, address: int) -> int | None:
 class _Target:
     words: tuple[int, ...] = ()
     told: bool = False
+    named: tuple[int, ...] = ()
+    candidates: list[int] = field(default_factory=list)
+    turn: int = 0
     banned: set[int] = field(default_factory=set)
 
 
@@ -74,15 +79,11 @@ class Words:
         target.words = tuple(words)[: self._limit]
 
     def prefer(self, tgid: int, words: Iterable[int]) -> bool:
-        """Put words known by name before those chosen by behaviour. Returns whether anything changed."""
+        """Watch words known by name all the time, before those found. Returns whether any changed."""
         target = self._targets.setdefault(tgid, _Target())
-        if target.told:
-            return False
-        first = [word for word in words if word not in target.words and self._is_mutex(tgid, word)]
-        if not first:
-            return False
-        target.words = (*first, *target.words)[: self._limit]
-        return True
+        fresh = [word for word in words if word not in target.named and self._is_mutex(tgid, word)]
+        target.named = (*target.named, *fresh)[: self._limit]
+        return self._choose(target)
 
     def forget(self, tgid: int) -> None:
         """The target called exec: its addresses mean nothing any more."""
@@ -98,18 +99,37 @@ class Words:
         mutex = (waits["op"] == _MUTEX_WAIT) & (waits["expected"] == _MUTEX_CONTENDED)
         if len(target.banned) < _MAX_BANNED:
             target.banned.update(np.unique(waits["word"][~mutex]).tolist())
-        words = [word for word in target.words if word not in target.banned]
-        if len(words) < self._limit:
-            _unique, first = np.unique(waits["word"][mutex], return_index=True)
-            for word in waits["word"][mutex][np.sort(first)].tolist():
-                if len(words) == self._limit:
-                    break
-                if word in words or word in target.banned:
-                    continue
-                if self._is_mutex(tgid, word):
-                    words.append(word)
-        changed = tuple(words) != target.words
-        target.words = tuple(words)
+        _unique, first = np.unique(waits["word"][mutex], return_index=True)
+        for word in waits["word"][mutex][np.sort(first)].tolist():
+            if len(target.candidates) >= _MAX_CANDIDATES:
+                break
+            known = word in target.candidates or word in target.named or word in target.banned
+            if not known and self._is_mutex(tgid, word):
+                target.candidates.append(word)
+        target.candidates = [word for word in target.candidates if word not in target.banned]
+        return self._choose(target)
+
+    def rotate(self, tgid: int) -> bool:
+        """Give the next words their turn, where there are more than can be watched at a time."""
+        target = self._targets.get(tgid)
+        if target is None or target.told:
+            return False
+        room = self._limit - len(target.named)
+        if len(target.candidates) > room:
+            target.turn = (target.turn + room) % len(target.candidates)
+        return self._choose(target)
+
+    def _choose(self, target: _Target) -> bool:
+        if target.told:
+            return False
+        room = self._limit - len(target.named)
+        if len(target.candidates) <= room:
+            target.turn = 0
+        turned = target.candidates[target.turn :] + target.candidates[: target.turn]
+        chosen = (*target.named, *turned[: max(room, 0)])
+        changed = set(chosen) != set(target.words)
+        if changed:
+            target.words = chosen
         return changed
 
     def verify(self, tgid: int) -> bool:
@@ -117,11 +137,11 @@ class Words:
         target = self._targets.get(tgid)
         if target is None or target.told:
             return False
-        kept = tuple(word for word in target.words if self._is_mutex(tgid, word))
-        target.banned.update(set(target.words) - set(kept))
-        changed = kept != target.words
-        target.words = kept
-        return changed
+        gone = {word for word in target.words if not self._is_mutex(tgid, word)}
+        target.banned.update(gone)
+        target.named = tuple(word for word in target.named if word not in gone)
+        target.candidates = [word for word in target.candidates if word not in gone]
+        return self._choose(target)
 
     def _is_mutex(self, tgid: int, word: int) -> bool:
         value = self._read(tgid, word)
