@@ -104,11 +104,11 @@ def test_r_resets_and_shows_the_result_at_once() -> None:
     assert view.shown == [1, 3]
 
 
-def test_words_are_sent_when_they_change_and_withdrawn_when_they_go() -> None:
+def test_words_are_sent_when_they_change_and_withdrawn_when_they_go(monkeypatch: pytest.MonkeyPatch) -> None:
     session, analysis = FakeSession(6), FakeAnalysis()
     words: list[dict[int, tuple[int, ...]]] = [{}, {7: (16,)}, {7: (16,)}, {7: (16, 32), 8: (64,)}]
     wanted = iter([*words, {8: (64,)}, {8: (64,)}, {8: (64,)}])
-    analysis.words_to_watch = lambda: next(wanted)  # type: ignore[method-assign]
+    monkeypatch.setattr(analysis, "words_to_watch", lambda: next(wanted))
     run(session, analysis, FakeView(), ending=Ending(), watch=session.watch)
     assert session.watched == [(7, (16,)), (7, (16, 32)), (8, (64,)), (7, ())]
 
