@@ -23,7 +23,7 @@ def test_a_kernel_thread_is_refused() -> None:
 
 
 def test_a_target_in_a_pid_namespace_of_its_own_is_pinned_by_the_pid_seen_here() -> None:
-    command = ["unshare", "--pid", "--fork", "--user", "--map-root-user", sys.executable, "-c", READY]
+    command = ["unshare", "--pid", "--fork", sys.executable, "-c", READY]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
         assert process.stdout is not None and process.stdin is not None
         assert process.stdout.readline() == b"ready\n"
