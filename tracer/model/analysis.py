@@ -19,8 +19,8 @@ from tracer.model.names import Names
 from tracer.model.path import PathFinder
 from tracer.model.registry import Registry
 from tracer.model.remedies import Remedies
-from tracer.model.rows import Rows
 from tracer.model.roles import Roles
+from tracer.model.rows import Rows
 from tracer.model.streams import Streams
 from tracer.model.summary import Summary
 from tracer.model.timeline import Sequencer, Timeline
@@ -60,7 +60,10 @@ class Analysis:
         self.streams = Streams(self.registry)
         self.roles = Roles(self.registry, self.facts)
         self.locks = Locks(self.registry)
+        before = getattr(self, "held", None)
         self.held = Held(self.registry, self.locks, self._object_of)
+        if isinstance(before, Held):
+            self.held.adopt(before)
         self.names = Names(self.registry, self.locks, self.held, self.facts)
         self.locks.namer = self.names
         self.write_paths = WritePaths(self.registry, self.held, self.locks, self.names.item_states)
@@ -96,7 +99,9 @@ class Analysis:
         self.locks.step(records, end_ns)
         self.held.step(records, end_ns)
         completions = {
-            s.completion.id for s in self.streams.streams if s.completion is not None and s.completion_expected
+            s.completion.id
+            for s in self.streams.streams
+            if s.completion is not None and s.completion_expected
         }
         self.write_paths.step(records, end_ns, completions)
         watched = set(self.registry.with_role("W") + self.registry.with_role("G"))

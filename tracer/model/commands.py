@@ -9,17 +9,16 @@ took our command. Commands end with a write, a close, an epoll_ctl or a condvar'
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 from tracer.model.locks import Locks
+from tracer.model.phases import GPU, GUEST, HEAD_OF_LINE, Habits, Path, Phase
 from tracer.model.registry import Registry
 from tracer.model.roles import Roles
 from tracer.model.streams import Cycle
 from tracer.model.window import BEFORE_NS, Call, State, Window
+from tracer.model.worker import Worker
 from tracer.schema import Kind
-
-if TYPE_CHECKING:
-    from tracer.model.path import Habits, Path, Worker
 
 #: Memory syscalls belong to whatever command runs (mmap, mprotect, munmap, brk, madvise on x86-64).
 MEMORY_CALLS: Final = frozenset({9, 10, 11, 12, 28})
@@ -77,16 +76,28 @@ class Commands:
                 return off.woken
         return 0
 
-    def _last_running_vcpu(self, cycle: Cycle, window: Window, low: int, high: int) -> int:
-        """The last instant in [low, high] at which some vCPU was not asleep: only a running vCPU kicks."""
-        last = low
+    def _latest_kick(self, cycle: Cycle, window: Window, irq: int, start: int, guest_ns: int) -> int:
+        """The latest moment at which our kick can have come, given that G took it by ``start``.
+
+        Only a running vCPU kicks; and once every vCPU sleeps although the interrupt is older
+        than this guest usually takes, it has nothing left to do: the kick is behind it.
+        """
         tids = self._registry.with_role("vcpu", cycle.stream.tgid)
+        if not tids or start <= irq:
+            return max(irq, start)
+        awake: list[tuple[int, int]] = []
         for tid in tids:
-            for piece in reversed(window.pieces(tid, low, high)):
-                if piece.state not in (State.BLOCKED, State.SYSCALL_BLOCKED):
-                    last = max(last, piece.end)
-                    break
-        return last if tids else high
+            awake += [
+                (p.start, p.end)
+                for p in window.pieces(tid, irq, start)
+                if p.state not in (State.BLOCKED, State.SYSCALL_BLOCKED)
+            ]
+        last = irq
+        for begin, end in sorted(awake):
+            if begin > max(last, irq + guest_ns):
+                break
+            last = max(last, end)
+        return min(last, start)
 
     # --- our command ------------------------------------------------------------
 
@@ -102,8 +113,6 @@ class Commands:
         kick_at: int | None,
     ) -> None:
         """Guest until the kick, then G: queued behind other commands, then ours until ``end``."""
-        from tracer.model.path import GPU, GUEST, HEAD_OF_LINE, Phase  # noqa: PLC0415 - shared types
-
         irq = path.irq_ns
         woken = self.woken_before(window, gpu, first)
         low = max(irq, woken)
@@ -114,7 +123,7 @@ class Commands:
         else:
             if start < first - habits.command_ns and not others and woken <= irq:
                 start = first - habits.command_ns  # pure CPU before ours: only our usual share is ours
-            path.kick_high_ns = self._last_running_vcpu(cycle, window, irq, max(start, irq))
+            path.kick_high_ns = self._latest_kick(cycle, window, irq, max(start, irq), habits.guest_ns)
             guess = kick_at if kick_at is not None else min(irq + habits.guest_ns, path.kick_high_ns)
             path.kick = "inferred"
             path.kick_ns = min(max(guess, irq), max(start, irq))

@@ -26,7 +26,7 @@ from tracer.model.leaves import (
     Leaf,
     Word,
 )
-from tracer.model.path import GPU, HEAD_OF_LINE, NOT_REARMED, SERIALISED, Path
+from tracer.model.phases import GPU, HEAD_OF_LINE, NOT_REARMED, SERIALISED, Path
 from tracer.schema import Kind
 
 #: The largest excess is the label if it is at least this much the next one's (domain.md).
@@ -84,14 +84,16 @@ class Case:
 
     def __post_init__(self) -> None:
         phases = self.path.phases
+        self._starts = [a for a, _ in self.path.foreign]
         lengths = [0] * len(phases)
         for i, leaf in enumerate(self.leaves):
             lengths[leaf.phase] += leaf.end_ns - leaf.start_ns
             keys = keys_of(leaf, phases[leaf.phase].via)
+            if self._held_for_others(leaf):
+                keys = (*keys, (HEAD_OF_LINE,))
             self.keys.append(keys)
             for key in keys:
                 self.members.setdefault(key, []).append(i)
-        self._starts = [a for a, _ in self.path.foreign]
         ends = [b for _, b in self.path.foreign]
         for phase, length in zip(phases, lengths, strict=True):
             ours_in_via = phase.who == GPU and phase.via in (SERIALISED, NOT_REARMED)
@@ -104,12 +106,27 @@ class Case:
             waits = phase.queued or ours_in_via
             self._plan.append((phase.start_ns, phase.end_ns, waits, phase.queued, length, foreign))
 
+    def _held_for_others(self, leaf: Leaf) -> bool:
+        """Whether a lock was waited for while G held it over another command.
+
+        G is as busy without the lock: what makes the cycle late is G's command, so the wait
+        counts for head of line too (as a runnable holder's counts for its missing CPU).
+        """
+        if leaf.kind != LOCK or leaf.holder is None or leaf.holder.tid != self.path.gpu_tid:
+            return False
+        i = bisect_right(self._starts, leaf.start_ns) - 1
+        return i >= 0 and self.path.foreign[i][1] >= leaf.end_ns
+
     def totals(self) -> dict[Key, int]:
         """Time per candidate, ns."""
         return {key: sum(self.leaves[i].ns for i in at) for key, at in self.members.items()}
 
-    def replay(self, removed: Removal) -> int:
-        """The closing time in ns with a share of some leaves taken out."""
+    def replay(self, removed: Removal, *, unqueued: bool = False) -> int:
+        """The closing time in ns with a share of some leaves taken out.
+
+        Args:
+            unqueued: G is not busy with other commands when ours come (head of line taken out).
+        """
         gone: dict[int, list[int]] = {}
         for i in removed:
             gone.setdefault(self.leaves[i].phase, []).append(i)
@@ -120,6 +137,8 @@ class Case:
                 kept -= round(sum(self.leaves[i].ns * removed[i] for i in taken))
             if not waits or now >= start:
                 now += kept
+            elif unqueued:
+                now += 0 if queued else max(0, kept - foreign)
             elif kept == 0 and end > start:
                 continue  # taken out altogether, its queue too
             else:
@@ -139,9 +158,13 @@ class Case:
             less += removed[j] * max(0, min(leaf.end_ns, end) - max(leaf.start_ns, now))
         return max(now, end - round(less))
 
-    def meets(self, removed: Removal) -> bool:
+    def meets(self, removed: Removal, *, unqueued: bool = False) -> bool:
         """Whether the deadline is met with that taken out."""
-        return self.replay(removed) <= self.path.deadline_ns
+        return self.replay(removed, unqueued=unqueued) <= self.path.deadline_ns
+
+    def avoided_without(self, shares: Mapping[Key, float]) -> bool:
+        """Whether the deadline is met without some candidates (share of each that is excess)."""
+        return self.meets(_without(self, shares), unqueued=(HEAD_OF_LINE,) in shares)
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,7 +197,7 @@ def judge(case: Case, baseline: Mapping[Key, int]) -> Judgement:
             excess[key] = total - usual
     share = {key: excess[key] / totals[key] for key in excess}
     order = sorted(excess, key=lambda k: (-excess[k], k[0], str(k)))
-    sufficient = [key for key in order if case.meets(_without(case, {key: share[key]}))]
+    sufficient = [key for key in order if case.avoided_without({key: share[key]})]
     if not sufficient:
         jointly = _jointly(case, order[:MAX_JOINT], share)
         return Judgement("mixed", None, (), jointly, excess)
@@ -197,9 +220,9 @@ def _jointly(case: Case, order: list[Key], share: Mapping[Key, float]) -> tuple[
     """The smallest sufficient set, of the largest excess among equals; empty if there is none."""
     for size in (2, 3):
         for keys in combinations(order, size):
-            if case.meets(_without(case, {k: share[k] for k in keys})):
+            if case.avoided_without({k: share[k] for k in keys}):
                 return keys
-    return tuple(order) if order and case.meets(_without(case, {k: share[k] for k in order})) else ()
+    return tuple(order) if order and case.avoided_without({k: share[k] for k in order}) else ()
 
 
 def _overlap(case: Case, one: Key, other: Key) -> int:
@@ -233,6 +256,8 @@ def _is_holder(case: Case, lock: Key, missing: Key) -> bool:
 
 def _more_specific(case: Case, one: Key, other: Key) -> Key:
     """Of two candidates that are the same milliseconds: a leaf before a group, a holder's CPU before its lock."""
+    if {one[0], other[0]} == {HEAD_OF_LINE, LOCK}:
+        return one if one[0] == HEAD_OF_LINE else other  # the lock's holder was busy for others
     if one[0] in GROUPS and other[0] not in GROUPS:
         return other
     if other[0] in GROUPS:
@@ -285,7 +310,10 @@ def remedy_removal(case: Case, remedy: str, names: Names) -> Removal:
         elif remedy == "task":
             gone = is_item_state(leaf) and (writes(leaf, pipes=True) or leaf.tid in names.gpu)
             gone = gone or (
-                leaf.tid in names.gpu and leaf.call is not None and leaf.call[0] == Kind.WRITE and leaf.call[3] < 0
+                leaf.tid in names.gpu
+                and leaf.call is not None
+                and leaf.call[0] == Kind.WRITE
+                and leaf.call[3] < 0
             )
         elif remedy == "fair":
             gone = phase.via == SERIALISED and phase.sub == "chosen"

@@ -37,7 +37,9 @@ class Facts:
             self.self_use = batch.self_use
         for target in batch.targets:
             if target.role == "vmm":
-                threads = [Thread(t.tid, t.tgid, t.comm) for t in registry.threads.values() if t.tgid == target.tgid]
+                threads = [
+                    Thread(t.tid, t.tgid, t.comm) for t in registry.threads.values() if t.tgid == target.tgid
+                ]
                 self._chosen[target.tgid] = match(self._profiles, target, threads)
 
     def step(self, records: Records, end_ns: int) -> None:

@@ -50,8 +50,12 @@ class RunDelay:
         blocked = (off["preempted"] == 0) & ((off["op"] & 3) != 0)
         woken = np.where(blocked, np.maximum(off["woken_ns"], off["enter_ns"]), off["enter_ns"])
         ends = off["enter_ns"] + off["dur_ns"]
-        delay = np.where(blocked & (off["woken_ns"] == 0), 0, np.maximum(ends, woken) - woken).astype(np.int64)
-        for tid, instead, ns in zip(off["tid"].tolist(), off["instead_tid"].tolist(), delay.tolist(), strict=True):
+        delay = np.where(blocked & (off["woken_ns"] == 0), 0, np.maximum(ends, woken) - woken).astype(
+            np.int64
+        )
+        for tid, instead, ns in zip(
+            off["tid"].tolist(), off["instead_tid"].tolist(), delay.tolist(), strict=True
+        ):
             self.total_ns[tid] = self.total_ns.get(tid, 0) + ns
             if instead:
                 by = self.instead_ns.setdefault(tid, {})
@@ -130,7 +134,10 @@ def _audio(seen: Evidence) -> Iterator[Finding]:
             else "no process was found that shares the target's eventfds and drives them with a timer"
         )
         yield Finding(
-            "no audio stream seen", why, "start playback in the guest, or name the audio server with --audio PID", "info"
+            "no audio stream seen",
+            why,
+            "start playback in the guest, or name the audio server with --audio PID",
+            "info",
         )
     for stream in alive:
         if stream.cycles >= 64 and not stream.completion_expected:

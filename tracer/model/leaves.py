@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from tracer.model.locks import Locks
-from tracer.model.path import GUEST, HOST, Path, Phase
+from tracer.model.phases import GUEST, HOST, Path, Phase
 from tracer.model.registry import Registry
 from tracer.model.window import Call, Piece, State, Window
 from tracer.schema import Kind
@@ -202,8 +202,17 @@ def _joined(leaves: list[Leaf]) -> list[Leaf]:
                 and last.holder == leaf.holder
             ):
                 joined[-1] = Leaf(
-                    last.start_ns, leaf.end_ns, leaf.kind, leaf.tid, leaf.phase, leaf.word, leaf.after,
-                    leaf.call, leaf.holder, leaf.off_tid, last.instead or leaf.instead,
+                    last.start_ns,
+                    leaf.end_ns,
+                    leaf.kind,
+                    leaf.tid,
+                    leaf.phase,
+                    leaf.word,
+                    leaf.after,
+                    leaf.call,
+                    leaf.holder,
+                    leaf.off_tid,
+                    last.instead or leaf.instead,
                 )
                 continue
         joined.append(leaf)

@@ -4,159 +4,41 @@
 From the nominal start to the closing event: the driver until e_n is written; W
 until it has served e_n (while it waits for its re-arm, the guest until the kick,
 then G); after the interrupt the guest; then G; then the driver until it reads.
-Owns phases. G's side (kicks, commands) is commands.py's; what the responsible
+Owns the finding of phases. G's side (kicks, commands) is commands.py's; what the responsible
 thread *did* is leaves.py's.
 """
 
 from __future__ import annotations
 
-from bisect import bisect_left, bisect_right
-from dataclasses import dataclass, field
-from typing import Final
+from bisect import bisect_right
 
+from tracer.model.commands import Commands
 from tracer.model.locks import Locks
+from tracer.model.phases import (
+    GPU,
+    GUEST,
+    HEAD_OF_LINE,
+    HOST,
+    NOT_REARMED,
+    SERIALISED,
+    TASK,
+    WORKER,
+    Habits,
+    Path,
+    Phase,
+)
 from tracer.model.registry import Registry
 from tracer.model.roles import Roles
 from tracer.model.streams import Cycle
 from tracer.model.timeline import Timeline
-from tracer.model.window import Call, Window, is_eventfd_write
-from tracer.schema import Flag, Kind
-
-#: Guest latency and own-command time assumed until the stream has shown its own.
-DEFAULT_GUEST_NS: Final = 100_000
-DEFAULT_COMMAND_NS: Final = 20_000
-
-HOST, WORKER, GUEST, GPU, TASK = "host", "worker", "guest", "gpu", "task"
-SERIALISED, HEAD_OF_LINE, NOT_REARMED = "serialised", "head_of_line", "not_rearmed"
-
-
-@dataclass(slots=True)
-class Phase:
-    """[start_ns, end_ns) with one responsible thread.
-
-    Attributes:
-        who: HOST, WORKER, GUEST, GPU or TASK.
-        tid: the responsible thread, 0 where unseen.
-        via: SERIALISED, HEAD_OF_LINE, NOT_REARMED or "".
-        sub: sub-label of via (in_progress, chosen, own, guest, G, irq_by_G ...).
-        queued: G may be busy with foreign commands when the kick comes: replay decides its length.
-    """
-
-    start_ns: int
-    end_ns: int
-    who: str
-    tid: int
-    via: str = ""
-    sub: str = ""
-    queued: bool = False
-
-
-@dataclass(slots=True)
-class Path:
-    """The phases of one cycle, in order, without gaps, from nominal start to closing event.
-
-    ``foreign``: G's commands that are not ours, (start, end) in ns, sorted.
-    """
-
-    phases: list[Phase]
-    deadline_ns: int
-    kick: str = "none"
-    kick_ns: int = 0
-    kick_low_ns: int = 0
-    kick_high_ns: int = 0
-    irq_ns: int = 0
-    command_ns: int = 0
-    foreign: list[tuple[int, int]] = field(default_factory=list)
-    went_first: dict[str, int] = field(default_factory=dict)
-    problem: str = ""
-
-    @property
-    def start_ns(self) -> int:
-        """Start of the window."""
-        return self.phases[0].start_ns
-
-    @property
-    def end_ns(self) -> int:
-        """End of the window."""
-        return self.phases[-1].end_ns
-
-    @property
-    def at_ns(self) -> int:
-        """Where the phases found so far end."""
-        return self.phases[-1].end_ns
-
-
-@dataclass(frozen=True, slots=True)
-class Habits:
-    """What a stream usually takes (medians over on-time cycles), ns."""
-
-    guest_ns: int = DEFAULT_GUEST_NS
-    command_ns: int = DEFAULT_COMMAND_NS
-
-
-class Worker:
-    """W in one window: its choices, interrupts and waits for re-arm, in order."""
-
-    def __init__(self, window: Window, tid: int, locks: Locks, tgid: int) -> None:
-        self.tid = tid
-        self.window = window
-        calls = window.calls(tid)
-        self.calls = calls
-        self.choices = [(c.enter, c.end) for c in calls if c.kind == Kind.EPOLL_WAIT]
-        self.choice_ends = [end for _, end in self.choices]
-        self.irqs = [c.end for c in calls if is_eventfd_write(c)]
-        self.parked = [c for c in calls if c.is_wait and not (c.expected == 2 and locks.is_mutex(tgid, c.word))]
-
-    def irq_before(self, after_ns: int, before_ns: int) -> int:
-        """End of the last interrupt write in (after, before], 0 where none."""
-        i = bisect_right(self.irqs, before_ns) - 1
-        return self.irqs[i] if i >= 0 and self.irqs[i] > after_ns else 0
-
-    def irq_of_turn(self, read_ns: int, before_ns: int) -> int:
-        """End of the first interrupt write after a read and before W's next choice, 0 where none."""
-        i = bisect_right(self.irqs, read_ns)
-        if i >= len(self.irqs) or self.irqs[i] > before_ns:
-            return 0
-        later = [enter for enter, _ in self.choices if enter >= read_ns]
-        return self.irqs[i] if not later or self.irqs[i] <= later[0] else 0
-
-    def parked_in(self, start_ns: int, stop_ns: int) -> list[Call]:
-        """Waits for re-arm that overlap an interval."""
-        first = bisect_right(self.parked, start_ns, key=lambda c: c.end)
-        found = []
-        for call in self.parked[first:]:
-            if call.enter >= stop_ns:
-                break
-            found.append(call)
-        return found
-
-    def rearmed(self, wait: Call) -> tuple[int, int, int]:
-        """When and by whom (tid, tgid) a wait was ended; its end and 0 where no waking was seen."""
-        off = self.window.wake_of(self.tid, wait)
-        if off is None:
-            return wait.end, 0, 0
-        return off.woken, (0 if off.in_irq else off.waker), off.waker_tgid
-
-    def served(self, low: int, high: int) -> tuple[str, int]:
-        """What W served in a turn that began at ``low``: (name, eventfd-id or -1)."""
-        for call in self.calls[bisect_left(self.calls, low, key=lambda c: c.end) :]:
-            if call.enter >= high:
-                break
-            if call.enter < low:
-                continue
-            if call.kind == Kind.RECVMSG:
-                return "channel", -1
-            if call.kind == Kind.READ:
-                return ("other streams" if call.flags & Flag.EVENTFD else "pipes"), call.eventfd
-        return "jobs", -1
+from tracer.model.window import Window, is_eventfd_write
+from tracer.model.worker import Worker
 
 
 class PathFinder:
     """Builds paths from the timeline, locks (which words are mutexes) and roles."""
 
     def __init__(self, registry: Registry, timeline: Timeline, locks: Locks, roles: Roles) -> None:
-        from tracer.model.commands import Commands  # noqa: PLC0415 - Phase and Path are shared
-
         self._registry = registry
         self._timeline = timeline
         self._locks = locks
@@ -193,6 +75,7 @@ class PathFinder:
         if cycle.read_ns is not None and cycle.read_ns < stop and path.at_ns < stop:
             self._to_completion(path, cycle, worker, gpu, stop, habits, kick_ns)
         path.phases = _tidy(path.phases, cycle.nominal_ns, stop)
+        path.gpu_tid = gpu
         if gpu and foreign:
             path.foreign = self._commands.foreign(cycle, window, gpu, worker, stop)
         return path

@@ -126,5 +126,7 @@ class Registry:
         if not len(self._tid_keys):
             return np.zeros(len(tids), dtype=np.uint32)
         at = np.minimum(np.searchsorted(self._tid_keys, tids), len(self._tid_keys) - 1)
-        found: NDArray[np.uint32] = np.where(self._tid_keys[at] == tids, self._tid_tgids[at], 0).astype(np.uint32)
+        found: NDArray[np.uint32] = np.where(self._tid_keys[at] == tids, self._tid_tgids[at], 0).astype(
+            np.uint32
+        )
         return found

@@ -119,7 +119,9 @@ class Roles:
             at = at[at < len(spans)]
             woken = spans[np.unique(at)]
             tgid = self.registry.tgid(tid)
-            woken = woken[(woken["waker_in_irq"] == 0) & (woken["waker_tgid"] == tgid) & (woken["woken_ns"] > 0)]
+            woken = woken[
+                (woken["waker_in_irq"] == 0) & (woken["waker_tgid"] == tgid) & (woken["woken_ns"] > 0)
+            ]
             for waker, n in zip(*np.unique(woken["waker_tid"], return_counts=True), strict=True):
                 if int(waker) not in workers:
                     self.gpu_votes.setdefault(tgid, Counter())[int(waker)] += int(n)

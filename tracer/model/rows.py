@@ -50,6 +50,8 @@ if TYPE_CHECKING:
 #: Rows listed of each table.
 LOCK_ROWS: Final = 50
 HELD_ROWS: Final = 100
+#: A lock is named with a miss if it was waited for at least 1/LOCK_MATTERS of the lateness.
+LOCK_MATTERS: Final = 4
 #: Streams that ended are shown this long.
 SHOW_ENDED_NS: Final = 10_000_000_000
 
@@ -147,9 +149,7 @@ class Rows:
     def _threads(self) -> tuple[ThreadRow, ...]:
         a = self._a
         return tuple(
-            ThreadRow(
-                t.tid, t.tgid, t.role, t.comm, t.policy, t.priority, t.cpus, t.throttled_ns, t.role_by
-            )
+            ThreadRow(t.tid, t.tgid, t.role, t.comm, t.policy, t.priority, t.cpus, t.throttled_ns, t.role_by)
             for t in sorted(a.registry.threads.values(), key=lambda t: (t.tgid, t.tid))
             if t.tgid in a.registry.targets and t.exit_ns is None
         )
@@ -232,11 +232,12 @@ class Rows:
                 for leaf in miss.case.leaves
             )
         key = found.key if found is not None else None
-        origin = miss.origin.judgement if miss.origin is not None else found
-        lock = None
-        if origin is not None and origin.key is not None and origin.key[0] == LOCK:
-            lock = name((int(origin.key[1]), int(origin.key[2])))
-        via = str(key[0]) if key is not None and key[0] in ("serialised", "head_of_line", "not_rearmed") else None
+        lock = self._lock_of(miss.origin or miss)
+        via = (
+            str(key[0])
+            if key is not None and key[0] in ("serialised", "head_of_line", "not_rearmed")
+            else None
+        )
         if miss.driver_fault:
             via = "driver"
         thing = key_object(key, a.registry, name)
@@ -264,6 +265,23 @@ class Rows:
             start_ns=cycle.nominal_ns,
             todo=TODO.get(miss.cause, "").format(object=thing or "it"),
         )
+
+    def _lock_of(self, origin: MissState) -> str | None:
+        """The lock a miss is about: its cause, else the one waited for longest if that matters."""
+        found, case = origin.judgement, origin.case
+        if found is not None and found.key is not None and found.key[0] == LOCK:
+            return self._lock_name((int(found.key[1]), int(found.key[2])))
+        if case is None:
+            return None
+        waits: dict[Word, int] = {}
+        for leaf in case.leaves:
+            if leaf.word is not None:
+                waits[leaf.word] = waits.get(leaf.word, 0) + leaf.ns
+        if not waits:
+            return None
+        word = max(waits, key=lambda w: (waits[w], w))
+        late = origin.cycle.end_ns - origin.cycle.deadline_ns
+        return self._lock_name(word) if waits[word] * LOCK_MATTERS >= late else None
 
     def _count_lock_misses(self, misses: Iterable[MissState]) -> None:
         """Tell locks how many misses each caused (label or sufficient), once per miss."""
@@ -311,7 +329,9 @@ class Rows:
                     Episode(
                         id=group[0].id,
                         start_ns=min(s.start_ns for s in group),
-                        end_ns=None if any(e is None for e in ends) else max(e for e in ends if e is not None),
+                        end_ns=None
+                        if any(e is None for e in ends)
+                        else max(e for e in ends if e is not None),
                         streams=tuple(dict.fromkeys(s.stream.id for s in group)),
                         misses=sum(s.misses for s in group),
                         cause=cause,
@@ -342,7 +362,10 @@ class Rows:
         a = self._a
         streams = [s for s in a.streams.streams if s.cycles]
         if not streams:
-            return "no audio stream seen", "start playback in the guest, or name the audio server with --audio PID"
+            return (
+                "no audio stream seen",
+                "start playback in the guest, or name the audio server with --audio PID",
+            )
         cycles = sum(s.cycles for s in streams)
         if not misses:
             slacks = [x.min_slack for x in a.verdicts.states.values() if x.min_slack is not None]

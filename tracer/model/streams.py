@@ -249,7 +249,9 @@ class Streams:
                 self.eventfds[number] = Eventfd(number, int(row["enter_ns"]))
 
     def _timers(self, settimes: Records, records: Records, closed: np.ndarray) -> None:
-        reads = view(records[closed & (records["kind"] == Kind.READ) & ((records["flags"] & Flag.TIMERFD) != 0)], RW)
+        reads = view(
+            records[closed & (records["kind"] == Kind.READ) & ((records["flags"] & Flag.TIMERFD) != 0)], RW
+        )
         reads = reads[reads["ret"] == 8]
         settimes = view(settimes, TIMER)
         settimes = settimes[settimes["ret"] == 0]
@@ -260,7 +262,15 @@ class Streams:
         for row in settimes:
             at = int(row["enter_ns"]) + int(row["dur_ns"])
             events.append(
-                (at, 0, int(row["tid"]), int(row["fd"]), int(row["value_ns"]), int(row["interval_ns"]), int(row["timer_flags"]))
+                (
+                    at,
+                    0,
+                    int(row["tid"]),
+                    int(row["fd"]),
+                    int(row["value_ns"]),
+                    int(row["interval_ns"]),
+                    int(row["timer_flags"]),
+                )
             )
         events.sort()
         for at, is_read, tid, fd, value, interval, flags in events:
@@ -270,7 +280,9 @@ class Streams:
                 continue
             driver = self.drivers.get((tid, fd))
             if driver is None:
-                driver = self.drivers[tid, fd] = Driver(f"{self._registry.comm(tid)}/{tid}:{fd}", tgid, tid, fd)
+                driver = self.drivers[tid, fd] = Driver(
+                    f"{self._registry.comm(tid)}/{tid}:{fd}", tgid, tid, fd
+                )
                 known = self._registry.fds.get((tgid, fd))
                 if known is not None and known.type == "timerfd":
                     driver.interval_ns = known.interval_ns
@@ -316,7 +328,9 @@ class Streams:
             tgid = self._registry.tgid(reader)
             if driver is None or not tgid:
                 continue
-            stream = Stream(f"s{len(self.streams) + 1}", f"eventfd {number}", tgid, eventfd, driver, context=reader)
+            stream = Stream(
+                f"s{len(self.streams) + 1}", f"eventfd {number}", tgid, eventfd, driver, context=reader
+            )
             stream._next_signal = eventfd.signals.total - len(eventfd.signals.end)
             stream.held_since_ns = eventfd.signals.end[0]
             self.streams.append(stream)
@@ -478,7 +492,9 @@ class Streams:
                 cycle.closing_ns = taken.end[i]
                 return
             if written.end[j] > cycle.signal_enter_ns:
-                while j > 0 and written.end[j - 1] > cycle.signal_enter_ns and written.enter[j - 1] > previous:
+                while (
+                    j > 0 and written.end[j - 1] > cycle.signal_enter_ns and written.enter[j - 1] > previous
+                ):
                     j -= 1
                 cycle.closing_ns = taken.end[i]
                 cycle.write_enter_ns, cycle.write_ns = written.enter[j], written.end[j]

@@ -17,7 +17,8 @@ import numpy as np
 
 from tracer.model.counterfactual import Case, Judgement, Key, judge, keys_of
 from tracer.model.leaves import LeafCutter
-from tracer.model.path import DEFAULT_COMMAND_NS, DEFAULT_GUEST_NS, Habits, Path, PathFinder
+from tracer.model.path import PathFinder
+from tracer.model.phases import DEFAULT_COMMAND_NS, DEFAULT_GUEST_NS, Habits, Path
 from tracer.model.registry import Registry
 from tracer.model.roles import Roles
 from tracer.model.streams import Cycle, Stream
@@ -136,7 +137,9 @@ class Verdicts:
             state.min_slack = slack if state.min_slack is None else min(state.min_slack, slack)
             if cycle.signal_ns < state.pending_until:
                 state.pending_until = max(state.pending_until, cycle.closing_ns)
-            if cycle.read_ns is not None and (not cycle.stream.completion_expected or cycle.write_ns is not None):
+            if cycle.read_ns is not None and (
+                not cycle.stream.completion_expected or cycle.write_ns is not None
+            ):
                 state.on_time.append(OnTime(cycle))
 
     def _miss(self, cycle: Cycle, state: StreamState) -> None:
@@ -218,7 +221,9 @@ class Verdicts:
             other = judge(self._case(cycle, habits, kick), baseline)
             if other.cause != found.cause:
                 causes = {found.cause, other.cause}
-                cause = "mixed" if causes & {"head_of_line", "guest_late"} or "mixed" in causes else found.cause
+                cause = (
+                    "mixed" if causes & {"head_of_line", "guest_late"} or "mixed" in causes else found.cause
+                )
                 if cause == "mixed":
                     union = dict.fromkeys((*found.sufficient, *other.sufficient))
                     return Judgement("mixed", None, tuple(union), found.jointly, found.excess)
@@ -287,7 +292,9 @@ class Verdicts:
 
     def _gpu_ran(self, cycle: Cycle) -> bool:
         gpu = self._roles.gpu_worker(cycle.stream.tgid)
-        return bool(gpu) and len(self._timeline.spans(gpu, cycle.read_ns or cycle.signal_ns, cycle.end_ns)) > 0
+        return (
+            bool(gpu) and len(self._timeline.spans(gpu, cycle.read_ns or cycle.signal_ns, cycle.end_ns)) > 0
+        )
 
 
 def _carried_over(before: Cycle, cycle: Cycle) -> bool:

@@ -137,7 +137,8 @@ def chain_of(miss: MissState, registry: Registry, lock_name: LockName) -> tuple[
         by_word[leaf.holder.chain] = by_word.get(leaf.holder.chain, 0) + leaf.ns
     longest = max(by_word, key=lambda c: (by_word[c], c))
     leaf = max(
-        (w for w in waits if w.holder is not None and w.holder.chain == longest), key=lambda w: (w.ns, -w.start_ns)
+        (w for w in waits if w.holder is not None and w.holder.chain == longest),
+        key=lambda w: (w.ns, -w.start_ns),
     )
     assert leaf.holder is not None
     links = [registry.comm(leaf.tid)]
@@ -217,7 +218,12 @@ def _not_the_lock(
         if leaf.kind != LOCK or leaf.word is None or leaf.holder is None or (LOCK, *leaf.word) in sufficient:
             continue
         held = leaf.holder
-        if held.call is not None and held.call[0] == Kind.WRITE and registry.role(held.tid) == "G" and leaf.ns > 500_000:
+        if (
+            held.call is not None
+            and held.call[0] == Kind.WRITE
+            and registry.role(held.tid) == "G"
+            and leaf.ns > 500_000
+        ):
             return (
                 f"; it waited for {lock_name(leaf.word)} meanwhile, but without that lock it misses all the same: "
                 f"{registry.comm(held.tid)} was in {call_text(held.call)}"

@@ -1,0 +1,72 @@
+# SPDX-License-Identifier: Apache-2.0
+"""W in one window: its choices, interrupts and waits for re-arm, in order.
+
+Owns the reading of one worker's spans as turns. Decides nothing.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left, bisect_right
+
+from tracer.model.locks import Locks
+from tracer.model.window import Call, Window, is_eventfd_write
+from tracer.schema import Flag, Kind
+
+
+class Worker:
+    """W in one window: its choices, interrupts and waits for re-arm, in order."""
+
+    def __init__(self, window: Window, tid: int, locks: Locks, tgid: int) -> None:
+        self.tid = tid
+        self.window = window
+        calls = window.calls(tid)
+        self.calls = calls
+        self.choices = [(c.enter, c.end) for c in calls if c.kind == Kind.EPOLL_WAIT]
+        self.choice_ends = [end for _, end in self.choices]
+        self.irqs = [c.end for c in calls if is_eventfd_write(c)]
+        self.parked = [
+            c for c in calls if c.is_wait and not (c.expected == 2 and locks.is_mutex(tgid, c.word))
+        ]
+
+    def irq_before(self, after_ns: int, before_ns: int) -> int:
+        """End of the last interrupt write in (after, before], 0 where none."""
+        i = bisect_right(self.irqs, before_ns) - 1
+        return self.irqs[i] if i >= 0 and self.irqs[i] > after_ns else 0
+
+    def irq_of_turn(self, read_ns: int, before_ns: int) -> int:
+        """End of the first interrupt write after a read and before W's next choice, 0 where none."""
+        i = bisect_right(self.irqs, read_ns)
+        if i >= len(self.irqs) or self.irqs[i] > before_ns:
+            return 0
+        later = [enter for enter, _ in self.choices if enter >= read_ns]
+        return self.irqs[i] if not later or self.irqs[i] <= later[0] else 0
+
+    def parked_in(self, start_ns: int, stop_ns: int) -> list[Call]:
+        """Waits for re-arm that overlap an interval."""
+        first = bisect_right(self.parked, start_ns, key=lambda c: c.end)
+        found = []
+        for call in self.parked[first:]:
+            if call.enter >= stop_ns:
+                break
+            found.append(call)
+        return found
+
+    def rearmed(self, wait: Call) -> tuple[int, int, int]:
+        """When and by whom (tid, tgid) a wait was ended; its end and 0 where no waking was seen."""
+        off = self.window.wake_of(self.tid, wait)
+        if off is None:
+            return wait.end, 0, 0
+        return off.woken, (0 if off.in_irq else off.waker), off.waker_tgid
+
+    def served(self, low: int, high: int) -> tuple[str, int]:
+        """What W served in a turn that began at ``low``: (name, eventfd-id or -1)."""
+        for call in self.calls[bisect_left(self.calls, low, key=lambda c: c.end) :]:
+            if call.enter >= high:
+                break
+            if call.enter < low:
+                continue
+            if call.kind == Kind.RECVMSG:
+                return "channel", -1
+            if call.kind == Kind.READ:
+                return ("other streams" if call.flags & Flag.EVENTFD else "pipes"), call.eventfd
+        return "jobs", -1
