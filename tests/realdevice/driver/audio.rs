@@ -44,7 +44,9 @@ pub fn main(o: &Opts, cycle: &'static AtomicU64) {
         let comma = if i > 0 { "," } else { "" };
         text += &format!(
             "{comma}{{\"stream\":{i},\"context\":{},\"wake_eventfd\":{},\"completion_eventfd\":{}}}",
-            s.context + 1, s.wake_id, targets[s.target].id
+            s.context + 1,
+            s.wake_id,
+            targets[s.target].id
         );
     }
     let _ = writeln!(status, "{text}");
@@ -77,7 +79,8 @@ pub fn main(o: &Opts, cycle: &'static AtomicU64) {
     loop {
         let mut fds = vec![(0, libc::POLLIN), (signals, libc::POLLIN), (done_fd, libc::POLLIN)];
         for (c, &fd) in conn_fds.iter().enumerate() {
-            let full = layout.churn_ctx.iter().position(|&x| x == c).is_some_and(|k| !churn.waiting[k].is_empty());
+            let full =
+                layout.churn_ctx.iter().position(|&x| x == c).is_some_and(|k| !churn.waiting[k].is_empty());
             fds.push((fd, libc::POLLIN | if full { libc::POLLOUT } else { 0 }));
         }
         let timeout = if churn.next_ns == u64::MAX {

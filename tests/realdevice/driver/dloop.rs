@@ -114,9 +114,8 @@ impl DataLoop {
         sys::set_name("data-loop.0");
         let fifo = sys::set_fifo(0, 88);
         let epoll = unsafe { libc::epoll_create1(libc::EPOLL_CLOEXEC) };
-        let timer = unsafe {
-            libc::timerfd_create(libc::CLOCK_MONOTONIC, libc::TFD_CLOEXEC | libc::TFD_NONBLOCK)
-        };
+        let timer =
+            unsafe { libc::timerfd_create(libc::CLOCK_MONOTONIC, libc::TFD_CLOEXEC | libc::TFD_NONBLOCK) };
         let add = |fd: RawFd, data: u64| {
             let mut e = libc::epoll_event { events: libc::EPOLLIN as u32, u64: data };
             unsafe { libc::epoll_ctl(epoll, libc::EPOLL_CTL_ADD, fd, &mut e) };
@@ -271,7 +270,8 @@ impl DataLoop {
         if late.is_empty() {
             return;
         }
-        let streams: Vec<usize> = late.iter().flat_map(|&t| self.targets[t].streams.iter().copied()).collect();
+        let streams: Vec<usize> =
+            late.iter().flat_map(|&t| self.targets[t].streams.iter().copied()).collect();
         let fds: Vec<_> = streams.iter().map(|&i| (self.streams[i].wake_fd, libc::POLLIN)).collect();
         let ready = sys::poll(&fds, 0);
         for &t in &late {
@@ -279,7 +279,8 @@ impl DataLoop {
                 s.episode_open[t] = true;
                 s.targets[t].episodes += 1;
             }
-            let unread = |i: usize| streams.iter().position(|&x| x == i).is_some_and(|j| ready[j] & libc::POLLIN != 0);
+            let unread =
+                |i: usize| streams.iter().position(|&x| x == i).is_some_and(|j| ready[j] & libc::POLLIN != 0);
             let all = &self.targets[t].streams;
             let wake = all.iter().any(|&i| unread(i));
             s.targets[t].completion_misses += !wake as u64;

@@ -121,7 +121,9 @@ impl Opts {
                         "hogs" => Load::Hogs,
                         "gpu" => Load::Gpu,
                         l @ ("preempt-holder" | "nested") => {
-                            return Err(format!("--load {l} needs code inside the device: only the mini-VMM has it"))
+                            return Err(format!(
+                                "--load {l} needs code inside the device: only the mini-VMM has it"
+                            ))
                         }
                         l => return Err(format!("--load {l}: none, pipe, hogs or gpu")),
                     }

@@ -84,10 +84,7 @@ pub fn pipe() -> (RawFd, RawFd) {
 /// The id that the kernel shows for an eventfd in fdinfo; -1 where it does not.
 pub fn eventfd_id(fd: RawFd) -> i64 {
     let text = std::fs::read_to_string(format!("/proc/self/fdinfo/{fd}")).unwrap_or_default();
-    text.lines()
-        .find_map(|l| l.strip_prefix("eventfd-id:"))
-        .and_then(|v| v.trim().parse().ok())
-        .unwrap_or(-1)
+    text.lines().find_map(|l| l.strip_prefix("eventfd-id:")).and_then(|v| v.trim().parse().ok()).unwrap_or(-1)
 }
 
 pub fn set_name(name: &str) {
@@ -134,8 +131,12 @@ pub fn poll(fds: &[(RawFd, i16)], timeout_ms: i32) -> Vec<i16> {
 /// Time that the hypervisor took from all CPUs since boot, in ns (10 ms steps); 0 on bare metal.
 pub fn steal_ns() -> u64 {
     let text = std::fs::read_to_string("/proc/stat").unwrap_or_default();
-    let ticks: u64 =
-        text.lines().next().and_then(|l| l.split_whitespace().nth(8)).and_then(|v| v.parse().ok()).unwrap_or(0);
+    let ticks: u64 = text
+        .lines()
+        .next()
+        .and_then(|l| l.split_whitespace().nth(8))
+        .and_then(|v| v.parse().ok())
+        .unwrap_or(0);
     let hz = unsafe { libc::sysconf(libc::_SC_CLK_TCK) }.max(1) as u64;
     ticks * (1_000_000_000 / hz)
 }

@@ -1,9 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! The device as upstream rutabaga_gfx builds it (variants locked and refcount).
 
-pub use rutabaga_gfx::{
-    ResourceCreateBlob, Rutabaga, RutabagaFence, RutabagaFenceHandler, RutabagaIovec,
-};
+pub use rutabaga_gfx::{ResourceCreateBlob, Rutabaga, RutabagaFence, RutabagaFenceHandler, RutabagaIovec};
 use rutabaga_gfx::{RutabagaBuilder, RutabagaPath};
 
 pub fn build(socket: &str, handler: RutabagaFenceHandler) -> Rutabaga {

@@ -20,10 +20,19 @@ const RING: usize = 256;
 
 pub enum Command {
     /// Make a cross-domain context with its query ring and channel ring (guest memory, kept for ever).
-    Context { ctx: u32, query: usize, channel: usize },
-    Submit { ctx: u32, bytes: Vec<u8> },
+    Context {
+        ctx: u32,
+        query: usize,
+        channel: usize,
+    },
+    Submit {
+        ctx: u32,
+        bytes: Vec<u8>,
+    },
     /// A command of the GPU context: so much CPU time, with ioctl-like system calls in between.
-    Gpu { ns: u64 },
+    Gpu {
+        ns: u64,
+    },
 }
 
 pub struct Descriptor {
@@ -192,8 +201,9 @@ impl Vmm {
     pub fn gpu_worker(self: Arc<Vmm>, socket: String) {
         sys::set_name("gpu worker");
         let vmm = self.clone();
-        let handler =
-            RutabagaFenceHandler::new(move |f: RutabagaFence| vmm.fence_done(Fence { ctx: f.ctx_id, id: f.fence_id }));
+        let handler = RutabagaFenceHandler::new(move |f: RutabagaFence| {
+            vmm.fence_done(Fence { ctx: f.ctx_id, id: f.fence_id })
+        });
         let mut rutabaga = device::build(&socket, handler);
         let virgl = self.clone().start_virgl();
         let mut next_resource = 1;
