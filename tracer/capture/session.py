@@ -9,31 +9,33 @@ learned beside them. Judges nothing but which lock words to watch.
 from __future__ import annotations
 
 import os
-import platform
 import select
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
 from types import TracebackType
 
 import numpy as np
 from numpy.typing import NDArray
 
 from tracer import schema
-from tracer.capture import inflight, procfs, target
+from tracer.capture import inflight, target
+from tracer.capture.attached import Attached
+from tracer.capture.batches import joined, loss_records, machine_facts
 from tracer.capture.fdids import FdIds
 from tracer.capture.machine import this_machine
 from tracer.capture.maps import Maps
 from tracer.capture.names import Learnt, Names
 from tracer.capture.probes import LoadTimes, ProbeConfig, Probes
 from tracer.capture.ring import Ring
-from tracer.capture.side import Side
+from tracer.capture.settings import Settings
 from tracer.capture.target import PinnedTarget
 from tracer.capture.usage import Usage
 from tracer.capture.words import Words, words_records
 from tracer.errors import TargetError
-from tracer.schema import Batch, Flag, Kind, Life, LossClass, Losses, Records, Target
+from tracer.schema import Batch, Flag, Kind, LossClass, Losses, Records, Target
+
+__all__ = ["Session", "Settings"]
 
 # A record is submitted within this time of its end, or is marked late.
 _GRACE_NS = 10_000_000
@@ -47,46 +49,6 @@ _MAX_TARGETS = 32
 # So often the ring is looked at between batches, and emptied if it fills too fast to wait.
 _EARLY_S = 0.02
 _SETTLE_S = 0.15
-
-
-@dataclass(frozen=True)
-class Settings:
-    """How to trace.
-
-    Attributes:
-        audio: tgid of the audio server, None: find it, False: none.
-        interval_s: time between batches.
-        wait_stack_ns: futex waits from this on carry their caller's address.
-        min_other_ns: syscalls without a record of their own are recorded from this on.
-        held_words: lock words watched per target, 0 to 16.
-        ring_bytes: a power of two.
-        lock_symbols: lock words given by the user: (name, address), of the first target.
-        debug_dirs: where separate debug files are.
-        use_btf: False as if the kernel's BTF lacked the file structures.
-        kernel_headers: compile against these instead of our own header tree.
-    """
-
-    audio: int | bool | None = None
-    interval_s: float = 0.1
-    wait_stack_ns: int = 20_000
-    min_other_ns: int = 10_000
-    held_words: int = 4
-    ring_bytes: int = 8 << 20
-    lock_symbols: tuple[tuple[str, int], ...] = ()
-    debug_dirs: tuple[str, ...] = ()
-    use_btf: bool = True
-    kernel_headers: str = ""
-
-
-@dataclass(slots=True)
-class _Learned:
-    """What goes beside the records of the next batch."""
-
-    targets: dict[int, Target] = field(default_factory=dict)
-    threads: list[schema.Thread] = field(default_factory=list)
-    fds: list[schema.Fd] = field(default_factory=list)
-    epolls: list[schema.EpollEntry] = field(default_factory=list)
-    locks: list[schema.LockSymbol] = field(default_factory=list)
 
 
 class Session:
@@ -109,14 +71,11 @@ class Session:
         self.settings = settings or Settings()
         self.start_times: dict[str, float] = {}
         self._pinned: dict[int, PinnedTarget] = {}
-        self._targets: dict[int, Target] = {}
-        self._side = Side()
         self._fd_ids: FdIds | None = None
         self._words = Words(self.settings.held_words)
         self._told: list[tuple[int, tuple[int, ...]]] = []
         self._told_lock = threading.Lock()
         self._changed: set[int] = set()
-        self._learned = _Learned()
         self._late = 0
         self._lost = Losses()
         self._watermark_ns = 0
@@ -125,7 +84,6 @@ class Session:
         self._verified_ns = 0
         self._rotated_ns = time.monotonic_ns()
         self._searched_ns = 0
-        self._unsure: set[int] = set()
         self._early: list[Records] = []
         self._entered = False
         self._stop_fd = -1
@@ -161,6 +119,7 @@ class Session:
         for tgid in self._wanted:
             pinned = target.pin(tgid, "vmm")
             self._pinned[pinned.tgid] = pinned
+        self._wanted = tuple(self._pinned)
         self._probes = Probes(
             ProbeConfig(
                 ring_bytes=settings.ring_bytes,
@@ -181,16 +140,16 @@ class Session:
             self._fd_ids = FdIds()
         elif not self._maps.learn():
             self._note = "eventfds are not recognised here (run xdtrace outside a pid namespace)"
-        self._machine = this_machine()
         # No thread before this point: BPF() changes directory for a moment.
         self._names = Names(settings.debug_dirs)
         self._attach_ns = time.monotonic_ns()
+        self._attached = Attached(self._pinned, self._maps, self._names, this_machine(), self._note)
         for tgid in list(self._pinned):
-            self._attach(tgid)
+            self._attached.attach(tgid)
         self._find_audio()
         for name, address in settings.lock_symbols:
             first = next(iter(self._pinned))
-            self._learned.locks.append(schema.LockSymbol(first, address, name, "user"))
+            self._attached.learned.locks.append(schema.LockSymbol(first, address, name, "user"))
             if self._words.prefer(first, [address]):
                 self._changed.add(first)
         times = self._probes.times
@@ -228,7 +187,7 @@ class Session:
     @property
     def targets(self) -> tuple[Target, ...]:
         """The traced processes, VMMs first."""
-        return tuple(self._targets.values())
+        return tuple(self._attached.infos.values()) if self._entered else ()
 
     def watch(self, tgid: int, words: Sequence[int]) -> None:
         """Watch exactly these lock words of a target from the next batch on; its own choice ends."""
@@ -243,76 +202,6 @@ class Session:
         """Instructions that the verifier walked, by program; empty before kernel 5.16."""
         return self._probes.verified_instructions() if self._probes else {}
 
-    # -- targets
-
-    def _attach(self, tgid: int) -> None:
-        """Trace a pinned process from now on, with what it has and is in the middle of."""
-        assert self._names is not None
-        pinned = self._pinned[tgid]
-        self._maps.set_target(tgid)
-        info = pinned.describe()
-        self._targets[tgid] = replace(info, notes=(*info.notes, self._note) if self._note else info.notes)
-        self._learned.targets[tgid] = self._targets[tgid]
-        self._look(tgid)
-        self._take_over(tgid)
-        self._names.ask_program(tgid)
-
-    def _look(self, tgid: int) -> None:
-        threads, fds = self._side.attach(tgid)
-        self._learned.threads.extend(threads)
-        self._learned.fds.extend(fds)
-        self._learned.epolls.extend(procfs.epolls(tgid))
-
-    def _take_over(self, tgid: int) -> None:
-        """Enter into the kernel what threads were in the middle of, so that its end is one record."""
-        now_ns = time.monotonic_ns()
-        fds = [item for item in self._learned.fds if item.tgid == tgid]
-        eventfds = {item.fd: item.eventfd_id for item in fds if item.eventfd_id >= 0}
-        timerfds = frozenset(item.fd for item in fds if item.type == "timerfd")
-        blocked = {item.tid: item for item in procfs.blocked_syscalls(tgid)}
-        for tid in procfs.tids(tgid):
-            stat = procfs.stat(tgid, tid)
-            call = blocked.get(tid)
-            number, args = (call.number, call.args) if call else (-1, ())
-            state = stat.state if stat else ""
-            value = inflight.clipped(self._machine, tgid, state, number, args, now_ns, eventfds, timerfds)
-            self._maps.insert_thread(tid, value)
-        # Who moved on between being read and being entered has an entry that is not true. The next
-        # syscall overwrites it; until then no OPEN record may be made of it.
-        still = {item.tid: item for item in procfs.blocked_syscalls(tgid)}
-        self._unsure.update(tid for tid, item in blocked.items() if still.get(tid) != item)
-        alive = set(procfs.tids(tgid))
-        for tid in blocked.keys() - alive:
-            self._maps.delete_thread(tid)
-
-    def _find_audio(self) -> None:
-        """Trace the audio servers too, as the settings say."""
-        self._searched_ns = time.monotonic_ns()
-        choice = self.settings.audio
-        if choice is False:
-            return
-        if choice is None or choice is True:
-            found = {tgid for vmm in self._wanted for tgid in target.find_audio(vmm)}
-        else:
-            found = {int(choice)}
-        for tgid in sorted(found - self._pinned.keys() - {os.getpid()}):
-            try:
-                self._pinned[tgid] = target.pin(tgid, "audio")
-            except TargetError:
-                if choice is None or choice is True:
-                    continue  # it has gone meanwhile
-                raise
-            self._attach(tgid)
-
-    def _exited(self) -> None:
-        for tgid, info in list(self._targets.items()):
-            if info.alive and not self._pinned[tgid].alive():
-                self._maps.remove_target(tgid)
-                self._targets[tgid] = self._learned.targets[tgid] = replace(info, alive=False)
-
-    def _vmm_left(self) -> bool:
-        return any(info.alive and info.role == "vmm" for info in self._targets.values())
-
     # -- batches
 
     def __iter__(self) -> Iterator[Batch]:
@@ -322,7 +211,7 @@ class Session:
         poll = select.poll()
         poll.register(self._stop_fd, select.POLLIN)
         watched = self._watch_exits(poll, set())
-        while self._vmm_left():
+        while self._attached.vmm_left():
             due = time.monotonic() + self.settings.interval_s
             stop = False
             while not stop and (left := due - time.monotonic()) > 0:
@@ -331,8 +220,8 @@ class Session:
                 stop = self._stop_fd in ready
                 for fd in ready - {self._stop_fd}:
                     poll.unregister(fd)
-                self._exited()
-                stop = stop or not self._vmm_left()
+                self._attached.note_exits()
+                stop = stop or not self._attached.vmm_left()
             if stop:
                 break
             yield self._batch({})
@@ -349,11 +238,11 @@ class Session:
         """Detach, then take all that is left."""
         assert self._probes is not None and self._names is not None
         self._probes.detach()
-        self._exited()
+        self._attached.note_exits()
         parts = [self._batch({})]
         self._names.settle(_SETTLE_S)
         parts.append(self._batch({}, final=True))
-        return _joined(parts)
+        return joined(parts)
 
     def _batch(self, host: dict[str, str | int | float], final: bool = False) -> Batch:
         assert self._ring is not None and self._usage is not None
@@ -391,8 +280,10 @@ class Session:
         tids, threads = self._maps.threads()
         read_ns = time.monotonic_ns()
         records = inflight.open_records(tids, threads, read_ns, _OPEN_AGE_NS)
-        if self._unsure:
-            unsure = np.isin(records["tid"], list(self._unsure)) & (records["flags"] & Flag.CLIPPED != 0)
+        if self._attached.unsure:
+            unsure = np.isin(records["tid"], list(self._attached.unsure)) & (
+                records["flags"] & Flag.CLIPPED != 0
+            )
             records = records[~unsure]
         return records
 
@@ -412,13 +303,7 @@ class Session:
             LossClass.MAP: lost.map - before.map,
             LossClass.LATE: lost.late - before.late,
         }
-        found = [(loss, count) for loss, count in counts.items() if count]
-        rows = np.zeros(len(found), schema.LOSS)
-        since_ns = self._watermark_ns or self._attach_ns
-        for row, (loss, count) in zip(rows, found, strict=True):
-            row["kind"], row["op"], row["count"] = Kind.LOSS, loss, count
-            row["enter_ns"], row["dur_ns"] = since_ns, now_ns - since_ns
-        return rows.view(schema.RECORD)
+        return loss_records(counts, self._watermark_ns or self._attach_ns, now_ns)
 
     def _wrap(
         self, records: Records, watermark_ns: int, host: dict[str, str | int | float], now_ns: int
@@ -426,7 +311,7 @@ class Session:
         assert self._names is not None and self._usage is not None
         names = self._names.take()
         self._named(names)
-        learned, self._learned = self._learned, _Learned()
+        learned = self._attached.take_learned()
         return Batch(
             records=records,
             watermark_ns=watermark_ns,
@@ -443,13 +328,7 @@ class Session:
 
     def _named(self, names: Learnt) -> None:
         for program in names.programs:
-            if program.tgid in self._targets:
-                self._targets[program.tgid] = self._learned.targets[program.tgid] = replace(
-                    self._targets[program.tgid],
-                    build_id=program.build_id,
-                    crate=program.crate,
-                    version=program.version,
-                )
+            self._attached.note_program(program)
         for tgid in {symbol.tgid for symbol in names.lock_symbols}:
             if self._words.prefer(tgid, [item.address for item in names.lock_symbols if item.tgid == tgid]):
                 self._changed.add(tgid)
@@ -457,11 +336,13 @@ class Session:
     # -- learning from records
 
     def _learn(self, records: Records, opened: Records, now_ns: int) -> None:
-        learned, side = self._learned, self._side
+        learned, side = self._attached.learned, self._attached.side
         learned.threads.extend(side.life(records))
-        self._exec(records)
+        for tgid in self._attached.note_execs(records):
+            self._words.forget(tgid)
+            self._changed.add(tgid)
         learned.threads.extend(side.others(records))
-        alive = [tgid for tgid, info in self._targets.items() if info.alive]
+        alive = self._attached.alive()
         learned.threads.extend(side.refresh(alive, now_ns))
         learned.fds.extend(side.fds(records))
         if self._fd_ids is not None:
@@ -477,24 +358,9 @@ class Session:
         if len(self._pinned) == len(self._wanted) and now_ns - self._searched_ns >= _AUDIO_SEARCH_NS:
             self._find_audio()
 
-    def _exec(self, records: Records) -> None:
-        assert self._names is not None
-        rows = schema.view(records[records["kind"] == Kind.LIFE], schema.LIFE)
-        for tgid in np.unique(rows["tgid"][rows["op"] == Life.EXEC]).tolist():
-            if tgid not in self._targets:
-                continue
-            self._words.forget(tgid)
-            self._changed.add(tgid)
-            self._look(tgid)
-            fresh = self._pinned[tgid].describe()
-            self._targets[tgid] = self._learned.targets[tgid] = replace(
-                self._targets[tgid],
-                comm=procfs.status(tgid).get("Name", fresh.comm),
-                build_id="",
-                crate="",
-                version="",
-            )
-            self._names.ask_program(tgid)
+    def _find_audio(self) -> None:
+        self._searched_ns = time.monotonic_ns()
+        self._attached.find_audio(self.settings.audio, self._wanted)
 
     def _futexes(self, records: Records, opened: Records) -> None:
         """Choose lock words; ask for the names of callers."""
@@ -504,7 +370,7 @@ class Session:
         if not len(futexes):
             return
         tids, inverse = np.unique(futexes["tid"], return_inverse=True)
-        tgids = np.array([self._side.tgid_of.get(tid, 0) for tid in tids.tolist()])[inverse]
+        tgids = np.array([self._attached.side.tgid_of.get(tid, 0) for tid in tids.tolist()])[inverse]
         for tgid in np.unique(tgids[tgids != 0]).tolist():
             mine = futexes[tgids == tgid]
             if self._words.learn(tgid, mine):
@@ -518,13 +384,13 @@ class Session:
         with self._told_lock:
             told, self._told = self._told, []
         for tgid, words in told:
-            if tgid in self._targets:
+            if tgid in self._attached.infos:
                 self._words.tell(tgid, words)
                 self._changed.add(tgid)
         found = []
         changed, self._changed = self._changed, set()
         for tgid in sorted(changed):
-            if not self._targets[tgid].alive:
+            if not self._attached.infos[tgid].alive:
                 continue
             generation = self._words.next_generation()
             words = self._words.of(tgid) if generation else ()
@@ -542,15 +408,8 @@ class Session:
     def _host(self) -> dict[str, str | int | float]:
         """Facts of this machine; nothing that names it."""
         assert self._probes is not None
-        uname = platform.uname()
-        before = time.monotonic_ns()
-        real = time.time_ns()
-        after = time.monotonic_ns()
         return {
-            "kernel": uname.release,
-            "machine": uname.machine,
-            "cpus": os.cpu_count() or 0,
-            "clock_offset_ns": real - (before + after) // 2,
+            **machine_facts(),
             "attach_ns": self._attach_ns,
             "bcc": self._probes.bcc_version,
             "wait_stack_ns": self.settings.wait_stack_ns,
@@ -559,21 +418,3 @@ class Session:
             "eventfd_ids": "kernel" if not self._note else "procfs",
             "note": self._note,
         }
-
-
-def _joined(parts: list[Batch]) -> Batch:
-    """Several batches as one, in order."""
-    last = parts[-1]
-    return Batch(
-        records=np.concatenate([part.records for part in parts]),
-        watermark_ns=last.watermark_ns,
-        targets=tuple({item.tgid: item for part in parts for item in part.targets}.values()),
-        threads=tuple(item for part in parts for item in part.threads),
-        fds=tuple(item for part in parts for item in part.fds),
-        epolls=tuple(item for part in parts for item in part.epolls),
-        sites=tuple(item for part in parts for item in part.sites),
-        lock_symbols=tuple(item for part in parts for item in part.lock_symbols),
-        losses=last.losses,
-        self_use=next((part.self_use for part in reversed(parts) if part.self_use), None),
-        host={key: value for part in parts for key, value in part.host.items()},
-    )
