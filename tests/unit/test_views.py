@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.cells import cell_len
 
-from tracer.model.summary import Lost, RecordCounts, Slack, StreamRow, Summary
+from tracer.model.summary import Lost, RecordCounts, Segment, Slack, StreamRow, Summary
 from tracer.views import fmt
 from tracer.views.jsonl import SNAPSHOT_MISSES, JsonLines, to_line
 from tracer.views.tables import (
@@ -145,7 +145,7 @@ def test_carried_misses_are_counted_under_their_origin() -> None:
     assert "5 carried misses (#3 to #7)" in render_misses_in_detail(views_data.missing()).plain(140)
 
 
-def test_a_miss_in_detail_lists_what_suffices_the_chain_and_every_segment() -> None:
+def test_a_miss_in_detail_lists_what_suffices_the_chain_and_what_it_is_made_of() -> None:
     text = render_misses_in_detail(views_data.missing()).plain(140)
     assert "serialised, or not_scheduled:gpu worker" in text
     assert "G ← item_state: W ← jobs: 4310 in fsync" in text
@@ -217,3 +217,18 @@ def test_a_quiet_text_view_prints_the_last_summary_only() -> None:
     assert out.getvalue() == ""
     view.finish(views_data.base(), {"ground_truth": None})
     assert "Streams" in out.getvalue()
+
+
+def test_thousands_of_segments_become_a_few_lines_that_keep_the_total() -> None:
+    pieces = tuple(
+        Segment("guest" if n % 2 else "on_cpu", "serialised", 10_000, 7 + n % 2, "x") for n in range(4000)
+    )
+    text = render_misses_in_detail(views_data.base(misses=(views_data.miss(1, segments=pieces),))).plain(140)
+    assert text.count("in 2,000 pieces") == 2
+    assert text.count("20.0ms   50%") == 2
+
+
+def test_the_legend_names_exactly_the_marks_that_are_drawn() -> None:
+    tiny = (Segment("lock", "", 10**9, 1, "a"), views_data.Segment("stolen", "", 1, 1, ""))
+    text = render_misses(views_data.base(misses=(views_data.miss(1, segments=tiny),))).plain(140)
+    assert text.splitlines()[-1] == "L lock"

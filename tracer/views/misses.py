@@ -24,6 +24,7 @@ from tracer.views.fmt import (
     duration,
     legend,
     pad,
+    percent,
     plural,
     wrap,
 )
@@ -94,7 +95,7 @@ def render_misses(summary: Summary) -> Block:
             if height is not None and len(lines) > 1 and len(lines) + len(entry) + below > height:
                 break
             lines.extend(entry)
-            keys.update(mark(s) for s in miss.segments)
+            keys.update(_drawn(miss, width))
             left -= 1
         if left:
             lines.append(Text(cut(f"  … {count(left)} earlier", width), DIM))
@@ -114,14 +115,23 @@ def _legend(keys: set[str], width: int) -> Text:
     return line
 
 
+def _bar_width(width: int) -> int:
+    return 40 if width >= 120 else 24 if width >= 78 else 12
+
+
+def _drawn(miss: Miss, width: int) -> set[str]:
+    """The marks that a miss's bar really shows: a short segment may take no cell."""
+    letters = set(bar(_parts(miss), _bar_width(width)).plain)
+    return {name for name, (letter, _, _) in SEGMENT_MARKS.items() if letter in letters}
+
+
 def _entry(miss: Miss, carried: Sequence[Miss], names: dict[str, str], width: int) -> list[Text]:
-    bar_width = 40 if width >= 120 else 24 if width >= 78 else 12
+    bar_width = _bar_width(width)
     style = DIM if miss.carried_from is not None else ""
     line = Text(no_wrap=True)
-    if bar_width:
-        drawn = bar(_parts(miss), bar_width)
-        line.append_text(drawn)
-        line.append(" " * (bar_width - drawn.cell_len) + " ")
+    drawn = bar(_parts(miss), bar_width)
+    line.append_text(drawn)
+    line.append(" " * (bar_width - drawn.cell_len) + " ")
     line.append(f"{_late(miss)}  ", style or BAD)
     line.append(_cause(miss), style or "bold")
     rest = [names.get(miss.stream, clean(miss.stream) or "no stream"), f"cycle {count(miss.cycle)}", miss.leg]
@@ -213,29 +223,38 @@ def _in_detail(miss: Miss, carried: Sequence[Miss], names: dict[str, str], width
 
 
 def _segments(segments: Sequence[Segment], width: int, most: int = 8) -> list[Text]:
-    """The bar, then the longest segments in the order in which they happened."""
+    """The bar in order of time, then what it is made of, the largest part first."""
     drawn = Text("  ", no_wrap=True)
     drawn.append_text(bar([(mark(s), s.ns) for s in segments], min(width - 2, 100)))
     lines = [drawn] if segments else []
-    longest = sorted(range(len(segments)), key=lambda i: -segments[i].ns)[:most]
-    for i in sorted(longest):
-        segment = segments[i]
-        letter, style, _ = SEGMENT_MARKS.get(mark(segment), SEGMENT_MARKS["unknown"])
-        line = Text("  ", no_wrap=True)
-        line.append(letter, style)
-        line.append(f" {pad(duration(segment.ns), 7, right=True)} ")
-        words = " ".join(filter(None, [segment.kind, clean(segment.object)]))
-        line.append(f" {words}")
-        if segment.via:
-            line.append(f"  via {segment.via}")
-        if segment.tid:
-            line.append(f"  tid {segment.tid}", DIM)
-        if segment.detail:
-            line.append(f"  {clean(segment.detail)}", DIM)
-        line.truncate(width, overflow="ellipsis")
-        lines.append(line)
-    if len(segments) > most:
-        rest = len(segments) - most
-        rest_ns = sum(s.ns for s in segments) - sum(segments[i].ns for i in longest)
-        lines.append(Text(cut(f"    … {plural(rest, 'shorter segment')}, {duration(rest_ns)}", width), DIM))
+    total = sum(s.ns for s in segments)
+    alike: dict[tuple[str, str, str, int], list[Segment]] = {}
+    for segment in segments:
+        alike.setdefault((segment.kind, segment.via, segment.object, segment.tid), []).append(segment)
+    groups = sorted(alike.values(), key=lambda group: -sum(s.ns for s in group))
+    for group in groups[:most]:
+        lines.append(_alike(group, total, width))
+    if len(groups) > most:
+        rest_ns = sum(s.ns for group in groups[most:] for s in group)
+        lines.append(Text(cut(f"    … {count(len(groups) - most)} more, {duration(rest_ns)}", width), DIM))
     return lines
+
+
+def _alike(group: Sequence[Segment], total_ns: int, width: int) -> Text:
+    """Pieces of one kind, thread and object as one line: a long starvation has thousands of them."""
+    first, ns = group[0], sum(s.ns for s in group)
+    letter, style, _ = SEGMENT_MARKS.get(mark(first), SEGMENT_MARKS["unknown"])
+    line = Text("  ", no_wrap=True)
+    line.append(letter, style)
+    line.append(f" {pad(duration(ns), 7, right=True)} {pad(percent(ns / max(total_ns, 1)), 5, right=True)}  ")
+    line.append(" ".join(filter(None, [first.kind, clean(first.object)])))
+    if first.via:
+        line.append(f"  via {first.via}")
+    if first.tid:
+        line.append(f"  tid {first.tid}", DIM)
+    if len(group) > 1:
+        line.append(f"  in {count(len(group))} pieces", DIM)
+    elif first.detail:
+        line.append(f"  {clean(first.detail)}", DIM)
+    line.truncate(width, overflow="ellipsis")
+    return line

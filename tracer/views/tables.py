@@ -41,6 +41,7 @@ __all__ = [
 VIEWS = ("overview", "locks", "held", "misses")
 
 _FEW = 6  # lines of the remedies on the overview
+_PAGE = 32  # lines of a table in a report
 _LEAST = 4  # lines under which a block says nothing: title, head, a row, "more"
 
 
@@ -62,7 +63,7 @@ def _blocks(summary: Summary, view: str, sort: str) -> list[Block]:
         render_misses(summary),
         render_locks(summary, sort=sort),
         render_findings(summary),
-        Block(lambda width, height: render_remedies(summary).lines(width, min(height or _FEW, _FEW))),
+        _at_most(_FEW, render_remedies(summary)),
         render_blame(summary),
     ]
 
@@ -114,19 +115,25 @@ def _no_misses(summary: Summary) -> str:
     return "no missed cycle so far" if summary.streams else "no audio stream seen, so no misses to show"
 
 
+def _at_most(most: int, block: Block) -> Block:
+    """The block, cut at ``most`` lines however much room there is."""
+    return Block(lambda width, height: block.lines(width, most if height is None else min(height, most)))
+
+
 def render_report(summary: Summary, *, full: bool = True) -> Block:
     """Everything below each other, for a page rather than a screen; ``full``: the last summary."""
     if not full:
-        return stack([render_header(summary), render_streams(summary), render_locks(summary)])
+        tables = (render_streams(summary), render_locks(summary))
+        return stack([render_header(summary), *(_at_most(_PAGE // 2, block) for block in tables)])
     return stack(
         [
             render_header(summary),
             render_remedies(summary),
             render_findings(summary, full=True),
-            render_streams(summary),
-            render_locks(summary),
-            render_blame(summary),
-            render_held(summary),
-            Block(lambda width, height: render_misses(summary).lines(width, height or 40)),
+            _at_most(_PAGE, render_streams(summary)),
+            _at_most(_PAGE, render_locks(summary)),
+            _at_most(_PAGE // 2, render_blame(summary)),
+            _at_most(_PAGE // 2, render_held(summary)),
+            _at_most(_PAGE, render_misses(summary)),
         ]
     )
