@@ -23,6 +23,14 @@ static __always_inline struct xd_cpu *xd_this_cpu(void)
 	return xd_cpus.lookup(&zero);
 }
 
+static __always_inline bool xd_maybe_target(u32 tgid)
+{
+	u32 slot = tgid % XD_FILTER_SLOTS;
+	u64 *hit = xd_filter.lookup(&slot);
+
+	return hit && *hit;
+}
+
 static __always_inline void xd_count_lost_map(void)
 {
 	struct xd_cpu *cpu = xd_this_cpu();

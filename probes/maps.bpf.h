@@ -76,6 +76,13 @@ struct xd_learnt {
 /* tgid -> filter entry and watched words. Set and replaced as a whole by the session. Full: the session refuses. */
 BPF_HASH(xd_targets, u32, struct xd_target, XD_MAX_TARGETS);
 
+/*
+ * tgid % XD_FILTER_SLOTS -> 1 if a target may be behind it. An array's look-up
+ * is inlined, a hash's is not: this is what the syscalls of bystanders pay.
+ */
+#define XD_FILTER_SLOTS 8192
+BPF_ARRAY(xd_filter, u64, XD_FILTER_SLOTS);
+
 /* tid -> xd_thread. From the thread's start (or first syscall) to its exit or exec. Full: counted in lost_map. */
 BPF_HASH(xd_threads, u32, struct xd_thread, XD_MAX_THREADS);
 

@@ -7,7 +7,7 @@
  * Not traced: KVM_RUN (only its first entry, which marks a vCPU thread), and
  * what goes through io_uring.
  * Cost: two raw tracepoints that every syscall of the host runs through; a
- * process that is no target pays one hash lookup in each.
+ * process that is no target pays one array lookup in each.
  */
 #define XD_FUTEX_CMD_MASK 0x7f
 #define XD_FUTEX_WAIT 0
@@ -274,6 +274,10 @@ int xd_sys_enter(struct bpf_raw_tracepoint_args *ctx)
 {
 	u64 id = bpf_get_current_pid_tgid();
 	u32 tid = id, tgid = id >> 32;
+
+	if (!xd_maybe_target(tgid))
+		return 0;
+
 	struct xd_target *target = xd_targets.lookup(&tgid);
 
 	if (!target)
@@ -520,6 +524,10 @@ int xd_sys_exit(struct bpf_raw_tracepoint_args *ctx)
 {
 	u64 id = bpf_get_current_pid_tgid();
 	u32 tid = id, tgid = id >> 32;
+
+	if (!xd_maybe_target(tgid))
+		return 0;
+
 	struct xd_thread *thread = xd_threads.lookup(&tid);
 
 	if (!thread || !thread->kind || thread->tgid != tgid)

@@ -59,6 +59,8 @@ _CPU = np.dtype(
     [("irq_depth", "<u4"), ("pad", "<u4"), ("rq", "<u8"), ("lost_ring", "<u8"), ("lost_map", "<u8")]
 )
 _LEARNT_BYTES = 16
+_FILTER_SLOTS = 8192
+_ONE = (1).to_bytes(8, "little")
 
 
 class Maps:
@@ -72,6 +74,7 @@ class Maps:
     def __init__(self, fds: dict[str, int], held_words: int) -> None:
         self._fds = fds
         self._slots = max(held_words, 1)
+        self._filtered: set[int] = set()
         self._cpus = bpfsys.possible_cpus()
         for name, size_bytes in (
             ("xd_threads", THREAD.itemsize),
@@ -95,10 +98,16 @@ class Maps:
         padded = (*words, *([0] * (self._slots - len(words))))[: self._slots]
         value = np.array([role, generation], "<u4").tobytes() + np.array(padded, "<u8").tobytes()
         bpfsys.map_update(self._fds["xd_targets"], tgid, value)
+        if tgid not in self._filtered:
+            self._filtered.add(tgid)
+            bpfsys.map_update(self._fds["xd_filter"], tgid % _FILTER_SLOTS, _ONE)
 
     def remove_target(self, tgid: int) -> None:
         """Take a tgid out of the filter."""
         bpfsys.map_delete(self._fds["xd_targets"], tgid)
+        self._filtered.discard(tgid)
+        if tgid % _FILTER_SLOTS not in {other % _FILTER_SLOTS for other in self._filtered}:
+            bpfsys.map_update(self._fds["xd_filter"], tgid % _FILTER_SLOTS, bytes(8))
 
     def insert_thread(self, tid: int, value: NDArray[np.void]) -> bool:
         """Add a thread unless a probe already knows it. Returns whether it was added."""

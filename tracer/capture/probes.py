@@ -245,7 +245,7 @@ class Probes:
         start = time.perf_counter()
         self.maps = {
             name: int(self._bpf[name.encode()].map_fd)
-            for name in ("xd_targets", "xd_threads", "xd_cpus", "xd_learnt", "xd_ring")
+            for name in ("xd_targets", "xd_threads", "xd_cpus", "xd_learnt", "xd_ring", "xd_filter")
         }
         for tracepoint, program in programs:
             try:
