@@ -229,6 +229,6 @@ def test_thousands_of_segments_become_a_few_lines_that_keep_the_total() -> None:
 
 
 def test_the_legend_names_exactly_the_marks_that_are_drawn() -> None:
-    tiny = (Segment("lock", "", 10**9, 1, "a"), views_data.Segment("stolen", "", 1, 1, ""))
+    tiny = (Segment("lock", "", 10**9, 1, "a"), Segment("stolen", "", 1, 1, ""))
     text = render_misses(views_data.base(misses=(views_data.miss(1, segments=tiny),))).plain(140)
     assert text.splitlines()[-1] == "L lock"
