@@ -89,7 +89,7 @@ class Case:
         for i, leaf in enumerate(self.leaves):
             lengths[leaf.phase] += leaf.end_ns - leaf.start_ns
             keys = keys_of(leaf, phases[leaf.phase].via)
-            if self._held_for_others(leaf):
+            if self._for_others(leaf):
                 keys = (*keys, (HEAD_OF_LINE,))
             self.keys.append(keys)
             for key in keys:
@@ -106,13 +106,16 @@ class Case:
             waits = phase.queued or ours_in_via
             self._plan.append((phase.start_ns, phase.end_ns, waits, phase.queued, length, foreign))
 
-    def _held_for_others(self, leaf: Leaf) -> bool:
-        """Whether a lock was waited for while G held it over another command.
+    def _for_others(self, leaf: Leaf) -> bool:
+        """Whether a leaf exists only because G was busy with another command.
 
-        G is as busy without the lock: what makes the cycle late is G's command, so the wait
-        counts for head of line too (as a runnable holder's counts for its missing CPU).
+        That is G's own time in that command while our re-arm waited for it, and a wait for a
+        lock that G held over it: without the lock G is as busy, so what makes the cycle late is
+        the command (as a runnable holder's wait counts for its missing CPU).
         """
-        if leaf.kind != LOCK or leaf.holder is None or leaf.holder.tid != self.path.gpu_tid:
+        phase = self.path.phases[leaf.phase]
+        waits_for_gpu = leaf.kind == LOCK and leaf.holder is not None and leaf.holder.tid == self.path.gpu_tid
+        if not waits_for_gpu and not (phase.who == GPU and phase.via in (SERIALISED, NOT_REARMED)):
             return False
         i = bisect_right(self._starts, leaf.start_ns) - 1
         return i >= 0 and self.path.foreign[i][1] >= leaf.end_ns
@@ -138,7 +141,7 @@ class Case:
             if not waits or now >= start:
                 now += kept
             elif unqueued:
-                now += 0 if queued else max(0, kept - foreign)
+                now += 0 if queued else kept
             elif kept == 0 and end > start:
                 continue  # taken out altogether, its queue too
             else:
