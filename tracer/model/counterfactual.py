@@ -64,6 +64,9 @@ def keys_of(leaf: Leaf, via: str) -> tuple[Key, ...]:
         keys.append(own_key(leaf))
     if leaf.kind == LOCK and leaf.off_tid:
         keys.append((NOT_SCHEDULED, leaf.off_tid))
+    if leaf.kind == LOCK and leaf.holder is not None:
+        # What the holder waits for itself, down the chain, is as much in the way.
+        keys += [(LOCK, *word) for word in leaf.holder.chain[1:]]
     if leaf.kind == NOT_SCHEDULED and leaf.after is not None:
         keys.append((LOCK, *leaf.after))
     if via:
@@ -202,6 +205,13 @@ def judge(case: Case, baseline: Mapping[Key, int]) -> Judgement:
     order = sorted(excess, key=lambda k: (-excess[k], k[0], str(k)))
     sufficient = [key for key in order if case.avoided_without({key: share[key]})]
     if not sufficient:
+        for kind in (NOT_SCHEDULED, LOCK):
+            alike = [key for key in order if key[0] == kind]
+            if len(alike) > 1 and case.avoided_without({key: share[key] for key in alike}):
+                # No thread's missing CPU (no single lock) suffices, but all of them together do.
+                whole: Key = (kind,)
+                excess[whole] = sum(excess[key] for key in alike)
+                return Judgement(kind, whole, (whole,), tuple(alike), excess)
         jointly = _jointly(case, order[:MAX_JOINT], share)
         return Judgement("mixed", None, (), jointly, excess)
     label = _label(case, sufficient, excess)
@@ -267,7 +277,14 @@ def _more_specific(case: Case, one: Key, other: Key) -> Key:
         return one
     if one[0] == LOCK and other[0] == NOT_SCHEDULED:
         return other
+    if one[0] == LOCK and other[0] == LOCK and not _waited_for(case, one):
+        return other  # the lock that was waited for names the cause, the chain says what is behind it
     return one
+
+
+def _waited_for(case: Case, lock: Key) -> bool:
+    """Whether the path's own thread waited for a lock (not only the lock's holder)."""
+    return any(own_key(case.leaves[i]) == lock for i in case.members[lock])
 
 
 # --- remedies ---------------------------------------------------------------------

@@ -263,13 +263,13 @@ class Rows:
             evidence=miss.evidence,
             segments=segments,
             start_ns=cycle.nominal_ns,
-            todo=TODO.get(miss.cause, "").format(object=thing or "it"),
+            todo=TODO.get(miss.cause, "").format(object=thing or "the threads concerned"),
         )
 
     def _lock_of(self, origin: MissState) -> str | None:
         """The lock a miss is about: its cause, else the one waited for longest if that matters."""
         found, case = origin.judgement, origin.case
-        if found is not None and found.key is not None and found.key[0] == LOCK:
+        if found is not None and found.key is not None and found.key[0] == LOCK and len(found.key) > 1:
             return self._lock_name((int(found.key[1]), int(found.key[2])))
         if case is None:
             return None
@@ -290,7 +290,7 @@ class Rows:
             if miss.id <= self._counted or origin.judgement is None:
                 continue
             for key in origin.judgement.sufficient:
-                if key[0] != LOCK:
+                if key[0] != LOCK or len(key) == 1:
                     continue
                 holder = waiter = 0
                 if origin.case is not None:
@@ -370,7 +370,7 @@ class Rows:
         if not misses:
             slacks = [x.min_slack for x in a.verdicts.states.values() if x.min_slack is not None]
             least = f", least slack {duration(min(slacks))}" if slacks else ""
-            return f"no miss in {cycles} cycles of {len(streams)} stream(s){least}", ""
+            return f"no miss in {cycles} cycles of {_n(len(streams), 'stream')}{least}", ""
         now = a.facts.end_ns
         last = misses[-1].cycle.deadline_ns
         recent = sum(e.start_ns > now - 60_000_000_000 for e, _ in episodes)
@@ -386,9 +386,11 @@ class Rows:
         lock = table.get("item_state")
         without = lock.episodes_avoided if lock is not None else 0
         text = (
-            f"{when}: {a.verdicts.total_misses} of {cycles} cycles missed in {len(episodes)} episodes "
+            f"{when}: {a.verdicts.total_misses} of {cycles} cycles missed in {_n(len(episodes), 'episode')} "
             f"({recent} in the last minute); mostly {top} ({share} %)"
         )
+        if not causes:
+            text = text.partition("; mostly")[0] + "; the driver's own fault"
         if best:
             text += f"; {REMEDY_TEXT[best]} alone would have avoided {avoided} of {total}"
             if best != "item_state":
@@ -397,4 +399,9 @@ class Rows:
         thing = ""
         if origin is not None and origin.judgement is not None:
             thing = key_object(origin.judgement.key, a.registry, self._lock_name)
-        return text, TODO.get(top, "").format(object=thing or "it")
+        return text, TODO.get(top, "").format(object=thing or "the threads concerned")
+
+
+def _n(count: int, noun: str) -> str:
+    """A count with its noun."""
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"

@@ -31,7 +31,7 @@ LockName = Callable[[Word], str]
 #: Cause -> the one thing to do about it.
 TODO: Final = {
     "lock": "do not hold {object} over what its holder does here (see Blame), or give the holder what it waits for",
-    "not_scheduled": "give {object} real-time priority, or keep other work off its CPU",
+    "not_scheduled": "give {object} real-time priority, or keep other work off these CPUs",
     "stolen": "the hypervisor took the CPU away: give this host dedicated CPUs; nothing in the VMM helps",
     "slow_syscall": "find out why {object} takes so long: what it waits for is below the VMM",
     "on_cpu": "profile {object}: its own work takes longer than usual",
@@ -50,22 +50,20 @@ TODO: Final = {
 def key_text(key: Key, registry: Registry, lock_name: LockName) -> str:
     """A candidate as ``kind`` or ``kind:object``, as in ``sufficient``."""
     kind = str(key[0])
+    if len(key) == 1:
+        return {GUEST_LEAF: "guest_late", HOST_LEAF: "host_late"}.get(kind, kind)
     if kind == LOCK:
         return f"lock:{lock_name((int(key[1]), int(key[2])))}"
     if kind in (NOT_SCHEDULED, BLOCKED, ON_CPU):
         return f"{kind}:{registry.comm(int(key[1]))}"
     if kind == SLOW_SYSCALL:
         return f"slow_syscall:{syscall_name(Kind(int(key[2])), int(key[3]))}"
-    if kind == GUEST_LEAF:
-        return "guest_late"
-    if kind == HOST_LEAF:
-        return "host_late"
     return kind
 
 
 def key_object(key: Key | None, registry: Registry, lock_name: LockName) -> str:
     """The object of a candidate in words, "" where it has none."""
-    if key is None:
+    if key is None or len(key) == 1:
         return ""
     if key[0] == SLOW_SYSCALL:
         name = syscall_name(Kind(int(key[2])), int(key[3]))
@@ -75,11 +73,15 @@ def key_object(key: Key | None, registry: Registry, lock_name: LockName) -> str:
 
 def duration(ns: int) -> str:
     """A duration for a sentence."""
+    if ns >= 10_000_000_000:
+        return f"{ns / 1e9:.0f} s"
+    if ns >= 1_000_000_000:
+        return f"{ns / 1e9:.1f} s"
     if ns >= 10_000_000:
         return f"{ns / 1e6:.0f} ms"
     if ns >= 1_000_000:
         return f"{ns / 1e6:.1f} ms"
-    return f"{ns / 1e3:.0f} us"
+    return f"{ns / 1e3:.0f} µs"
 
 
 def call_text(call: tuple[int, int, int, int] | None) -> str:
@@ -182,6 +184,12 @@ def sentence(miss: MissState, registry: Registry, lock_name: LockName, period_ns
 def _what(miss: MissState, key: Key, registry: Registry, lock_name: LockName) -> str:
     kind = str(key[0])
     thing = key_object(key, registry, lock_name)
+    if len(key) == 1 and kind == NOT_SCHEDULED:
+        names = dict.fromkeys(key_object(k, registry, lock_name) for k in _jointly(miss))
+        return f"several threads were runnable but not on a CPU ({', '.join(names)}), together"
+    if len(key) == 1 and kind == LOCK:
+        names = dict.fromkeys(key_object(k, registry, lock_name) for k in _jointly(miss))
+        return f"waited for several locks ({', '.join(names)}), together"
     if kind == LOCK:
         chain = chain_of(miss, registry, lock_name)
         return f"waited for {thing}" + (f" ({chain[1]})" if len(chain) > 1 else "")
@@ -206,6 +214,10 @@ def _what(miss: MissState, key: Key, registry: Registry, lock_name: LockName) ->
     if kind == HOST_LEAF:
         return "the audio server was late itself"
     return "the hypervisor took the CPU away"
+
+
+def _jointly(miss: MissState) -> tuple[Key, ...]:
+    return miss.judgement.jointly if miss.judgement is not None else ()
 
 
 def _not_the_lock(
