@@ -66,6 +66,7 @@ class Device:
         return answer
 
     def printed(self) -> bool:
+        assert self.process.stdout
         return bool(select.select([self.process.stdout], [], [], 0)[0])
 
     def go(self) -> None:
@@ -163,7 +164,8 @@ def test_a_stripped_build_keeps_no_symbols_but_its_crate_s_source_paths(build: B
         assert elf.get_section_by_name(".symtab") is None
         assert elf.get_section_by_name(".debug_info") is None
         assert elf.get_section_by_name(".eh_frame") is not None
-        assert paths in elf.get_section_by_name(".rodata").data()
+        constants = elf.get_section_by_name(".rodata")
+        assert constants is not None and paths in constants.data()
     with build(variant, "release").open("rb") as file:
         assert ELFFile(file).has_dwarf_info()
 

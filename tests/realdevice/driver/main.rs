@@ -130,6 +130,7 @@ fn run(o: Opts, args: Vec<String>, variant: &str, version: &str) -> i32 {
     if !came_up {
         eprintln!("the device did not come up");
         let _ = audio.kill();
+        let _ = audio.wait();
         return 3;
     }
     if o.realtime && !make_realtime() {
