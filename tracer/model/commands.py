@@ -15,8 +15,9 @@ from tracer.model.locks import Locks
 from tracer.model.phases import GPU, GUEST, HEAD_OF_LINE, Habits, Path, Phase
 from tracer.model.registry import Registry
 from tracer.model.roles import Roles
+from tracer.model.spans import Call
 from tracer.model.streams import Cycle
-from tracer.model.window import BEFORE_NS, Call, State, Window
+from tracer.model.window import BEFORE_NS, State, Window
 from tracer.model.worker import Worker
 from tracer.schema import Kind
 

@@ -14,7 +14,8 @@ from typing import Final
 from tracer.model.locks import Locks
 from tracer.model.phases import GUEST, HOST, Path, Phase
 from tracer.model.registry import Registry
-from tracer.model.window import Call, Piece, State, Window
+from tracer.model.spans import Call
+from tracer.model.window import Piece, State, Window
 from tracer.schema import Kind
 
 #: How far a chain of lock waits is followed.

@@ -17,6 +17,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
+from tracer.model.spans import Call, Off, calls_of, offs_of
 from tracer.schema import Flag, Kind, Records, empty_records, end_ns
 
 #: One step of record time. All state of the model changes only at multiples of it.
@@ -100,6 +101,16 @@ class _Chunk:
     records: Records
     ends: NDArray[np.uint64]
     slices: dict[int, tuple[int, int]]
+    tuples: dict[int, _Tuples] = field(default_factory=dict)
+
+
+@dataclass(slots=True)
+class _Tuples:
+    """One thread's spans of one chunk as tuples, by end; ``opened``: whether OPEN ones are among them."""
+
+    calls: list[Call]
+    offs: list[Off]
+    opened: bool
 
 
 @dataclass(slots=True)
@@ -160,6 +171,53 @@ class Timeline:
         if (found["flags"] & Flag.OPEN).any():
             found = _without_superseded(found)
         return found
+
+    def tuples(self, tid: int, start_ns: int, stop_ns: int) -> tuple[list[Call], list[Off]]:
+        """``spans`` as tuples, syscalls and off-CPU spans apart; converted once and kept."""
+        calls: list[Call] = []
+        offs: list[Off] = []
+        opened = False
+        chunks = self._chunks
+        for i in range(bisect_left(self._chunk_ends, start_ns), len(chunks)):
+            chunk = chunks[i]
+            bounds = chunk.slices.get(tid)
+            if bounds is None:
+                continue
+            kept = chunk.tuples.get(tid)
+            if kept is None:
+                rows = chunk.records[bounds[0] : bounds[1]]
+                off = rows["kind"] == Kind.OFFCPU
+                some = bool(((rows["flags"] & Flag.OPEN) != 0).any())
+                kept = chunk.tuples[tid] = _Tuples(calls_of(rows[~off]), offs_of(rows[off]), some)
+            began, after = chunk.end_ns - STEP_NS, 0
+            new_calls, new_offs = kept.calls, kept.offs
+            if began < start_ns:
+                new_calls = new_calls[bisect_left(new_calls, start_ns, key=_call_end) :]
+                new_offs = new_offs[bisect_left(new_offs, start_ns, key=_off_end) :]
+            if chunk.end_ns > stop_ns:
+                # Spans that end later are of interest only if they began within the interval.
+                new_calls = [c for c in new_calls if c.enter <= stop_ns]
+                new_offs = [o for o in new_offs if o.out <= stop_ns]
+                after = len(new_calls) + len(new_offs)
+            calls += new_calls
+            offs += new_offs
+            opened = opened or kept.opened
+            if began > stop_ns and not after:
+                break
+        if opened:
+            last_call = {c.enter: i for i, c in enumerate(calls)}
+            calls = [c for i, c in enumerate(calls) if not c.flags & Flag.OPEN or last_call[c.enter] == i]
+            last_off = {o.out: i for i, o in enumerate(offs)}
+            offs = [o for i, o in enumerate(offs) if not o.open or last_off[o.out] == i]
+        return calls, offs
+
+
+def _call_end(call: Call) -> int:
+    return call.end
+
+
+def _off_end(off: Off) -> int:
+    return off.back
 
 
 def _without_superseded(found: Records) -> Records:

@@ -23,6 +23,7 @@ from tracer.model.registry import Registry
 from tracer.model.roles import Roles
 from tracer.model.streams import Cycle, Stream
 from tracer.model.timeline import Timeline
+from tracer.model.window import Window
 from tracer.schema import LOSS, RW, Kind, Records, end_ns, view
 
 #: On-time cycles that a baseline looks back on, and how many it needs to be a median.
@@ -187,7 +188,8 @@ class Verdicts:
             miss.evidence, miss.reason = "degraded", "the window began before the records that are kept"
             return
         baseline, habits, miss.baseline = self._usual(state)
-        case = self._case(cycle, habits, None)
+        window = self._finder.window(cycle)
+        case = self._case(cycle, window, habits, None)
         miss.case = case
         if any(a <= cycle.end_ns and b >= cycle.nominal_ns for a, b in self._losses):
             miss.evidence, miss.reason = "degraded", "records were lost in the window"
@@ -204,21 +206,26 @@ class Verdicts:
             return
         judgement = judge(case, baseline)
         if case.path.kick == "inferred":
-            judgement = self._within_bounds(cycle, habits, case, baseline, judgement)
+            judgement = self._within_bounds(cycle, window, habits, case, baseline, judgement)
         miss.judgement, miss.cause = judgement, judgement.cause
 
-    def _case(self, cycle: Cycle, habits: Habits, kick_ns: int | None) -> Case:
-        window = self._finder.window(cycle)
+    def _case(self, cycle: Cycle, window: Window, habits: Habits, kick_ns: int | None) -> Case:
         path = self._finder.find(cycle, window, habits, kick_ns)
         return Case(path, self._cutter.cut(path, window, self._vcpu(cycle)))
 
     def _within_bounds(
-        self, cycle: Cycle, habits: Habits, case: Case, baseline: dict[Key, int], found: Judgement
+        self,
+        cycle: Cycle,
+        window: Window,
+        habits: Habits,
+        case: Case,
+        baseline: dict[Key, int],
+        found: Judgement,
     ) -> Judgement:
         """The label must not depend on where within its bounds an inferred kick lies."""
         path = case.path
         for kick in (path.kick_low_ns, path.kick_high_ns):
-            other = judge(self._case(cycle, habits, kick), baseline)
+            other = judge(self._case(cycle, window, habits, kick), baseline)
             if other.cause != found.cause:
                 causes = {found.cause, other.cause}
                 cause = (

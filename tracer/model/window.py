@@ -12,79 +12,15 @@ import enum
 from bisect import bisect_left, bisect_right
 from typing import Final, NamedTuple
 
-import numpy as np
-
+from tracer.model.spans import Call, Off
 from tracer.model.timeline import Timeline
-from tracer.schema import (
-    FUTEX,
-    FUTEX_CMD_MASK,
-    FUTEX_WAIT,
-    FUTEX_WAIT_BITSET,
-    FUTEX_WAKE,
-    FUTEX_WAKE_BITSET,
-    OFFCPU,
-    RW,
-    Flag,
-    Kind,
-    view,
-)
+from tracer.schema import Flag, Kind
 
 #: Steal below this is noise of the clock's granularity and is not cut out.
 MIN_STOLEN_NS: Final = 20_000
 #: How far around a window spans are taken: a turn before it, and the steal told after it.
 BEFORE_NS: Final = 50_000_000
 AFTER_NS: Final = 20_000_000
-
-_WITH_EVENTFD: Final = (Kind.READ, Kind.WRITE, Kind.FD)
-
-
-class Call(NamedTuple):
-    """A syscall span; fd, eventfd, word and expected are -1 or 0 where the family has none."""
-
-    enter: int
-    end: int
-    kind: int
-    op: int
-    flags: int
-    ret: int
-    fd: int
-    eventfd: int
-    word: int
-
-    @property
-    def is_wait(self) -> bool:
-        """Whether it is a futex wait."""
-        return self.kind == Kind.FUTEX and self.op & FUTEX_CMD_MASK in (FUTEX_WAIT, FUTEX_WAIT_BITSET)
-
-    @property
-    def is_wake(self) -> bool:
-        """Whether it is a futex wake."""
-        return self.kind == Kind.FUTEX and self.op & FUTEX_CMD_MASK in (FUTEX_WAKE, FUTEX_WAKE_BITSET)
-
-    @property
-    def expected(self) -> int:
-        """The value a futex waiter expects."""
-        return self.fd
-
-
-class Off(NamedTuple):
-    """An off-CPU span."""
-
-    out: int
-    back: int
-    woken: int
-    waker: int
-    waker_tgid: int
-    instead: int
-    in_irq: int
-    preempted: int
-    state: int
-    stolen: int
-
-    @property
-    def slept(self) -> bool:
-        """Whether the thread blocked (else it was runnable all along)."""
-        return not self.preempted and bool(self.state & 3)
 
 
 class State(enum.Enum):
@@ -120,43 +56,9 @@ class Window:
         self._pieces: dict[int, tuple[list[int], list[Piece]]] = {}
 
     def _load(self, tid: int) -> None:
-        spans = self._timeline.spans(tid, self.start_ns - BEFORE_NS, self.stop_ns + AFTER_NS)
-        is_off = spans["kind"] == Kind.OFFCPU
-        calls, off = spans[~is_off], view(spans[is_off], OFFCPU)
-        rw, futex = view(calls, RW), view(calls, FUTEX)
-        enter, kind = calls["enter_ns"], calls["kind"]
-        self._calls[tid] = [
-            Call(*row)
-            for row in zip(
-                enter.tolist(),
-                (enter + calls["dur_ns"]).tolist(),
-                kind.tolist(),
-                calls["op"].tolist(),
-                calls["flags"].tolist(),
-                rw["ret"].tolist(),
-                rw["fd"].tolist(),
-                np.where(np.isin(kind, _WITH_EVENTFD), rw["eventfd_id"], -1).tolist(),
-                np.where(kind == Kind.FUTEX, futex["word"], 0).tolist(),
-                strict=True,
-            )
-        ]
-        out = off["enter_ns"]
-        self._offs[tid] = [
-            Off(*row)
-            for row in zip(
-                out.tolist(),
-                (out + off["dur_ns"]).tolist(),
-                off["woken_ns"].tolist(),
-                off["waker_tid"].tolist(),
-                off["waker_tgid"].tolist(),
-                off["instead_tid"].tolist(),
-                off["waker_in_irq"].tolist(),
-                off["preempted"].tolist(),
-                off["op"].tolist(),
-                off["stolen_ns"].tolist(),
-                strict=True,
-            )
-        ]
+        self._calls[tid], self._offs[tid] = self._timeline.tuples(
+            tid, self.start_ns - BEFORE_NS, self.stop_ns + AFTER_NS
+        )
 
     def calls(self, tid: int) -> list[Call]:
         """Syscall spans of a thread around the window, by end."""
@@ -196,9 +98,11 @@ class Window:
         found = whole[low:high]
         if found:
             if found[0].start < start_ns:
-                found[0] = found[0]._replace(start=start_ns)
+                _, end, state, call, off = found[0]
+                found[0] = Piece(start_ns, end, state, call, off)
             if found[-1].end > stop_ns:
-                found[-1] = found[-1]._replace(end=stop_ns)
+                start, _, state, call, off = found[-1]
+                found[-1] = Piece(start, stop_ns, state, call, off)
         return found
 
     def _cut(self, tid: int, start: int, stop: int) -> list[Piece]:
@@ -222,11 +126,12 @@ class Window:
                 pieces.append(Piece(cursor, end, inside, call, off))
                 cursor = end
 
-        for off in self.offs(tid):
-            if off.back <= cursor:
-                continue
+        offs = self.offs(tid)
+        for off in offs[bisect_right(offs, start, key=lambda o: o.back) :]:
             if off.out >= stop:
                 break
+            if off.back <= cursor:
+                continue
             if off.out > cursor:
                 emit(off.out, State.SYSCALL, State.ON_CPU, None)
             slept_until = cursor
@@ -244,18 +149,14 @@ class Window:
         before; where in that time it lay is not recorded, so the longest pieces give it up first.
         """
         offs = self.offs(tid)
-        if not any(off.stolen >= MIN_STOLEN_NS for off in offs):
-            return pieces
+        starts = [p.start for p in pieces]
         taken: dict[int, int] = {}
         previous = start
-        for off in offs:
+        for off in offs[bisect_right(offs, start, key=lambda o: o.out) :]:
             stolen = off.stolen
-            if stolen >= MIN_STOLEN_NS and off.out > start:
-                run = [
-                    i
-                    for i, p in enumerate(pieces)
-                    if p.off is None and p.start >= previous and p.end <= off.out
-                ]
+            if stolen >= MIN_STOLEN_NS:
+                low, high = bisect_left(starts, previous), bisect_left(starts, off.out)
+                run = [i for i in range(low, high) if pieces[i].off is None and pieces[i].end <= off.out]
                 for i in sorted(run, key=lambda i: pieces[i].start - pieces[i].end):
                     take = min(stolen, pieces[i].end - pieces[i].start)
                     if take < MIN_STOLEN_NS:
@@ -263,6 +164,10 @@ class Window:
                     taken[i] = take
                     stolen -= take
             previous = max(off.back, start)
+            if off.out >= pieces[-1].end:
+                break
+        if not taken:
+            return pieces
         cut: list[Piece] = []
         for i, p in enumerate(pieces):
             take = taken.get(i, 0)

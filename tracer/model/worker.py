@@ -9,7 +9,8 @@ from __future__ import annotations
 from bisect import bisect_left, bisect_right
 
 from tracer.model.locks import Locks
-from tracer.model.window import Call, Window, is_eventfd_write
+from tracer.model.spans import Call
+from tracer.model.window import Window, is_eventfd_write
 from tracer.schema import Flag, Kind
 
 
