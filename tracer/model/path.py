@@ -10,6 +10,7 @@ thread *did* is leaves.py's.
 
 from __future__ import annotations
 
+import itertools
 from bisect import bisect_right
 
 from tracer.model.commands import Commands
@@ -31,7 +32,7 @@ from tracer.model.registry import Registry
 from tracer.model.roles import Roles
 from tracer.model.streams import Cycle
 from tracer.model.timeline import Timeline
-from tracer.model.window import Window, is_eventfd_write
+from tracer.model.window import BEFORE_NS, Window, is_eventfd_write
 from tracer.model.worker import Worker
 
 
@@ -45,9 +46,9 @@ class PathFinder:
         self._roles = roles
         self._commands = Commands(registry, locks, roles)
 
-    def window(self, cycle: Cycle) -> Window:
+    def window(self, cycle: Cycle, before_ns: int = BEFORE_NS) -> Window:
         """The window of a cycle, to be shared by its path and its leaves."""
-        return Window(self._timeline, cycle.nominal_ns, cycle.end_ns)
+        return Window(self._timeline, cycle.nominal_ns, cycle.end_ns, before_ns)
 
     def find(
         self,
@@ -56,13 +57,14 @@ class PathFinder:
         habits: Habits,
         kick_ns: int | None = None,
         *,
-        foreign: bool = True,
+        direct: bool = False,
     ) -> Path:
         """The path of one cycle.
 
         Args:
             kick_ns: where an inferred kick is to be placed within its bounds, None: the best guess.
-            foreign: whether G's other commands are wanted (replay needs them).
+            direct: only what was done for this cycle itself is wanted (for baselines): what was done
+                for others is one phase a turn, and G's other commands are left out.
         """
         stop = cycle.end_ns
         path = Path(
@@ -71,19 +73,26 @@ class PathFinder:
         tgid = cycle.stream.tgid
         worker = Worker(window, cycle.reader_tid or cycle.stream.context, self._locks, tgid)
         gpu = self._roles.gpu_worker(tgid)
-        self._to_choice(path, cycle, worker, gpu, stop, habits)
+        self._to_choice(path, cycle, worker, gpu, stop, habits, direct)
         if cycle.read_ns is not None and cycle.read_ns < stop and path.at_ns < stop:
             self._to_completion(path, cycle, worker, gpu, stop, habits, kick_ns)
         path.phases = _tidy(path.phases, cycle.nominal_ns, stop)
         path.gpu_tid = gpu
-        if gpu and foreign:
+        if gpu and not direct:
             path.foreign = self._commands.foreign(cycle, window, gpu, worker, stop)
         return path
 
     # --- from the signal to W's choice of e_n -----------------------------------
 
     def _to_choice(
-        self, path: Path, cycle: Cycle, worker: Worker, gpu: int, stop: int, habits: Habits
+        self,
+        path: Path,
+        cycle: Cycle,
+        worker: Worker,
+        gpu: int,
+        stop: int,
+        habits: Habits,
+        direct: bool,
     ) -> None:
         signal = cycle.signal_ns
         until = min(cycle.read_ns if cycle.read_ns is not None else stop, stop)
@@ -102,10 +111,16 @@ class PathFinder:
             via, sub = "", ""
         else:
             via, sub = self._what_kept(worker, cycle, signal, turn_began)
+        if direct and via:
+            path.phases.append(Phase(signal, exits[-1], WORKER, worker.tid, via, sub))
+            return
         self._wait_phases(path, worker, signal, exits[0], gpu, via, sub, habits, turn_began)
         if via == SERIALISED:
             _count(path, worker.served(turn_began, exits[0])[0])
-        for begin, end in zip(exits[:-1], exits[1:], strict=True):
+        if direct and len(exits) > 1:
+            path.phases.append(Phase(exits[0], exits[-1], WORKER, worker.tid, SERIALISED, "chosen"))
+            return
+        for begin, end in itertools.pairwise(exits):
             _count(path, worker.served(begin, end)[0])
             self._wait_phases(path, worker, begin, end, gpu, SERIALISED, "chosen", habits, begin)
         if not served:

@@ -29,6 +29,8 @@ from tracer.schema import LOSS, RW, Kind, Records, end_ns, view
 #: On-time cycles that a baseline looks back on, and how many it needs to be a median.
 BASELINE_CYCLES: Final = 64
 BASELINE_MIN: Final = 8
+#: How far before an on-time cycle spans are looked at: enough for a turn and a kick.
+BASELINE_BEFORE_NS: Final = 5_000_000
 #: Misses kept with their evidence; older ones are kept as counts only.
 KEEP_MISSES: Final = 20_000
 #: Misses whose path is kept for replay under remedies.
@@ -260,8 +262,8 @@ class Verdicts:
 
     def _measure(self, entry: OnTime) -> None:
         """What an on-time cycle took outside of all via groups, per candidate."""
-        window = self._finder.window(entry.cycle)
-        path = self._finder.find(entry.cycle, window, Habits(), foreign=False)
+        window = self._finder.window(entry.cycle, BASELINE_BEFORE_NS)
+        path = self._finder.find(entry.cycle, window, Habits(), direct=True)
         totals: dict[Key, int] = {}
         for leaf in self._cutter.cut(path, window, self._vcpu(entry.cycle), direct=True):
             for key in keys_of(leaf, ""):

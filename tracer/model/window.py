@@ -47,7 +47,8 @@ class Piece(NamedTuple):
 class Window:
     """Spans and states of threads over [start_ns, stop_ns]."""
 
-    def __init__(self, timeline: Timeline, start_ns: int, stop_ns: int) -> None:
+    def __init__(self, timeline: Timeline, start_ns: int, stop_ns: int, before_ns: int = BEFORE_NS) -> None:
+        self._before_ns = before_ns
         self._timeline = timeline
         self.start_ns = start_ns
         self.stop_ns = stop_ns
@@ -57,7 +58,7 @@ class Window:
 
     def _load(self, tid: int) -> None:
         self._calls[tid], self._offs[tid] = self._timeline.tuples(
-            tid, self.start_ns - BEFORE_NS, self.stop_ns + AFTER_NS
+            tid, self.start_ns - self._before_ns, self.stop_ns + AFTER_NS
         )
 
     def calls(self, tid: int) -> list[Call]:
