@@ -54,13 +54,24 @@ class _Head(ctypes.Structure):
     )
 
 
+def _bcc_consumer(map_fd: int, callback: Callable[[object, int, int], int]) -> Callable[[], object]:
+    """BCC's ring_buffer_consume on a ring of ours: bcc/table.py's wrapper, bcc/libbcc.py's calls."""
+    from bcc import libbcc
+
+    def wrapped(context: object, data: int, size: int) -> int:
+        return int(callback(context, data, size))
+
+    function: Any = libbcc._RINGBUF_CB_TYPE(wrapped)
+    manager: Any = libbcc.lib.bpf_new_ringbuf(map_fd, function, None)
+    return lambda: (libbcc.lib.bpf_consume_ringbuf(manager), function)
+
+
 def _probes(results: Results, row: str, rate: int, seconds: int, callback: str) -> None:
     with Load("rate", str(rate), str(seconds)) as load, Probes(ProbeConfig(ring_bytes=_RING_BYTES)) as probes:
         maps = Maps(probes.maps, probes.config.held_words)
         maps.set_target(load.tgid)
         ring: Ring | None = None
         if callback:
-            bpf: Any = probes._bpf
             seen = 0
 
             def count(_context: object, _data: object, _size: int) -> int:
@@ -78,11 +89,11 @@ def _probes(results: Results, row: str, rate: int, seconds: int, callback: str) 
                 total_ns += head.enter_ns + head.dur_ns
                 return 0
 
-            bpf[b"xd_ring"].open_ring_buffer(count if callback == "count" else decode)
+            consume = _bcc_consumer(probes.maps["xd_ring"], count if callback == "count" else decode)
 
             def read() -> int:
                 before = seen
-                bpf.ring_buffer_consume()
+                consume()
                 return seen - before
         else:
             ring = reader = Ring(probes.maps["xd_ring"], _RING_BYTES)

@@ -82,7 +82,9 @@ int xd_sched_switch(struct bpf_raw_tracepoint_args *ctx)
 		if (span) {
 			xd_head_set(&span->head, XD_OFFCPU, thread->out_flags, thread->state, next_tid,
 				    thread->out_ns, now - thread->out_ns);
-			span->woken_ns = thread->woken_ns;
+			/* A waking on another CPU may read its time just before this thread's switch did. */
+			span->woken_ns = thread->woken_ns && thread->woken_ns < thread->out_ns ? thread->out_ns
+												 : thread->woken_ns;
 			span->waker_tid = thread->woken_ns ? thread->waker_tid : 0;
 			span->waker_tgid = thread->woken_ns ? thread->waker_tgid : 0;
 			span->instead_tid = prev_tid;

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -197,30 +198,63 @@ def test_the_verifier_walks_few_instructions(child: Child, trace: Attach) -> Non
     assert sum(verified.values()) < MAX_VERIFIED, verified
 
 
-def programs_of(pid: int) -> set[int]:
-    """Ids of the BPF programs that a process holds: other tracers on this host are not ours."""
-    texts = (path.read_text() for path in Path(f"/proc/{pid}/fdinfo").iterdir() if path.exists())
-    return {
-        int(line.split()[1]) for text in texts for line in text.splitlines() if line.startswith("prog_id:")
-    }
+def test_kept_probes_see_the_same_and_damaged_ones_are_made_again(
+    start_child: Start, trace: Attach, tmp_path: Path
+) -> None:
+    tmp_path.chmod(0o700)
+    folder = tmp_path / "probes"
+    compiled = []
+    for damage in (False, False, True):
+        if damage:
+            (kept,) = folder.iterdir()
+            kept.write_bytes(kept.read_bytes()[:-1])
+        child = start_child()
+        live = trace(child.tgid, cache=str(folder))
+        compiled.append(live.session.start_times["compile"] > 0)
+        child.do("contend 101")
+        done = live.finish()
+        waits = done.of(Kind.FUTEX)
+        assert int(((waits["op"] == WAIT) & (waits["word"] == child.word)).sum()) == 101
+        assert done.lost == Losses()
+    assert compiled == [True, False, True]
 
 
-def gone(programs: set[int]) -> bool:
-    """Whether programs are freed, which the kernel does after a grace period of its own."""
+def bpf_ids_of(pid: int) -> tuple[set[int], set[int]]:
+    """Ids of the BPF programs and maps that a process holds: other tracers on this host are not ours."""
+    programs: set[int] = set()
+    maps: set[int] = set()
+    for path in Path(f"/proc/{pid}/fdinfo").iterdir():
+        with contextlib.suppress(FileNotFoundError):
+            for line in path.read_text().splitlines():
+                name, _, value = line.partition(":")
+                if name in ("prog_id", "map_id"):
+                    (programs if name == "prog_id" else maps).add(int(value))
+    return programs, maps
+
+
+def gone(programs: set[int], maps: set[int]) -> bool:
+    """Whether they are freed, which the kernel does after a grace period of its own."""
     for _ in range(1000):
-        if not programs & set(bpfsys.program_ids()):
+        if not programs & set(bpfsys.program_ids()) and not maps & set(bpfsys.map_ids()):
             return True
         time.sleep(0.01)
     return False
 
 
-def test_detach_leaves_no_program(child: Child) -> None:
-    with Session([child.tgid], Settings(audio=False)) as session:
+@pytest.mark.parametrize("cache", [False, True], ids=["compiled", "kept"])
+def test_attaching_mounts_nothing_and_detaching_leaves_nothing(child: Child, cache: bool) -> None:
+    def surroundings() -> tuple[str, list[str]]:
+        return Path("/proc/self/mounts").read_text(), os.listdir("/sys/fs/bpf")
+
+    before, held = surroundings(), bpf_ids_of(os.getpid())
+    with Session([child.tgid], Settings(audio=False, cache=cache)) as session:
         next(iter(session))
-        programs = programs_of(os.getpid())
-        assert len(programs) >= 14
-    assert not programs_of(os.getpid()) & programs
-    assert gone(programs)
+        programs, maps = bpf_ids_of(os.getpid())
+        assert len(programs - held[0]) >= 14 and len(maps - held[1]) == 6
+        assert surroundings() == before
+    assert surroundings() == before
+    assert bpf_ids_of(os.getpid()) == held
+    assert gone(programs - held[0], maps - held[1])
 
 
 def test_sigkill_leaves_no_program(child: Child) -> None:
@@ -233,11 +267,11 @@ def test_sigkill_leaves_no_program(child: Child) -> None:
     with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, env=environment) as tracer:
         assert tracer.stdout
         assert tracer.stdout.readline() == b"batch\n"
-        programs = programs_of(tracer.pid)
-        assert len(programs) >= 14
+        programs, maps = bpf_ids_of(tracer.pid)
+        assert len(programs) >= 14 and len(maps) == 6
         tracer.kill()
         tracer.wait()
-    assert gone(programs)
+    assert gone(programs, maps)
     assert child.do("contend 3") == ""
 
 

@@ -15,13 +15,17 @@ import platform
 from numpy.typing import NDArray
 
 _SYS_BPF = {"x86_64": 321, "aarch64": 280}.get(platform.machine(), 321)
+_MAP_CREATE = 0
 _MAP_LOOKUP = 1
 _MAP_UPDATE = 2
 _MAP_DELETE = 3
+_PROG_LOAD = 5
 _PROG_GET_NEXT_ID = 11
+_MAP_GET_NEXT_ID = 12
 _RAW_TRACEPOINT_OPEN = 17
 _MAP_LOOKUP_BATCH = 24
 _ENABLE_STATS = 32
+_PROG_TYPE_RAW_TRACEPOINT = 17
 
 ANY = 0
 NOEXIST = 1
@@ -29,6 +33,34 @@ EXIST = 2
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.syscall.restype = ctypes.c_long
+
+
+class _MapCreate(ctypes.Structure):
+    _fields_ = (
+        ("type", ctypes.c_uint32),
+        ("key_size", ctypes.c_uint32),
+        ("value_size", ctypes.c_uint32),
+        ("max_entries", ctypes.c_uint32),
+        ("map_flags", ctypes.c_uint32),
+        ("inner_map_fd", ctypes.c_uint32),
+        ("numa_node", ctypes.c_uint32),
+        ("name", ctypes.c_char * 16),
+    )
+
+
+class _ProgLoad(ctypes.Structure):
+    _fields_ = (
+        ("type", ctypes.c_uint32),
+        ("insn_cnt", ctypes.c_uint32),
+        ("insns", ctypes.c_uint64),
+        ("license", ctypes.c_uint64),
+        ("log_level", ctypes.c_uint32),
+        ("log_size", ctypes.c_uint32),
+        ("log_buf", ctypes.c_uint64),
+        ("kern_version", ctypes.c_uint32),
+        ("prog_flags", ctypes.c_uint32),
+        ("name", ctypes.c_char * 16),
+    )
 
 
 class _MapElement(ctypes.Structure):
@@ -77,6 +109,40 @@ def _bpf(command: int, attr: ctypes.Structure) -> int:
         number = ctypes.get_errno()
         raise OSError(number, os.strerror(number))
     return result
+
+
+def map_create(name: str, kind: int, key_bytes: int, value_bytes: int, entries: int, flags: int = 0) -> int:
+    """Make a map; the returned fd is all that holds it."""
+    attr = _MapCreate(kind, key_bytes, value_bytes, entries, flags, 0, 0, name.encode()[:15])
+    return _bpf(_MAP_CREATE, attr)
+
+
+def raw_tracepoint_load(name: str, instructions: bytes) -> int:
+    """Load a GPL raw tracepoint program; the returned fd is all that holds it.
+
+    Raises:
+        OSError: its ``strerror`` ends with the verifier's last words, if it had any.
+    """
+    code = ctypes.create_string_buffer(instructions, len(instructions))
+    terms = ctypes.create_string_buffer(b"GPL")
+    attr = _ProgLoad(
+        type=_PROG_TYPE_RAW_TRACEPOINT,
+        insn_cnt=len(instructions) // 8,
+        insns=ctypes.addressof(code),
+        license=ctypes.addressof(terms),
+        name=name.encode()[:15],
+    )
+    try:
+        return _bpf(_PROG_LOAD, attr)
+    except OSError as error:
+        # Once more with a log: it is not wanted otherwise, and costs time.
+        log = ctypes.create_string_buffer(1 << 20)
+        attr.log_level, attr.log_size, attr.log_buf = 1, len(log), ctypes.addressof(log)
+        with contextlib.suppress(OSError):
+            return _bpf(_PROG_LOAD, attr)
+        said = [line for line in log.value.decode(errors="replace").splitlines() if line.strip()]
+        told = [line for line in said if not line.startswith(("processed ", "max_states"))]
+        raise OSError(error.errno, ": ".join([os.strerror(error.errno or 0), *told[-1:]])) from error
 
 
 def raw_tracepoint_open(name: str, prog_fd: int) -> int:
@@ -135,11 +201,20 @@ def map_lookup_all(map_fd: int, keys: NDArray, values: NDArray) -> int:  # type:
 
 def program_ids() -> list[int]:
     """Ids of all BPF programs loaded on this host."""
+    return _ids(_PROG_GET_NEXT_ID)
+
+
+def map_ids() -> list[int]:
+    """Ids of all BPF maps on this host."""
+    return _ids(_MAP_GET_NEXT_ID)
+
+
+def _ids(command: int) -> list[int]:
     ids: list[int] = []
     while True:
         attr = _NextId(start_id=ids[-1] if ids else 0)
         try:
-            _bpf(_PROG_GET_NEXT_ID, attr)
+            _bpf(command, attr)
         except FileNotFoundError:
             return ids
         ids.append(int(attr.next_id))

@@ -108,7 +108,7 @@ def _offcpu_records(tids: NDArray[np.uint32], threads: NDArray[np.void], now_ns:
     rows["flags"] = threads["out_flags"] | Flag.OPEN
     _head(rows, tids, threads["out_ns"], now_ns)
     woken = threads["woken_ns"] != 0
-    rows["woken_ns"] = threads["woken_ns"]
+    rows["woken_ns"] = np.where(woken, np.maximum(threads["woken_ns"], threads["out_ns"]), 0)
     rows["waker_tid"] = np.where(woken, threads["waker_tid"], 0)
     rows["waker_tgid"] = np.where(woken, threads["waker_tgid"], 0)
     rows["waker_in_irq"] = np.where(woken, threads["waker_in_irq"], 0)

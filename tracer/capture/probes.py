@@ -2,15 +2,20 @@
 """Compile, load and attach the probes: the only importer of bcc.
 
 Owns the one BPF object and its maps' file descriptors. Configuration goes in
-as -D macros from one dataclass. Never reads records (ring.py) and never
-decides what to trace (session.py).
+as -D macros from one dataclass. bcc is the compiler and nothing else: what it
+made is taken apart, kept for the next start (bytecode.py) and loaded by
+bpf(2), the same way whether it was just made or kept. Never reads records
+(ring.py) and never decides what to trace (session.py).
 """
 
 from __future__ import annotations
 
 import contextlib
+import hashlib
+import importlib.util
 import mmap
 import os
+import re
 import tempfile
 import time
 from collections.abc import Iterator
@@ -19,7 +24,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from tracer.capture import bpfsys, btf
+from tracer.capture import bpfsys, btf, bytecode
 from tracer.capture.machine import this_machine
 from tracer.errors import HostError
 from tracer.resources import probes_dir
@@ -27,6 +32,7 @@ from tracer.resources import probes_dir
 # The order in which the sources become one text: BCC rewrites map calls in the main text only.
 SOURCES = ("common.bpf.c", "syscalls.bpf.c", "sched.bpf.c", "lifecycle.bpf.c")
 HEADERS = ("config.h", "event.h", "maps.bpf.h")
+MAPS = ("xd_targets", "xd_filter", "xd_threads", "xd_cpus", "xd_learnt", "xd_ring")
 
 # In the order of attaching: exits before entries, so that no depth or span is left open by half.
 TRACEPOINTS = (
@@ -58,6 +64,7 @@ class ProbeConfig:
         min_other_ns: other syscalls from this on get a record.
         use_btf: False leaves out eventfd ids, as on a kernel whose BTF lacks the structures.
         kernel_headers: a directory to take headers from instead of our own, "" for ours.
+        cache: whether compiled probes are kept and kept ones used; a folder, or True: the user's.
     """
 
     ring_bytes: int = 8 << 20
@@ -66,14 +73,15 @@ class ProbeConfig:
     min_other_ns: int = 10_000
     use_btf: bool = True
     kernel_headers: str = ""
+    cache: bool | str = True
 
 
 @dataclass(slots=True)
 class LoadTimes:
-    """Seconds that the parts of loading took."""
+    """Seconds that the parts of loading took; ``compile`` includes bcc's import, 0: kept ones were used."""
 
-    import_bcc: float = 0.0
     btf: float = 0.0
+    cache: float = 0.0
     compile: float = 0.0
     load: float = 0.0
     attach: float = 0.0
@@ -150,6 +158,20 @@ def _import_bcc() -> Any:
     return bcc
 
 
+def _bcc_version() -> str:
+    """bcc's version without its import, which brings a compiler into memory; "" where it cannot be told."""
+    try:
+        spec = importlib.util.find_spec("bcc")
+    except ValueError:  # a module that was put there by hand
+        return ""
+    for folder in (spec.submodule_search_locations or ()) if spec else ():
+        with contextlib.suppress(OSError):
+            text = (Path(folder) / "version.py").read_text(encoding="utf-8")
+            if found := re.search(r"['\"]([^'\"]+)['\"]", text):
+                return found[1]
+    return ""
+
+
 class Probes:
     """The loaded and attached BPF object. Use as a context manager, or call close().
 
@@ -164,8 +186,9 @@ class Probes:
         _require_privilege()
         self.config = config
         self.times = LoadTimes()
+        self.maps: dict[str, int] = {}
+        self.program_fds: dict[str, int] = {}
         self._links: list[int] = []
-        self._bpf: Any = None
         start = time.perf_counter()
         # libbpf before bcc: both carry a libbpf, and the first loaded one answers for its symbols.
         self.offsets = btf.load()
@@ -175,12 +198,10 @@ class Probes:
                 "use a kernel with CONFIG_DEBUG_INFO_BTF=y and install libbpf1",
             )
         self.times.btf = time.perf_counter() - start
-        start = time.perf_counter()
-        bcc = _import_bcc()
-        self.bcc_version = str(getattr(bcc, "__version__", ""))
-        self.times.import_bcc = time.perf_counter() - start
+        self.bcc_version = _bcc_version()
         try:
-            self._load(bcc)
+            self._load(self._compiled())
+            self._attach()
         except BaseException:
             self.close()
             raise
@@ -195,7 +216,8 @@ class Probes:
             **this_machine().macros,
             **self.offsets.macros,
             "PAGE_SIZE": mmap.PAGESIZE,
-            "XD_RING_PAGES": self.config.ring_bytes // mmap.PAGESIZE,
+            # The compiler makes its maps, to no use: the ring's size is set when it is loaded.
+            "XD_RING_PAGES": 1,
             "XD_HELD_WORDS": self.config.held_words,
             "XD_WAIT_STACK_NS": self.config.wait_stack_ns,
             "XD_MIN_OTHER_NS": self.config.min_other_ns,
@@ -204,52 +226,78 @@ class Probes:
             "XD_SWITCH_HAS_STATE": int(self.offsets.switch_has_state),
         }
 
-    def _load(self, bcc: Any) -> None:
-        directory = probes_dir()
-        start = time.perf_counter()
-        os.environ["BCC_KERNEL_SOURCE"] = self.config.kernel_headers or str(directory)
+    def _compiled(self) -> bytecode.Compiled:
+        """The object: kept from an earlier start, or compiled now and kept for the next."""
+        text = source_text(probes_dir()).encode()
         # No debug information and little unrolling: a quarter of the compile time, nothing of the result.
         flags = ["-g0", "-Os", *(f"-D{name}={value}" for name, value in self._macros().items())]
+        start = time.perf_counter()
+        # Headers of somebody else may change without a sign.
+        use_cache = bool(self.config.cache and self.bcc_version and not self.config.kernel_headers)
+        cache = bytecode.Cache(self.config.cache if isinstance(self.config.cache, str) else None)
+        uname = os.uname()
+        made_of = [text.decode(), *flags, uname.release, uname.version, uname.machine, self.bcc_version]
+        key = hashlib.sha256("\0".join(made_of).encode()).hexdigest()
+        compiled = cache.get(key) if use_cache else None
+        self.times.cache = time.perf_counter() - start
+        if compiled is None or compiled.programs.keys() != {function for _, function in TRACEPOINTS}:
+            start = time.perf_counter()
+            compiled = self._compile(text, flags)
+            self.times.compile = time.perf_counter() - start
+            if use_cache:
+                cache.put(key, compiled)
+        return compiled
+
+    def _compile(self, text: bytes, flags: list[str]) -> bytecode.Compiled:
+        bcc = _import_bcc()
+        self.bcc_version = str(getattr(bcc, "__version__", ""))
+        os.environ["BCC_KERNEL_SOURCE"] = self.config.kernel_headers or str(probes_dir())
         working_directory = os.getcwd()
+        failure: Exception | None = None
+        compiled = None
         with _stderr_taken() as said:
             try:
-                self._bpf = bcc.BPF(text=source_text(directory).encode(), cflags=flags)
+                module = bcc.BPF(text=text, cflags=flags)
+                fds = {name: int(module[name.encode()].map_fd) for name in MAPS}
+                code = {function: bytes(module.dump_func(function.encode())) for _, function in TRACEPOINTS}
+                compiled = bytecode.taken_apart(fds, code)
+                module.cleanup()
             except Exception as error:
-                failure: Exception | None = error
-            else:
-                failure = None
+                failure = error
             os.chdir(working_directory)
-        if failure is not None:
+        if compiled is None:
             raise HostError(
                 f"the probes do not compile with bcc {self.bcc_version}: {_first_error(said) or failure}",
                 "run `xdtrace doctor`, and report it with its output",
             ) from failure
-        self.times.compile = time.perf_counter() - start
+        return compiled
+
+    def _load(self, compiled: bytecode.Compiled) -> None:
         start = time.perf_counter()
-        programs = []
-        for tracepoint, function in TRACEPOINTS:
-            with _stderr_taken() as said:
-                try:
-                    programs.append(
-                        (tracepoint, self._bpf.load_func(function.encode(), bcc.BPF.RAW_TRACEPOINT))
-                    )
-                except Exception as error:
-                    failure = error
-            if failure is not None:
-                raise HostError(
-                    f"the kernel refuses the probe {function}: {said[-1] if said else failure}",
-                    "run `xdtrace doctor`: it names the setting or the kernel version that is missing",
-                ) from failure
-        self.program_fds = {function.name.decode(): function.fd for _tracepoint, function in programs}
+        place = "the ring and maps"
+        try:
+            for spec in compiled.maps:
+                entries = self.config.ring_bytes if spec.name == "xd_ring" else spec.entries
+                self.maps[spec.name] = bpfsys.map_create(
+                    spec.name, spec.type, spec.key_bytes, spec.value_bytes, entries, spec.flags
+                )
+            fds = dict(enumerate(self.maps.values()))
+            for function, code in compiled.programs.items():
+                place = f"the probe {function}"
+                code = bytecode.relocated(code, fds)
+                self.program_fds[function] = bpfsys.raw_tracepoint_load(function, code)
+        except OSError as error:
+            raise HostError(
+                f"the kernel refuses {place}: {error.strerror}",
+                "run `xdtrace doctor`: it names the setting or the kernel version that is missing",
+            ) from error
         self.times.load = time.perf_counter() - start
+
+    def _attach(self) -> None:
         start = time.perf_counter()
-        self.maps = {
-            name: int(self._bpf[name.encode()].map_fd)
-            for name in ("xd_targets", "xd_threads", "xd_cpus", "xd_learnt", "xd_ring", "xd_filter")
-        }
-        for tracepoint, program in programs:
+        for tracepoint, function in TRACEPOINTS:
             try:
-                self._links.append(bpfsys.raw_tracepoint_open(tracepoint, program.fd))
+                self._links.append(bpfsys.raw_tracepoint_open(tracepoint, self.program_fds[function]))
             except OSError as error:
                 raise HostError(
                     f"cannot attach to the tracepoint {tracepoint}: {error.strerror}",
@@ -275,9 +323,10 @@ class Probes:
     def close(self) -> None:
         """Detach and free everything. Idempotent."""
         self.detach()
-        if self._bpf is not None:
-            self._bpf.cleanup()
-            self._bpf = None
+        for fds in (self.program_fds, self.maps):
+            for fd in fds.values():
+                os.close(fd)
+            fds.clear()
 
     def __enter__(self) -> Probes:
         return self

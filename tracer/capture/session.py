@@ -128,6 +128,7 @@ class Session:
                 min_other_ns=settings.min_other_ns,
                 use_btf=settings.use_btf,
                 kernel_headers=settings.kernel_headers,
+                cache=settings.cache,
             )
         )
         loaded = time.perf_counter()

@@ -21,6 +21,7 @@ class Settings:
         debug_dirs: where separate debug files are.
         use_btf: False as if the kernel's BTF lacked the file structures.
         kernel_headers: compile against these instead of our own header tree.
+        cache: whether compiled probes are kept and kept ones used; a folder, or True: the user's.
     """
 
     audio: int | bool | None = None
@@ -33,3 +34,4 @@ class Settings:
     debug_dirs: tuple[str, ...] = ()
     use_btf: bool = True
     kernel_headers: str = ""
+    cache: bool | str = True

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -143,12 +144,15 @@ def go(todo: Plan, view: View, ending: Ending, hooks: Hooks | None = None) -> Su
     screen; the last summary is shown after it is given back and everything is detached.
     """
     hooks = hooks or Hooks()
-    analysis = make_analysis(todo.profile, todo.period, todo.held_words)
     with ExitStack() as stack:
+        pool = stack.enter_context(ThreadPoolExecutor(1))
         # The folder is made before bcc changes directory, and only once the target is known to be there.
         session = open_session(todo)
+        # The analysis is a quarter of a second of imports, during which bcc or the kernel is at work.
+        making = pool.submit(make_analysis, todo.profile, todo.period, todo.held_words)
         writer = None
         stack.enter_context(session)
+        analysis = making.result()
         if todo.output is not None:
             writer = stack.enter_context(open_writer(todo.output, force=todo.force))
         stack.enter_context(view)
