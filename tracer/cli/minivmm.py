@@ -44,7 +44,7 @@ def binary() -> Path:
         )
     target = Path(os.environ.get("CARGO_TARGET_DIR", SOURCES / "target"))
     program = target / "release" / "minivmm"
-    newest = max(path.stat().st_mtime for path in (manifest, *SOURCES.glob("src/**/*.rs")))
+    newest = max(path.stat().st_mtime for path in (manifest, *SOURCES.glob(".cargo/*.toml"), *SOURCES.glob("src/**/*.rs")))
     if program.is_file() and program.stat().st_mtime >= newest:
         return program
     cargo = shutil.which("cargo") or shutil.which(str(Path.home() / ".cargo/bin/cargo"))
@@ -55,7 +55,8 @@ def binary() -> Path:
         )
     print("building the mini-VMM (once) ...", file=sys.stderr, flush=True)
     done = subprocess.run(
-        [cargo, "build", "--release", "--quiet", "--manifest-path", str(manifest)],
+        [cargo, "build", "--release", "--quiet", "--target-dir", str(target.absolute())],
+        cwd=SOURCES,  # its .cargo/config.toml counts only from there
         stdout=sys.stderr,
         check=False,
     )
