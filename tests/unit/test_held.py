@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from tracer.model.held import MIN_SAMPLES, Held, is_inside, wilson_low
 from tracer.model.locks import Locks
 from tracer.model.registry import Registry
+from tracer.model.step import Step
 from tracer.schema import Kind, Records, Thread
 
 VMM = 100
@@ -25,8 +26,8 @@ def feed(trace: Records, *, cuts: tuple[int, ...] = (), objects: dict[int, str] 
     named = objects or {}
     held = Held(known, locks, lambda tgid, kind, fd, eventfd: named.get(eventfd, "other"))
     for part, end in r.steps(trace, cuts):
-        locks.step(part, end)
-        held.step(part, end)
+        locks.step(Step(part, end))
+        held.step(Step(part, end))
     return held
 
 
@@ -128,9 +129,10 @@ def test_rows_are_bounded_under_endless_new_objects(monkeypatch: pytest.MonkeyPa
     known = Registry()
     known.learn(threads=[Thread(W, VMM, "w")])
     held = Held(known, None, lambda tgid, kind, fd, eventfd: f"object {eventfd}")
-    held.step(r.words(VMM, 1, 1, [WORD]), 1)
+    held.step(Step(r.words(VMM, 1, 1, [WORD]), 1))
     for i in range(300):
-        held.step(r.read(W, 10 * i, 10 * i + 5, eventfd=i, generation=1, held_in=1), 1_000_000 * i + 5)
+        read = r.read(W, 10 * i, 10 * i + 5, eventfd=i, generation=1, held_in=1)
+        held.step(Step(read, 1_000_000 * i + 5))
     rows = held.rows(limit=1_000)
     assert len(rows) <= 101
     assert "object 299" in {row.object for row in rows}

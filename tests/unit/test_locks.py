@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from tracer.model.locks import MAX_WORDS, Locks
 from tracer.model.registry import Registry
+from tracer.model.step import Step
 from tracer.schema import Fd, Records, Thread, empty_records
 
 VMM = 100
@@ -28,7 +29,7 @@ def registry(threads: int = 9) -> Registry:
 def run(trace: Records, cuts: tuple[int, ...] = (), known: Registry | None = None) -> Locks:
     locks = Locks(known or registry())
     for part, end in r.steps(trace, cuts):
-        locks.step(part, end)
+        locks.step(Step(part, end))
     return locks
 
 
@@ -212,7 +213,7 @@ def test_an_open_wait_is_shown_and_superseded_by_its_end() -> None:
     assert [(a.end_ns, a.open) for a in waits] == []  # never seen closed: its kind is not known yet
     locks = run(r.trace(r.wait(2, WORD, 0, 500), early))
     assert [(a.end_ns, a.open) for a in locks.waits_of(1, 0, 1_000_000)] == [(300_000, True)]
-    locks.step(closed, 900_000)
+    locks.step(Step(closed, 900_000))
     assert [a.end_ns for a in locks.waits_of(1, 0, 1_000_000)] == [900_000]
     assert row(locks).contended == 2  # type: ignore[attr-defined]
 
@@ -270,9 +271,9 @@ def test_words_to_watch_prefers_what_w_and_g_share_and_does_not_flap() -> None:
     fences = [r.trace(r.wait(3, 0x20, t, t + 90), r.wake(3, 0x20, t + 95, dur=1)) for t in range(0, 900, 100)]
     locks = run(r.trace(*fences), known=known)
     assert locks.words_to_watch(VMM, 1) == (0x20,)
-    locks.step(shared, 1_900)
+    locks.step(Step(shared, 1_900))
     assert locks.words_to_watch(VMM, 1) == (0x10,)
-    locks.step(r.trace(r.wait(1, 0x30, 2_000, 3_000), r.wake(2, 0x30, 2_900)), 4_000)
+    locks.step(Step(r.trace(r.wait(1, 0x30, 2_000, 3_000), r.wake(2, 0x30, 2_900)), 4_000))
     assert locks.words_to_watch(VMM, 1) == (0x10,)
     assert locks.words_to_watch(VMM, 4) == (0x10, 0x30, 0x20)
 
@@ -282,7 +283,7 @@ def test_memory_is_bounded_for_endless_new_words() -> None:
     for step in range(60):
         at = step * 1_000_000
         parts = [r.wait(1, 0x1000 + 4 * (step * 100 + i), at + 10 * i, at + 10 * i + 5) for i in range(100)]
-        locks.step(r.trace(parts), at + 1_000_000)
+        locks.step(Step(r.trace(parts), at + 1_000_000))
     assert len(locks.words) <= MAX_WORDS
     assert locks.evicted > 0
 

@@ -13,6 +13,7 @@ from tracer.model.held import Held
 from tracer.model.locks import Locks
 from tracer.model.names import Names
 from tracer.model.registry import Registry
+from tracer.model.step import Step
 from tracer.schema import CallSite, Frame, LockSymbol, Records, Target, Thread
 
 VMM = 100
@@ -45,8 +46,8 @@ def names(trace: Records, known: Registry | None = None) -> Names:
     locks = Locks(known)
     held = Held(known, locks, lambda tgid, kind, fd, eventfd: {STREAM: "stream", IRQ: "irq"}.get(eventfd, ""))
     for part, end in r.steps(trace, (10_000_000, 400_000_000)):
-        locks.step(part, end)
-        held.step(part, end)
+        locks.step(Step(part, end))
+        held.step(Step(part, end))
     return Names(known, locks, held, FakeProfile())
 
 

@@ -9,6 +9,7 @@ import records as r
 from tracer.model.held import Held
 from tracer.model.locks import Locks
 from tracer.model.registry import Registry
+from tracer.model.step import Step
 from tracer.model.summary import WritePath
 from tracer.model.writepath import WritePaths
 from tracer.schema import Records, Target, Thread
@@ -33,9 +34,9 @@ def judge(trace: Records, cuts: tuple[int, ...] = (), ids: tuple[int, ...] = (DO
     held = Held(known, locks)
     paths = WritePaths(known, held, locks)
     for part, end in r.steps(r.trace(trace, r.loss(1_000 * CYCLE, 0)), cuts):
-        locks.step(part, end)
-        held.step(part, end)
-        paths.step(part, end, set(ids))
+        locks.step(Step(part, end))
+        held.step(Step(part, end))
+        paths.step(Step(part, end), set(ids))
     return paths.rows()[str(VMM)]
 
 

@@ -21,13 +21,14 @@ from tracer.model.registry import Registry
 from tracer.model.remedies import Remedies
 from tracer.model.roles import Roles
 from tracer.model.rows import Rows
+from tracer.model.step import Step
 from tracer.model.streams import Streams
 from tracer.model.summary import Summary
 from tracer.model.timeline import Sequencer, Timeline
 from tracer.model.verdicts import Verdicts
 from tracer.model.writepath import WritePaths
 from tracer.profile import Profile, default_profiles
-from tracer.schema import Batch, Records
+from tracer.schema import RECORD, Batch, Kind
 
 
 class Analysis:
@@ -82,36 +83,37 @@ class Analysis:
         )
         self.facts.learn(batch, self.registry)
         for records, end_ns in self.sequencer.feed(batch.records, batch.watermark_ns):
-            self._step(records, end_ns)
+            self._step(Step(records, end_ns))
 
     def finish(self) -> None:
         """The source has ended: analyse what is left, and decide what can be decided."""
         for records, end_ns in self.sequencer.finish():
-            self._step(records, end_ns)
+            self._step(Step(records, end_ns))
         self.verdicts.take(self.streams.decide(self.timeline.end_ns, final=True))
 
-    def _step(self, records: Records, end_ns: int) -> None:
-        self.facts.step(records, end_ns)
-        self.registry.step(records)
-        self.timeline.step(records, end_ns)
-        self.streams.step(records, end_ns)
-        self.roles.step(records, self.streams)
-        self.locks.step(records, end_ns)
-        self.held.step(records, end_ns)
+    def _step(self, step: Step) -> None:
+        self.facts.step(step)
+        self.registry.step(step)
+        self.timeline.step(step)
+        self.streams.step(step.records, step.end_ns)
+        self.roles.step(step, self.streams)
+        self.locks.step(step)
+        self.held.step(step)
         completions = {
             s.completion.id
             for s in self.streams.streams
             if s.completion is not None and s.completion_expected
         }
-        self.write_paths.step(records, end_ns, completions)
+        self.write_paths.step(step, completions)
         watched = set(self.registry.with_role("W") + self.registry.with_role("G"))
         watched |= {s.driver.tid for s in self.streams.streams}
-        if watched and len(records):
-            self.delay.step(records, watched)
-        self.stuck.step(records)
-        self.verdicts.note_losses(records)
-        self.verdicts.take(self.streams.decide(end_ns))
-        self.streams.trim(end_ns)
+        self.delay.step(step, watched)
+        self.stuck.step(step)
+        lost = step.of(Kind.LOSS)
+        if len(lost):
+            self.verdicts.note_losses(lost.view(RECORD))
+        self.verdicts.take(self.streams.decide(step.end_ns))
+        self.streams.trim(step.end_ns)
 
     def _object_of(self, tgid: int, kind: int, fd: int, eventfd_id: int) -> str:
         """What a syscall's fd is, in the model's terms."""

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tracer.model.registry import Registry
+from tracer.model.step import Step, Threads
 from tracer.model.words import join
 from tracer.schema import FUTEX, RECORD, RW, Flag, Kind, Records, end_ns, view
 
@@ -64,29 +65,23 @@ class Recent:
     """Syscalls of the last seconds, found by thread without copying what nobody asks for."""
 
     def __init__(self) -> None:
-        self._chunks: deque[tuple[int, int, Records, dict[int, Records]]] = deque()
+        self._chunks: deque[tuple[int, int, Threads]] = deque()
 
-    def step(self, records: Records, now_ns: int) -> None:
-        """Keep a step's records (sorted by end) and drop what is too old."""
-        if len(records):
-            first, last = end_ns(records[:1]), end_ns(records[-1:])
-            self._chunks.append((int(first[0]), int(last[0]), records, {}))
+    def step(self, step: Step, now_ns: int) -> None:
+        """Keep a step's spans and drop what is too old."""
+        if len(step):
+            first, last = end_ns(step.records[:1]), end_ns(step.records[-1:])
+            self._chunks.append((int(first[0]), int(last[0]), step.threads))
         while self._chunks and self._chunks[0][1] + RECENT_NS < now_ns:
             self._chunks.popleft()
 
     def of(self, tid: int, start_ns: int, until_ns: int) -> Records:
         """Closed syscall spans (n,) of a thread that end in [start, until], in time order, no wakes."""
-        parts = []
-        for first, last, records, cache in self._chunks:
-            if last < start_ns or first > until_ns:
-                continue
-            rows = cache.get(tid)
-            if rows is None:
-                rows = records[records["tid"] == tid]
-                rows = rows[(rows["kind"] <= Kind.SYSCALL) & ((rows["flags"] & Flag.OPEN) == 0)]
-                wake = (rows["kind"] == Kind.FUTEX) & ((rows["op"] & 0x7F) != 0) & ((rows["op"] & 0x7F) != 9)
-                rows = cache[tid] = rows[~wake]
-            parts.append(rows)
+        parts = [
+            threads.calls(tid)
+            for first, last, threads in self._chunks
+            if last >= start_ns and first <= until_ns and tid in threads.slices
+        ]
         return join(parts, RECORD)
 
     def longest(

@@ -10,8 +10,9 @@ from collections import deque
 from collections.abc import Mapping, Sequence
 
 from tracer.model.registry import Registry
+from tracer.model.step import Step
 from tracer.profile import Profile, Site, match
-from tracer.schema import Batch, Frame, Losses, Records, SelfUse, Thread
+from tracer.schema import Batch, Frame, Losses, SelfUse, Thread
 
 
 class Facts:
@@ -42,15 +43,15 @@ class Facts:
                 ]
                 self._chosen[target.tgid] = match(self._profiles, target, threads)
 
-    def step(self, records: Records, end_ns: int) -> None:
+    def step(self, step: Step) -> None:
         """Count one step's records."""
         if not self.start_ns:
-            self.start_ns = int(records["enter_ns"].min()) if len(records) else end_ns
-            if len(records):
-                self.start_ns = max(self.start_ns, end_ns - 1_000_000_000)
-        self.end_ns = end_ns
-        self.total += len(records)
-        self._per_step.append((end_ns, len(records)))
+            self.start_ns = step.end_ns
+            if len(step):
+                self.start_ns = max(int(step.records["enter_ns"].min()), step.end_ns - 1_000_000_000)
+        self.end_ns = step.end_ns
+        self.total += len(step)
+        self._per_step.append((step.end_ns, len(step)))
 
     @property
     def elapsed_ns(self) -> int:

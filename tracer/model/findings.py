@@ -16,9 +16,11 @@ import numpy as np
 
 from tracer.model.locks import Locks
 from tracer.model.registry import Registry, ThreadState
+from tracer.model.step import Step
 from tracer.model.streams import Streams
 from tracer.model.summary import Finding
-from tracer.schema import FUTEX, OFFCPU, Flag, Kind, Losses, Records, view
+from tracer.model.words import bump
+from tracer.schema import OFFCPU, Kind, Losses, view
 
 #: Waiting for a CPU for more than this share of the time is worth a finding.
 RUN_DELAY_SHARE: Final = 0.02
@@ -26,6 +28,8 @@ RUN_DELAY_SHARE: Final = 0.02
 STUCK_NS: Final = 1_000_000_000
 #: Streams in one context from which on sharing it is worth a finding.
 MANY_STREAMS: Final = 4
+#: So many of those that ran instead are told apart.
+_INSTEAD: Final = 64
 #: Steal above this share of one CPU is told.
 STEAL_SHARE: Final = 0.02
 #: Record time without any stream after which that is said.
@@ -41,25 +45,25 @@ class RunDelay:
     total_ns: dict[int, int] = field(default_factory=dict)
     instead_ns: dict[int, dict[int, int]] = field(default_factory=dict)
 
-    def step(self, records: Records, tids: set[int]) -> None:
+    def step(self, step: Step, tids: set[int]) -> None:
         """Take over the off-CPU spans of ``tids``."""
-        off = view(records[(records["kind"] == Kind.OFFCPU) & ((records["flags"] & Flag.OPEN) == 0)], OFFCPU)
-        off = off[np.isin(off["tid"], list(tids))]
-        if not len(off):
-            return
-        blocked = (off["preempted"] == 0) & ((off["op"] & 3) != 0)
-        woken = np.where(blocked, np.maximum(off["woken_ns"], off["enter_ns"]), off["enter_ns"])
-        ends = off["enter_ns"] + off["dur_ns"]
-        delay = np.where(blocked & (off["woken_ns"] == 0), 0, np.maximum(ends, woken) - woken).astype(
-            np.int64
-        )
-        for tid, instead, ns in zip(
-            off["tid"].tolist(), off["instead_tid"].tolist(), delay.tolist(), strict=True
-        ):
-            self.total_ns[tid] = self.total_ns.get(tid, 0) + ns
-            if instead:
-                by = self.instead_ns.setdefault(tid, {})
-                by[instead] = by.get(instead, 0) + ns
+        for tid in tids:
+            rows = step.threads.of(tid)
+            off = view(rows.take(np.flatnonzero(rows["kind"] == int(Kind.OFFCPU))), OFFCPU)
+            if not len(off):
+                continue
+            enter = off["enter_ns"]
+            slept = (off["preempted"] == 0) & ((off["op"] & 3) != 0)
+            since = np.where(slept, np.maximum(off["woken_ns"], enter), enter)
+            delay = np.maximum(enter + off["dur_ns"], since) - since
+            delay[slept & (off["woken_ns"] == 0)] = 0
+            self.total_ns[tid] = self.total_ns.get(tid, 0) + int(delay.sum())
+            by = self.instead_ns.setdefault(tid, {})
+            who, place = np.unique(off["instead_tid"], return_inverse=True)
+            sums = np.bincount(place, weights=delay, minlength=len(who))
+            for instead, ns in zip(who.tolist(), sums.tolist(), strict=True):
+                if instead:
+                    bump(by, instead, int(ns), limit=_INSTEAD)
 
 
 @dataclass(slots=True)
@@ -68,18 +72,15 @@ class Stuck:
 
     waits: dict[int, tuple[int, int, int]] = field(default_factory=dict)
 
-    def step(self, records: Records) -> None:
+    def step(self, step: Step) -> None:
         """Take over futex records: an OPEN one is remembered until its thread says more."""
-        futex = records[records["kind"] == Kind.FUTEX]
-        if not len(futex):
-            return
+        opened = step.opened(Kind.FUTEX)
         if self.waits:
-            for tid in np.intersect1d(futex["tid"], np.array(list(self.waits), dtype=np.uint32)).tolist():
-                self.waits.pop(tid, None)
-        opened = view(futex[(futex["flags"] & Flag.OPEN) != 0], FUTEX)
-        for row in opened:
-            if int(row["expected"]) == 2 and int(row["dur_ns"]) >= STUCK_NS:
-                self.waits[int(row["tid"])] = (int(row["word"]), int(row["enter_ns"]), int(row["dur_ns"]))
+            for tid in {*step.of(Kind.FUTEX)["tid"].tolist(), *opened["tid"].tolist()} & set(self.waits):
+                del self.waits[tid]
+        stuck = (opened["expected"] == 2) & (opened["dur_ns"] >= STUCK_NS)
+        for row in opened.take(np.flatnonzero(stuck)):
+            self.waits[int(row["tid"])] = (int(row["word"]), int(row["enter_ns"]), int(row["dur_ns"]))
 
 
 @dataclass(slots=True)
@@ -119,7 +120,8 @@ def _alerts(seen: Evidence) -> Iterator[Finding]:
         yield Finding(
             f"{seen.registry.comm(tid)!r} (tid {tid}) has waited {age / 1e9:.1f} s for lock {word:#x}",
             "the lock stays held that long: its holder is blocked or gone",
-            f"look at what the holder waits for: /proc/{seen.registry.tgid(tid)}/task/*/syscall and xdtrace's Held table",
+            f"look at what the holder waits for: /proc/{seen.registry.tgid(tid)}/task/*/syscall "
+            "and xdtrace's Held table",
             "alert",
         )
 
@@ -129,7 +131,8 @@ def _audio(seen: Evidence) -> Iterator[Finding]:
     audio = [t for t in seen.registry.targets.values() if t.role == "audio"]
     if not seen.streams.streams and seen.elapsed_ns >= PATIENCE_NS:
         why = (
-            f"no eventfd is written periodically by {audio[0].comm} (pid {audio[0].tgid}) and read by the target"
+            f"no eventfd is written periodically by {audio[0].comm} (pid {audio[0].tgid}) "
+            "and read by the target"
             if audio
             else "no process was found that shares the target's eventfds and drives them with a timer"
         )
@@ -183,7 +186,8 @@ def _scheduling(seen: Evidence) -> Iterator[Finding]:
         by = seen.delay.instead_ns.get(tid, {})
         hog = max(by, key=lambda t: (by[t], -t)) if by else 0
         yield Finding(
-            f"{thread.comm!r} (tid {tid}) was runnable without a CPU for {100 * delay / seen.elapsed_ns:.1f} % of the time",
+            f"{thread.comm!r} (tid {tid}) was runnable without a CPU "
+            f"for {100 * delay / seen.elapsed_ns:.1f} % of the time",
             f"most of it {registry.comm(hog)!r} (tid {hog}) ran instead" if hog else "other work ran instead",
             f"chrt -f -p 10 {tid}, or keep other work off its CPUs"
             if not _realtime(thread)
@@ -231,7 +235,8 @@ def _tracing(seen: Evidence) -> Iterator[Finding]:
             yield Finding(note, f"pid {target.tgid}", "xdtrace doctor says how to mend it", "info")
     if seen.losses.total:
         yield Finding(
-            f"{seen.losses.total} records were lost (ring {seen.losses.ring}, map {seen.losses.map}, late {seen.losses.late})",
+            f"{seen.losses.total} records were lost "
+            f"(ring {seen.losses.ring}, map {seen.losses.map}, late {seen.losses.late})",
             "verdicts whose window overlaps a loss are unknown",
             "a larger ring (--ring-mib), fewer targets, or less load on this CPU",
         )

@@ -22,8 +22,9 @@ from numpy.typing import NDArray
 from tracer.model.blame import syscall_name
 from tracer.model.locks import Locks
 from tracer.model.registry import Registry
+from tracer.model.step import Step
 from tracer.model.summary import HeldRow
-from tracer.schema import EPOLL_CTL, EPOLL_WAIT, FD, MSG, RW, SYSCALL, WORDS, Flag, Kind, Records, view
+from tracer.schema import EPOLL_CTL, EPOLL_WAIT, FD, MSG, RW, SYSCALL, Kind, Records
 
 #: (tgid, kind, fd, eventfd_id or -1) -> what the fd is: completion, stream, irq, kick, pipe ...
 ObjectOf = Callable[[int, Kind, int, int], str]
@@ -36,12 +37,12 @@ _MAX_GENERATIONS = 1024
 _REFRESH_NS = 1_000_000_000  # what an object is may be learned later: asked again this often
 
 _FAMILIES = (
-    ((Kind.READ, Kind.WRITE), RW),
-    ((Kind.FD,), FD),
-    ((Kind.EPOLL_WAIT,), EPOLL_WAIT),
-    ((Kind.EPOLL_CTL,), EPOLL_CTL),
-    ((Kind.RECVMSG, Kind.SENDMSG), MSG),
-    ((Kind.SYSCALL,), SYSCALL),
+    (Kind.READ, Kind.WRITE, RW),
+    (Kind.FD, Kind.FD, FD),
+    (Kind.EPOLL_WAIT, Kind.EPOLL_WAIT, EPOLL_WAIT),
+    (Kind.EPOLL_CTL, Kind.EPOLL_CTL, EPOLL_CTL),
+    (Kind.RECVMSG, Kind.SENDMSG, MSG),
+    (Kind.SYSCALL, Kind.SYSCALL, SYSCALL),
 )
 _EVENTFD_KEY = 1 << 32
 
@@ -89,27 +90,24 @@ class Held:
 
     # ---- feeding
 
-    def step(self, records: Records, end_ns: int) -> None:
-        """Count one step's records (dtype RECORD)."""
-        kinds = records["kind"]
-        for row in view(records[kinds == Kind.WORDS], WORDS):
+    def step(self, step: Step) -> None:
+        """Count one step's records."""
+        for row in step.of(Kind.WORDS):
             self._learn(int(row["tid"]), int(row["op"]), int(row["flags"]), row["words"].tolist())
         if len(self._keys) > _MAX_ROWS:
             self._prune()
-        if end_ns >= self._cache_until:
+        if step.end_ns >= self._cache_until:
             self._cache.clear()
             self._places.clear()
-            self._cache_until = (end_ns // _REFRESH_NS + 1) * _REFRESH_NS
+            self._cache_until = (step.end_ns // _REFRESH_NS + 1) * _REFRESH_NS
         if not self._generations:
             return
-        for members, family in _FAMILIES:
-            chosen = kinds == members[0]
-            if len(members) > 1:
-                chosen |= kinds == members[1]
-            rows = view(records[chosen], family)
-            rows = rows[(rows["readable_in"] != 0) & ((rows["flags"] & Flag.OPEN) == 0)]
-            if len(rows):
-                self._count(rows, family, end_ns)
+        for first, last, family in _FAMILIES:
+            rows = step.of(first, last)
+            readable = rows["readable_in"] != 0
+            if readable.any():
+                rows = rows if readable.all() else rows.take(np.flatnonzero(readable))
+                self._count(rows, family, step.end_ns)
 
     def _learn(self, tgid: int, generation: int, chunk: int, words: list[int]) -> None:
         known = self._generations.setdefault((tgid, generation), [0] * _BITS)

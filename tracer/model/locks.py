@@ -21,6 +21,7 @@ import numpy as np
 from tracer.model.acquire import ACQ, CONTENDED, LOCK_WAIT, PTHREAD_WAIT, STD_WAIT, WAKE, Acquirer, classify
 from tracer.model.blame import RECENT_NS, WINDOW_NS, Cells, Recent, label_key, syscall_label
 from tracer.model.registry import Registry
+from tracer.model.step import Step
 from tracer.model.summary import BlameRow, HoldStats, LockRow, WaitStats
 from tracer.model.words import (
     SEEN_PRIVATE_OTHER,
@@ -37,7 +38,7 @@ from tracer.model.words import (
     copy_word,
     join,
 )
-from tracer.schema import FUTEX, FUTEX_PRIVATE, LIFE, Flag, Kind, Life, Records, view
+from tracer.schema import FUTEX_PRIVATE, Kind, Life, Records
 
 RETAIN_NS = 8_000_000_000
 MAX_WORDS = 4096
@@ -84,21 +85,17 @@ class Locks:
 
     # ---- feeding
 
-    def step(self, records: Records, end_ns: int) -> None:
-        """Take the records (dtype RECORD, sorted by end, tid, kind, enter) of one step of record time."""
-        self.now_ns = max(self.now_ns, end_ns)
-        self.recent.step(records, self.now_ns)
-        kinds = records["kind"]
-        futex = view(records[kinds == Kind.FUTEX], FUTEX)
-        if len(futex):
-            opened = (futex["flags"] & Flag.OPEN) != 0
-            if opened.any():
-                for i in np.flatnonzero(opened).tolist():
-                    self._open[int(futex["tid"][i])] = futex[i : i + 1]
-                futex = futex[~opened]
+    def step(self, step: Step) -> None:
+        """Take one step of record time."""
+        self.now_ns = max(self.now_ns, step.end_ns)
+        self.recent.step(step, self.now_ns)
+        opened = step.opened(Kind.FUTEX)
+        for i, tid in enumerate(opened["tid"].tolist()):
+            self._open[tid] = opened[i : i + 1]
+        futex = step.of(Kind.FUTEX)
         if len(futex):
             self._feed(futex)
-        for row in view(records[kinds == Kind.LIFE], LIFE):
+        for row in step.of(Kind.LIFE):
             if row["op"] == Life.EXIT:
                 self._open.pop(int(row["tid"]), None)
                 self._close(self._acquirer.forget(int(row["tid"])))

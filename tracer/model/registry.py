@@ -14,7 +14,8 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from tracer.schema import LIFE, CallSite, EpollEntry, Fd, Kind, Life, LockSymbol, Records, Target, Thread
+from tracer.model.step import Step
+from tracer.schema import CallSite, EpollEntry, Fd, Kind, Life, LockSymbol, Target, Thread
 
 
 @dataclass(slots=True)
@@ -74,10 +75,9 @@ class Registry:
         for symbol in lock_symbols:
             self.lock_symbols[symbol.tgid, symbol.address] = symbol
 
-    def step(self, records: Records) -> None:
-        """Take over the LIFE records among ``records`` (sorted by end, dtype RECORD)."""
-        life = records[records["kind"] == Kind.LIFE]
-        for row in np.ascontiguousarray(life).view(LIFE):
+    def step(self, step: Step) -> None:
+        """Take over the LIFE records of a step."""
+        for row in step.of(Kind.LIFE):
             tid, tgid = int(row["tid"]), int(row["tgid"])
             comm = bytes(row["comm"]).split(b"\0", 1)[0].decode("utf-8", "replace")
             state = self.threads.get(tid)

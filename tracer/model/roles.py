@@ -10,26 +10,19 @@ kick and is hidden from every verdict, because a real guest's kick is no syscall
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Final, Protocol
 
 import numpy as np
 
 from tracer.model.registry import Registry
+from tracer.model.step import Step
 from tracer.model.streams import Streams
-from tracer.schema import (
-    FUTEX,
-    FUTEX_CMD_MASK,
-    FUTEX_WAIT,
-    FUTEX_WAIT_BITSET,
-    OFFCPU,
-    RW,
-    Flag,
-    Kind,
-    Records,
-    end_ns,
-    view,
-)
+from tracer.schema import FUTEX, OFFCPU, RW, Flag, Kind, Records, view
+
+_READ, _WRITE, _FUTEX, _OFFCPU = int(Kind.READ), int(Kind.WRITE), int(Kind.FUTEX), int(Kind.OFFCPU)
+_EVENTFD = int(Flag.EVENTFD)
 
 #: Votes of behaviour before it overrules a name.
 MIN_VOTES: Final = 3
@@ -54,8 +47,8 @@ class Roles:
     irq_ids: dict[int, set[int]] = field(default_factory=dict)
     _named: set[tuple[int, str]] = field(default_factory=set)
 
-    def step(self, records: Records, streams: Streams) -> None:
-        """Take over one step's records (sorted), after ``streams`` took them."""
+    def step(self, step: Step, streams: Streams) -> None:
+        """Take over one step's records, after ``streams`` took them."""
         for driver in streams.drivers.values():
             if any(s.driver is driver for s in streams.streams):
                 self._set(driver.tid, "D", "behaviour")
@@ -64,19 +57,17 @@ class Roles:
             self._set(tid, "W", "behaviour")
         self._by_name()
         workers |= set(self.registry.with_role("W"))
-        if len(records) and workers:
-            closed = records[(records["flags"] & Flag.OPEN) == 0]
-            self._interrupts(closed, workers)
-            self._rearms(closed, workers)
+        for tid in sorted(workers):
+            self._interrupts(step, tid)
+            self._rearms(step, tid, workers)
         for stream in streams.streams:
             if stream.completion is not None and stream.tgid not in self.gpu_votes:
                 writer = stream.completion.written.main_tid()
                 if writer:
                     self.gpu_votes[stream.tgid] = Counter({writer: 1})
         self._decide(streams)
-        gpus = set(self.registry.with_role("G"))
-        if len(records) and gpus:
-            self._kickers(records, gpus)
+        for tid in self.registry.with_role("G"):
+            self._kickers(step, tid)
 
     def _set(self, tid: int, role: str, by: str) -> None:
         state = self.registry.threads.get(tid)
@@ -94,54 +85,42 @@ class Roles:
             if role and not state.role:
                 state.role, state.role_by = role, "name"
 
-    def _interrupts(self, records: Records, workers: set[int]) -> None:
-        rows = view(records[(records["kind"] == Kind.WRITE) & ((records["flags"] & Flag.EVENTFD) != 0)], RW)
-        rows = rows[np.isin(rows["tid"], list(workers))]
-        for number, tid in {(int(r["eventfd_id"]), int(r["tid"])) for r in rows}:
-            self.irq_ids.setdefault(self.registry.tgid(tid), set()).add(number)
+    def _interrupts(self, step: Step, tid: int) -> None:
+        """Eventfds that W writes are interrupts."""
+        rows = view(step.threads.calls(tid), RW)
+        wrote = (rows["kind"] == _WRITE) & ((rows["flags"] & _EVENTFD) != 0)
+        if wrote.any():
+            known = self.irq_ids.setdefault(self.registry.tgid(tid), set())
+            known.update(rows["eventfd_id"][wrote].tolist())
 
-    def _rearms(self, records: Records, workers: set[int]) -> None:
+    def _rearms(self, step: Step, tid: int, workers: set[int]) -> None:
         """Who ends W's condvar waits re-arms it: that is G."""
-        mine = records[np.isin(records["tid"], list(workers))]
-        futex = view(mine[mine["kind"] == Kind.FUTEX], FUTEX)
-        command = futex["op"] & FUTEX_CMD_MASK
-        parked = futex[
-            ((command == FUTEX_WAIT) | (command == FUTEX_WAIT_BITSET))
-            & (futex["expected"] != MUTEX_CONTENDED)
-            & (futex["ret"] == 0)
-        ]
-        off = view(mine[mine["kind"] == Kind.OFFCPU], OFFCPU)
-        for tid in np.unique(parked["tid"]).tolist():
-            waits, spans = parked[parked["tid"] == tid], off[off["tid"] == tid]
-            if not len(spans):
-                continue
-            at = np.searchsorted(spans["enter_ns"], waits["enter_ns"])
-            at = at[at < len(spans)]
-            woken = spans[np.unique(at)]
-            tgid = self.registry.tgid(tid)
-            woken = woken[
-                (woken["waker_in_irq"] == 0) & (woken["waker_tgid"] == tgid) & (woken["woken_ns"] > 0)
-            ]
-            for waker, n in zip(*np.unique(woken["waker_tid"], return_counts=True), strict=True):
-                if int(waker) not in workers:
-                    self.gpu_votes.setdefault(tgid, Counter())[int(waker)] += int(n)
+        futex = view(step.threads.calls(tid), FUTEX)  # no wakes among them
+        parked = (futex["kind"] == _FUTEX) & (futex["expected"] != MUTEX_CONTENDED) & (futex["ret"] == 0)
+        if not parked.any():
+            return
+        spans = _sleeps(step, tid)
+        at = np.searchsorted(spans["enter_ns"], futex["enter_ns"][parked])
+        woken = spans.take(np.unique(at[at < len(spans)]))
+        tgid = self.registry.tgid(tid)
+        for waker, n in _wakers(woken.take(np.flatnonzero(woken["waker_tgid"] == tgid))):
+            if waker not in workers:
+                self.gpu_votes.setdefault(tgid, Counter())[waker] += n
 
-    def _kickers(self, records: Records, gpus: set[int]) -> None:
+    def _kickers(self, step: Step, tid: int) -> None:
         """Who wakes an idle G is a vCPU (a real guest's kick is no syscall of its own)."""
-        mine = records[np.isin(records["tid"], list(gpus)) & ((records["flags"] & Flag.OPEN) == 0)]
-        reads = mine[mine["kind"] == Kind.READ]
-        off = view(mine[mine["kind"] == Kind.OFFCPU], OFFCPU)
-        for tid in gpus:
-            waits, spans = reads[reads["tid"] == tid], off[off["tid"] == tid]
-            if not len(waits) or not len(spans):
-                continue
-            at = np.searchsorted(spans["enter_ns"], waits["enter_ns"])
-            inside = at < len(spans)
-            at, waits = at[inside], waits[inside]
-            woken = spans[at[spans["enter_ns"][at] < end_ns(waits)]]
-            woken = woken[(woken["waker_in_irq"] == 0) & (woken["woken_ns"] > 0)]
-            for waker, n in zip(*np.unique(woken["waker_tid"], return_counts=True), strict=True):
-                self.vcpu_votes[int(waker)] += int(n)
+        calls = step.threads.calls(tid)
+        reads = calls["kind"] == _READ
+        spans = _sleeps(step, tid)
+        if not reads.any() or not len(spans):
+            return
+        enter = calls["enter_ns"][reads]
+        end = enter + calls["dur_ns"][reads]
+        at = np.searchsorted(spans["enter_ns"], enter)
+        first = spans["enter_ns"][np.minimum(at, len(spans) - 1)]
+        within = (at < len(spans)) & (first < end)
+        for waker, n in _wakers(spans.take(at[within])):
+            self.vcpu_votes[waker] += n
 
     def _decide(self, streams: Streams) -> None:
         for tgid, votes in self.gpu_votes.items():
@@ -167,3 +146,16 @@ class Roles:
         """G of a VMM, 0 while unknown."""
         tids = self.registry.with_role("G", tgid)
         return tids[0] if tids else 0
+
+
+def _sleeps(step: Step, tid: int) -> Records:
+    """A thread's closed off-CPU spans (n,) of a step, by end."""
+    rows = step.threads.of(tid)
+    return view(rows.take(np.flatnonzero(rows["kind"] == _OFFCPU)), OFFCPU)
+
+
+def _wakers(woken: Records) -> Iterator[tuple[int, int]]:
+    """(tid, times) of those that woke a thread from these off-CPU spans (n,), by tid; no interrupts."""
+    awake = (woken["waker_in_irq"] == 0) & (woken["woken_ns"] > 0)
+    tids, counts = np.unique(woken["waker_tid"][awake], return_counts=True)
+    return zip(tids.tolist(), counts.tolist(), strict=True)

@@ -15,10 +15,11 @@ from dataclasses import dataclass, field
 from typing import Final
 
 import numpy as np
-from numpy.typing import NDArray
 
 from tracer.model.spans import Call, Off, calls_of, offs_of
-from tracer.schema import Flag, Kind, Records, empty_records, end_ns
+from tracer.model.step import Step, Threads
+from tracer.model.words import join
+from tracer.schema import RECORD, Flag, Kind, Records, empty_records, end_ns
 
 #: One step of record time. All state of the model changes only at multiples of it.
 STEP_NS: Final = 200_000_000
@@ -47,7 +48,7 @@ class Sequencer:
             late = (records["flags"] & Flag.LATE) != 0
             if late.any():
                 self.late += int(late.sum())
-                records = records[~late]
+                records = records.take(np.flatnonzero(~late))
         if len(records):
             self._pending.append(records)
         if self._next is None:
@@ -58,8 +59,7 @@ class Sequencer:
             self.first_ns = first
         if watermark_ns < self._next:
             return
-        pending = np.concatenate(self._pending) if self._pending else empty_records()
-        pending = _in_order(pending)
+        pending = _in_order(join(self._pending, RECORD))
         ends = end_ns(pending)
         while watermark_ns >= self._next:
             cut = int(np.searchsorted(ends, self._next, side="right"))
@@ -79,7 +79,7 @@ def _in_order(records: Records) -> Records:
     """Records sorted by (end, tid, kind, enter); cheap where they nearly are."""
     ends = end_ns(records)
     order = np.argsort(ends, kind="stable")
-    records, ends = records[order], ends[order]
+    records, ends = records.take(order), ends.take(order)
     ties = np.flatnonzero(ends[1:] == ends[:-1])
     if not len(ties):
         return records
@@ -87,20 +87,18 @@ def _in_order(records: Records) -> Records:
     member[ties] = True
     member[ties + 1] = True
     at = np.flatnonzero(member)
-    tied = records[at]
+    tied = records.take(at)
     inner = np.lexsort((tied["enter_ns"], tied["kind"], tied["tid"], ends[at]))
-    records[at] = tied[inner]
+    records[at] = tied.take(inner)
     return records
 
 
 @dataclass(slots=True)
 class _Chunk:
-    """One step's spans, sorted by (tid, end)."""
+    """One step's spans by thread, and those that were asked for as tuples."""
 
     end_ns: int
-    records: Records
-    ends: NDArray[np.uint64]
-    slices: dict[int, tuple[int, int]]
+    threads: Threads
     tuples: dict[int, _Tuples] = field(default_factory=dict)
 
 
@@ -121,20 +119,13 @@ class Timeline:
     _chunk_ends: list[int] = field(default_factory=list)
     end_ns: int = 0
 
-    def step(self, records: Records, step_end_ns: int) -> None:
-        """Take over one step's records (sorted, as ``Sequencer`` yields them)."""
-        self.end_ns = step_end_ns
-        spans = records[(records["kind"] <= Kind.OFFCPU)]
-        if len(spans):
-            tids = spans["tid"]
-            order = np.argsort(tids, kind="stable")
-            spans, tids = spans[order], tids[order]
-            starts = np.flatnonzero(np.r_[True, tids[1:] != tids[:-1]])
-            stops = np.r_[starts[1:], len(tids)]
-            slices = {int(tids[a]): (int(a), int(b)) for a, b in zip(starts, stops, strict=True)}
-            self._chunks.append(_Chunk(step_end_ns, spans, end_ns(spans), slices))
-            self._chunk_ends.append(step_end_ns)
-        old = bisect_right(self._chunk_ends, step_end_ns - RETENTION_NS)
+    def step(self, step: Step) -> None:
+        """Take over one step's records."""
+        self.end_ns = step.end_ns
+        if len(step.threads.records):
+            self._chunks.append(_Chunk(step.end_ns, step.threads))
+            self._chunk_ends.append(step.end_ns)
+        old = bisect_right(self._chunk_ends, step.end_ns - RETENTION_NS)
         if old:
             del self._chunks[:old], self._chunk_ends[:old]
 
@@ -149,25 +140,26 @@ class Timeline:
         chunks = self._chunks
         for i in range(bisect_left(self._chunk_ends, start_ns), len(chunks)):
             chunk = chunks[i]
-            bounds = chunk.slices.get(tid)
+            bounds = chunk.threads.slices.get(tid)
             if bounds is None:
                 continue
             low, high = bounds
             if chunk.end_ns - STEP_NS > stop_ns:
                 # Past the interval: only a span that began within it is of interest.
-                part = chunk.records[low : min(high, low + _LOOK_AHEAD)]
+                part = chunk.threads.records[low : min(high, low + _LOOK_AHEAD)]
             else:
-                part = chunk.records[low + int(np.searchsorted(chunk.ends[low:high], start_ns)) : high]
+                first = low + int(np.searchsorted(chunk.threads.ends[low:high], start_ns))
+                part = chunk.threads.records[first:high]
             inside = part["enter_ns"] <= stop_ns
             if not inside.all():
-                part = part[inside]
+                part = part.take(np.flatnonzero(inside))
             if len(part):
                 parts.append(part)
             elif chunk.end_ns - STEP_NS > stop_ns:
                 break
         if not parts:
             return empty_records()
-        found = np.concatenate(parts) if len(parts) > 1 else parts[0]
+        found = join(parts, RECORD)
         if (found["flags"] & Flag.OPEN).any():
             found = _without_superseded(found)
         return found
@@ -180,15 +172,16 @@ class Timeline:
         chunks = self._chunks
         for i in range(bisect_left(self._chunk_ends, start_ns), len(chunks)):
             chunk = chunks[i]
-            bounds = chunk.slices.get(tid)
+            bounds = chunk.threads.slices.get(tid)
             if bounds is None:
                 continue
             kept = chunk.tuples.get(tid)
             if kept is None:
-                rows = chunk.records[bounds[0] : bounds[1]]
+                rows = chunk.threads.records[bounds[0] : bounds[1]]
                 off = rows["kind"] == Kind.OFFCPU
                 some = bool(((rows["flags"] & Flag.OPEN) != 0).any())
-                kept = chunk.tuples[tid] = _Tuples(calls_of(rows[~off]), offs_of(rows[off]), some)
+                calls_too, offs_too = rows.take(np.flatnonzero(~off)), rows.take(np.flatnonzero(off))
+                kept = chunk.tuples[tid] = _Tuples(calls_of(calls_too), offs_of(offs_too), some)
             began, after = chunk.end_ns - STEP_NS, 0
             new_calls, new_offs = kept.calls, kept.offs
             if began < start_ns:
@@ -231,4 +224,4 @@ def _without_superseded(found: Records) -> Records:
         if before is not None and opened[before]:
             keep[before] = False
         last[key] = i
-    return found[keep]
+    return found.take(np.flatnonzero(keep))

@@ -18,14 +18,15 @@ from tracer.model.held import MIN_SAMPLES, Held
 from tracer.model.histogram import LogHistogram
 from tracer.model.locks import Locks
 from tracer.model.registry import Registry
+from tracer.model.step import Step
 from tracer.model.summary import CostStats, WritePath
 from tracer.model.words import join
-from tracer.schema import FD, FUTEX, RECORD, RW, Flag, Kind, Records, end_ns, view
+from tracer.schema import FD, FUTEX, RECORD, RW, Kind, Records, end_ns, view
 
 _AROUND = 3  # calls before and after a write that are looked at
 _LATER_NS = 50_000_000  # a write is judged this much later, when its close is known
-_NOT_DUP = (3, 57, 284, 290, 19)  # close, eventfd, eventfd2 on x86-64 and arm64
-_CLOSE = (3, 57)
+_NOT_DUP = np.array((3, 19, 57, 284, 290))  # close, eventfd, eventfd2 on x86-64 and arm64
+_CLOSE = np.array((3, 57))
 _WAKE = 1
 _MAX_IDS = 256
 _SURE = 0.9  # of all completion writes
@@ -68,33 +69,33 @@ class WritePaths:
         self.locks = locks
         self.item_states = item_states
         self._seen: dict[int, _Seen] = {}
-        self._recent: deque[Records] = deque()
+        self._recent: deque[Step] = deque()
         self._done_ns = 0
 
-    def step(self, records: Records, end_ns_: int, completion_ids: set[int]) -> None:
+    def step(self, step: Step, completion_ids: set[int]) -> None:
         """Look at the completion writes that ended 50 ms before this step's end."""
-        if len(records):
-            self._recent.append(records)
-        until = max(self._done_ns, end_ns_ - _LATER_NS)
+        if len(step):
+            self._recent.append(step)
+        until = max(self._done_ns, step.end_ns - _LATER_NS)
         if completion_ids and self._recent:
             self._look(self._done_ns, until, completion_ids)
         self._done_ns = until
-        while self._recent and int(end_ns(self._recent[0][-1:])[0]) + _LATER_NS < until:
+        while self._recent and int(end_ns(self._recent[0].records[-1:])[0]) + _LATER_NS < until:
             self._recent.popleft()
 
     def _look(self, after_ns: int, until_ns: int, completion_ids: set[int]) -> None:
         ids = np.fromiter(completion_ids, dtype=np.int32)
         writers: set[int] = set()
-        for rows in self._recent:
-            rw = view(rows[rows["kind"] == Kind.WRITE], RW)
-            writers.update(np.unique(rw["tid"][np.isin(rw["eventfd_id"], ids)]).tolist())
+        for step in self._recent:
+            rw = step.of(Kind.WRITE)
+            writers.update(rw["tid"][_among(rw["eventfd_id"], ids)].tolist())
         for tid in sorted(writers):
             tgid = self.registry.tgid(tid)
             if not self.registry.is_vmm(tgid) or self.registry.role(tid) == "vcpu":
                 continue
-            parts = [rows[rows["tid"] == tid] for rows in self._recent]
+            parts = [rows for step in self._recent if len(rows := step.threads.of(tid))]
             rows = join(parts, RECORD)
-            rows = rows[(rows["kind"] <= Kind.SYSCALL) & ((rows["flags"] & Flag.OPEN) == 0)]
+            rows = rows.take(np.flatnonzero(rows["kind"] <= int(Kind.SYSCALL)))
             self._writer(tgid, tid, rows, ids, after_ns, until_ns)
 
     def _writer(
@@ -102,14 +103,14 @@ class WritePaths:
     ) -> None:
         rw, fdop, futex, stop = view(rows, RW), view(rows, FD), view(rows, FUTEX), end_ns(rows)
         kind = rows["kind"]
-        wrote = (kind == Kind.WRITE) & np.isin(rw["eventfd_id"], ids) & (rw["ret"] > 0)
+        wrote = (kind == Kind.WRITE) & _among(rw["eventfd_id"], ids) & (rw["ret"] > 0)
         at = np.flatnonzero(wrote & (stop > after_ns) & (stop <= until_ns))
         if not len(at):
             return
         seen = self._seen.setdefault(tgid, _Seen())
         fd = rw["fd"][at]
-        is_dup = (kind == Kind.FD) & ~np.isin(fdop["op"], _NOT_DUP) & (fdop["ret"] >= 0)
-        is_close = (kind == Kind.FD) & np.isin(fdop["op"], _CLOSE)
+        is_dup = (kind == Kind.FD) & ~_among(fdop["op"], _NOT_DUP) & (fdop["ret"] >= 0)
+        is_close = (kind == Kind.FD) & _among(fdop["op"], _CLOSE)
         is_wake = (kind == Kind.FUTEX) & ((futex["op"] & 0x7F) == _WAKE)
         enter = rows["enter_ns"]
         begin, finish = enter[at].copy(), stop[at].copy()
@@ -273,3 +274,12 @@ class WritePaths:
         if not self.held.watched(tgid) & words:
             return "unknown", "", "locked or refcount: item_state is not among the watched words yet"
         return "unknown", "", "locked or refcount: what was held at the writes is not clear-cut"
+
+
+def _among(values: np.ndarray, few: np.ndarray) -> np.ndarray:
+    """Which of values (n,) are among a handful, as a mask (n,)."""
+    if not len(few):
+        return np.zeros(len(values), dtype=bool)
+    few = np.sort(few)
+    found: np.ndarray = few[np.minimum(np.searchsorted(few, values), len(few) - 1)] == values
+    return found
