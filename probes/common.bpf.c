@@ -77,6 +77,30 @@ static __always_inline u32 xd_task_u32(u64 task, u64 offset)
 	return value;
 }
 
+static __always_inline u32 xd_task_pid(u64 task)
+{
+#if XD_HAVE_TASK
+	return xd_task_u32(task, XD_OFF_TASK_PID);
+#else
+	int zero = 0;
+	struct xd_learnt *learnt = xd_learnt.lookup(&zero);
+
+	return learnt && learnt->task_matches == 1 ? xd_task_u32(task, learnt->task_pid) : 0;
+#endif
+}
+
+static __always_inline u32 xd_task_tgid(u64 task)
+{
+#if XD_HAVE_TASK
+	return xd_task_u32(task, XD_OFF_TASK_TGID);
+#else
+	int zero = 0;
+	struct xd_learnt *learnt = xd_learnt.lookup(&zero);
+
+	return learnt && learnt->task_matches == 1 ? xd_task_u32(task, learnt->task_pid + 4) : 0;
+#endif
+}
+
 /* The thread's entry, made where there is none or where a dead process left one. */
 static __always_inline struct xd_thread *xd_thread_get(u32 tid, u32 tgid)
 {

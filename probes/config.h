@@ -48,6 +48,11 @@
 #define XD_EARLY_WAKE_NS 50000
 #endif
 
+/* 1: offsets of pid and tgid in a task_struct are known by BTF; 0: they are learnt from xdtrace's own task. */
+#ifndef XD_HAVE_TASK
+#define XD_HAVE_TASK 0
+#endif
+
 /* 1: offsets for task -> files -> eventfd_ctx are known, so records carry eventfd ids. */
 #ifndef XD_HAVE_FILES
 #define XD_HAVE_FILES 0

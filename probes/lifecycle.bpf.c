@@ -37,8 +37,8 @@ int xd_task_newtask(struct bpf_raw_tracepoint_args *ctx)
 
 	if (!xd_traced(parent_tgid))
 		return 0;
-	tid = xd_task_u32(ctx->args[0], XD_OFF_TASK_PID);
-	tgid = xd_task_u32(ctx->args[0], XD_OFF_TASK_TGID);
+	tid = xd_task_pid(ctx->args[0]);
+	tgid = xd_task_tgid(ctx->args[0]);
 	if (tgid != parent_tgid)
 		return 0;
 	xd_thread_get(tid, tgid);
@@ -48,10 +48,10 @@ int xd_task_newtask(struct bpf_raw_tracepoint_args *ctx)
 
 int xd_task_rename(struct bpf_raw_tracepoint_args *ctx)
 {
-	u32 tgid = xd_task_u32(ctx->args[0], XD_OFF_TASK_TGID);
+	u32 tgid = xd_task_tgid(ctx->args[0]);
 
 	if (xd_traced(tgid))
-		xd_life(xd_task_u32(ctx->args[0], XD_OFF_TASK_PID), tgid, XD_LIFE_NAME, 0, (void *)ctx->args[1]);
+		xd_life(xd_task_pid(ctx->args[0]), tgid, XD_LIFE_NAME, 0, (void *)ctx->args[1]);
 	return 0;
 }
 

@@ -7,7 +7,7 @@
 
 /* xd_target.role; the values of enum xd_role never reach a record. */
 #define XD_ROLE_TRACE 1
-#define XD_ROLE_LEARN 2 /* xdtrace itself, for two syscalls: learns the f_op of eventfd and timerfd */
+#define XD_ROLE_LEARN 2 /* one thread of xdtrace itself (its tid is words[0]), for two syscalls: see xd_learn() */
 
 #define XD_WORD_SLOTS (XD_HELD_WORDS > 0 ? XD_HELD_WORDS : 1)
 
@@ -71,6 +71,8 @@ struct xd_cpu {
 struct xd_learnt {
 	u64 eventfd_fops;
 	u64 timerfd_fops;
+	u32 task_pid;	  /* without BTF: offset of pid, which tgid follows, in a task_struct; 0: not known */
+	u32 task_matches; /* how many places could be it; more than one: none is */
 };
 
 /* tgid -> filter entry and watched words. Set and replaced as a whole by the session. Full: the session refuses. */
@@ -89,7 +91,7 @@ BPF_HASH(xd_threads, u32, struct xd_thread, XD_MAX_THREADS);
 /* 0 -> xd_cpu of this CPU. For the session's life. */
 BPF_PERCPU_ARRAY(xd_cpus, struct xd_cpu, 1);
 
-/* 0 -> f_op of eventfds and timerfds, learnt from fds of xdtrace's own. */
+/* 0 -> f_op of eventfds and timerfds, learnt from fds of xdtrace's own, and its own task's layout. */
 BPF_ARRAY(xd_learnt, struct xd_learnt, 1);
 
 /* All records. Full: counted in lost_ring. Never wakes the reader: it polls by time. */

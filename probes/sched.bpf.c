@@ -67,7 +67,7 @@ int xd_sched_switch(struct bpf_raw_tracepoint_args *ctx)
 		}
 	}
 
-	next_tid = xd_task_u32(next, XD_OFF_TASK_PID);
+	next_tid = xd_task_pid(next);
 	thread = next_tid ? xd_threads.lookup(&next_tid) : NULL;
 	if (!thread)
 		return 0;
@@ -80,11 +80,11 @@ int xd_sched_switch(struct bpf_raw_tracepoint_args *ctx)
 		struct xd_offcpu *span = xd_reserve();
 
 		if (span) {
-			xd_head_set(&span->head, XD_OFFCPU, thread->out_flags, thread->state, next_tid,
-				    thread->out_ns, now - thread->out_ns);
+			xd_head_set(&span->head, XD_OFFCPU, thread->out_flags, thread->state, next_tid, thread->out_ns,
+				    now - thread->out_ns);
 			/* A waking on another CPU may read its time just before this thread's switch did. */
 			span->woken_ns = thread->woken_ns && thread->woken_ns < thread->out_ns ? thread->out_ns
-												 : thread->woken_ns;
+											       : thread->woken_ns;
 			span->waker_tid = thread->woken_ns ? thread->waker_tid : 0;
 			span->waker_tgid = thread->woken_ns ? thread->waker_tgid : 0;
 			span->instead_tid = prev_tid;
@@ -105,7 +105,7 @@ int xd_sched_switch(struct bpf_raw_tracepoint_args *ctx)
 
 int xd_sched_waking(struct bpf_raw_tracepoint_args *ctx)
 {
-	u32 tid = xd_task_u32(ctx->args[0], XD_OFF_TASK_PID);
+	u32 tid = xd_task_pid(ctx->args[0]);
 	struct xd_thread *thread = xd_threads.lookup(&tid);
 	struct xd_cpu *cpu;
 	u64 id, now;

@@ -21,6 +21,7 @@
 #define XD_FIRST_FDS 3
 #define XD_MORE_FDS 8
 #define XD_MORE_RECORDS 4
+#define XD_TASK_SEARCH_BYTES 8192
 
 struct xd_registers {
 	u64 slot[XD_REGS_SLOTS];
@@ -134,8 +135,8 @@ static __always_inline s32 xd_eventfd_id(int fd, u8 *flags)
 #endif
 }
 
-/* Our own write to an eventfd and read of a timerfd teach the f_op pointers. */
-static __always_inline void xd_learn(u64 nr, int fd)
+/* Our own write to an eventfd and read of a timerfd teach the f_op pointers; our own task, where ids lie. */
+static __always_inline void xd_learn(u64 id, u64 nr, int fd)
 {
 	int zero = 0;
 	struct xd_file file;
@@ -148,6 +149,22 @@ static __always_inline void xd_learn(u64 nr, int fd)
 		learnt->eventfd_fops = file.f_op;
 	if (nr == XD_NR_read && !learnt->timerfd_fops)
 		learnt->timerfd_fops = file.f_op;
+#if !XD_HAVE_TASK
+	u64 task = bpf_get_current_task(), pair;
+	u32 matches = 0;
+
+	/* pid and tgid are neighbours; in a thread that is not its process's first they differ. */
+#pragma clang loop unroll(disable)
+	for (u32 offset = 4; offset < XD_TASK_SEARCH_BYTES; offset += 4) {
+		pair = 0;
+		xd_read_kernel(&pair, sizeof(pair), (void *)(task + offset));
+		if (pair != id)
+			continue;
+		learnt->task_pid = offset;
+		matches++;
+	}
+	learnt->task_matches = matches;
+#endif
 }
 
 /* What is common to a span that ends now and to one that a signal cut short. */
@@ -295,7 +312,8 @@ int xd_sys_enter(struct bpf_raw_tracepoint_args *ctx)
 	u64 arg0 = regs.slot[XD_REGS_0], arg1 = regs.slot[XD_REGS_1], arg2 = regs.slot[XD_REGS_2];
 
 	if (target->role == XD_ROLE_LEARN) {
-		xd_learn(nr, arg0);
+		if (target->words[0] == tid)
+			xd_learn(id, nr, arg0);
 		return 0;
 	}
 	thread = xd_thread_get(tid, tgid);
@@ -478,8 +496,7 @@ static __always_inline u32 xd_rights(u64 message, u64 *fds)
 }
 
 /* The message's record with the first three eventfd ids, then continuations of eight. Submits all. */
-static __always_inline void xd_msg_submit(struct xd_msg *msg, struct xd_thread *thread, u32 tid, u64 dur_ns,
-					  s64 ret)
+static __always_inline void xd_msg_submit(struct xd_msg *msg, struct xd_thread *thread, u32 tid, u64 dur_ns, s64 ret)
 {
 	u64 fds = 0;
 	u32 count = ret >= 0 ? xd_rights(thread->a, &fds) : 0;

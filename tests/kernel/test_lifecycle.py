@@ -157,10 +157,13 @@ def test_who_woke_a_thread_and_who_ran_instead(child: Child, trace: Attach) -> N
         for span in blocked
         if ((waits["enter_ns"] <= span["enter_ns"]) & (schema.end_ns(waits) >= span["enter_ns"])).any()
     ]
-    assert len(inside) > 10, "no wait slept: nothing was tested"
-    assert {int(span["waker_tid"]) for span in inside} == {child.tgid}
-    assert not any(span["waker_in_irq"] for span in inside)
-    assert all(span["woken_ns"] >= span["enter_ns"] for span in inside)
+    # A waking far before the switch is not believed: on a busy host a few wakers stay unknown.
+    woken = [span for span in inside if span["woken_ns"] != 0]
+    assert len(woken) > 10, "no wait slept: nothing was tested"
+    assert len(woken) > len(inside) // 2
+    assert {int(span["waker_tid"]) for span in woken} == {child.tgid}
+    assert not any(span["waker_in_irq"] for span in woken)
+    assert all(span["woken_ns"] >= span["enter_ns"] for span in woken)
 
 
 def test_watermarks_hold_and_batches_are_in_order(child: Child, trace: Attach) -> None:
@@ -289,6 +292,22 @@ def test_without_btf_the_ids_come_from_proc_and_the_target_says_so(child: Child,
         if line.startswith("eventfd-id")
     ]
     assert mine["eventfd_id"].tolist() == [number]
+
+
+def test_without_btf_threads_and_wakers_are_told_all_the_same(child: Child, trace: Attach) -> None:
+    """Where the kernel keeps ids in a task is learnt from our own, whose ids are known."""
+    live = trace(child.tgid, use_btf=False)
+    (info,) = live.recording.batches[0].targets
+    assert any("steal time is not seen" in note for note in info.notes)
+    child.do("contend 101")
+    done = live.finish()
+    waits = done.of(Kind.FUTEX)
+    (tid,) = set(waits["tid"][(waits["op"] == WAIT) & (waits["word"] == child.word)].tolist())
+    assert [life["tid"] for life in done.of(Kind.LIFE) if life["op"] == Life.START] == [tid]
+    spans = done.of(Kind.OFFCPU, {tid})
+    blocked = spans[(spans["preempted"] == 0) & (spans["op"] & 3 != 0) & (spans["woken_ns"] != 0)]
+    assert len(blocked) > 10 and not spans["stolen_ns"].any()
+    assert child.tgid in set(blocked["waker_tid"].tolist())
 
 
 def test_xdtrace_does_not_trace_itself_nor_what_is_not_there(live_host: None) -> None:

@@ -61,8 +61,10 @@ class Compiled:
 def map_spec(name: str, fd: int) -> MapSpec:
     """What an existing map was made of, from its fdinfo."""
     info = bpfsys.fdinfo(fd)
-    sizes = (int(info[field]) for field in ("map_type", "key_size", "value_size", "max_entries"))
-    return MapSpec(name, *sizes, int(info["map_flags"], 16))
+    kind, key, value, entries = (
+        int(info[field]) for field in ("map_type", "key_size", "value_size", "max_entries")
+    )
+    return MapSpec(name, kind, key, value, entries, flags=int(info["map_flags"], 16))
 
 
 def relocated(instructions: bytes, places: Mapping[int, int]) -> bytes:

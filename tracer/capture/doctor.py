@@ -33,7 +33,9 @@ _CAP_SYS_ADMIN, _CAP_PERFMON, _CAP_BPF, _CAP_SYS_PTRACE = 21, 38, 39, 19  # uapi
 _BPF_MAP_CREATE, _BPF_MAP_TYPE_RINGBUF = 0, 27  # uapi/linux/bpf.h
 _SYS_BPF = {"x86_64": 321, "aarch64": 280}
 _MIN_KERNEL = (5, 8)  # the BPF ring buffer
+_MIN_WITHOUT_BTF = (5, 18)  # sched_switch passes prev_state
 _MIN_BCC = (0, 18)
+_WITHOUT_BTF = "eventfds are told by /proc, which misses short-lived fds; steal time is not seen"
 _AUDIO_COMMS = ("data-loop", "pipewire")
 
 
@@ -69,7 +71,7 @@ def host_checks() -> list[Check]:
         check_machine(platform.machine()),
         check_lockdown(procfs.read("/sys/kernel/security/lockdown")),
         check_bpf(_try_bpf(), status.get("Seccomp", "0")),
-        check_btf(os.path.exists("/sys/kernel/btf/vmlinux")),
+        check_btf(os.path.exists("/sys/kernel/btf/vmlinux"), platform.release()),
         *_offsets(),
         _sources(),
         check_perf(procfs.read("/proc/sys/kernel/perf_event_paranoid")),
@@ -181,12 +183,15 @@ def check_bpf(error: int, seccomp: str) -> Check:
     )
 
 
-def check_btf(present: bool) -> Check:
-    """Judge whether /sys/kernel/btf/vmlinux is there."""
+def check_btf(present: bool, release: str) -> Check:
+    """Judge whether /sys/kernel/btf/vmlinux is there, and what ``uname -r`` allows without it."""
     if present:
         return Check("BTF", True, "/sys/kernel/btf/vmlinux")
+    what = f"none: {_WITHOUT_BTF}"
     fix = "a kernel with CONFIG_DEBUG_INFO_BTF=y is needed (every current distribution's has it)"
-    return Check("BTF", False, "this kernel carries no type information", fix)
+    if _numbers(release) < _MIN_WITHOUT_BTF:
+        return Check("BTF", False, f"none, and Linux {release} cannot be traced without", fix)
+    return Check("BTF", True, what, fix)
 
 
 def _offsets() -> list[Check]:
@@ -197,11 +202,9 @@ def _offsets() -> list[Check]:
 
 
 def check_offsets(task: bool, files: bool, steal: bool, note: str) -> Check:
-    """Judge which kernel structures BTF explains: tasks are needed, files and steal time are better."""
+    """Judge which kernel structures BTF explains: tracing goes without, and sees less."""
     if not task:
-        return Check(
-            "structures", False, note or "BTF does not explain task_struct", "install libbpf (libbpf1)"
-        )
+        return Check("structures", True, f"{note or 'unknown'}: {_WITHOUT_BTF}", "install libbpf (libbpf1)")
     poorer = [
         text
         for present, text in (

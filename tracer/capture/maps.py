@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import contextlib
 import os
+import threading
 import time
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -58,9 +60,24 @@ THREAD = np.dtype(
 _CPU = np.dtype(
     [("irq_depth", "<u4"), ("pad", "<u4"), ("rq", "<u8"), ("lost_ring", "<u8"), ("lost_map", "<u8")]
 )
-_LEARNT_BYTES = 16
+_LEARNT = np.dtype(
+    [("eventfd_fops", "<u8"), ("timerfd_fops", "<u8"), ("task_pid", "<u4"), ("task_matches", "<u4")]
+)
 _FILTER_SLOTS = 8192
 _ONE = (1).to_bytes(8, "little")
+
+
+@dataclass(frozen=True, slots=True)
+class Learnt:
+    """What the probes recognise now (neither in a pid namespace of our own: their ids are not ours).
+
+    Attributes:
+        eventfd: eventfds among files; False too where the probes do not look at files.
+        task: without BTF: where ids lie in a task. With BTF it is known anyway, and False here.
+    """
+
+    eventfd: bool
+    task: bool
 
 
 class Maps:
@@ -80,6 +97,7 @@ class Maps:
             ("xd_threads", THREAD.itemsize),
             ("xd_cpus", _CPU.itemsize),
             ("xd_targets", 8 + 8 * self._slots),
+            ("xd_learnt", _LEARNT.itemsize),
         ):
             found = int(bpfsys.fdinfo(fds[name])["value_size"])
             if found != size_bytes:
@@ -132,15 +150,23 @@ class Maps:
         cpus = np.frombuffer(raw, _CPU)
         return int(cpus["lost_ring"].sum()), int(cpus["lost_map"].sum())
 
-    def learn(self) -> bool:
-        """Teach the probes what an eventfd and a timerfd look like, by using one of each.
+    def learn(self) -> Learnt:
+        """Teach the probes what an eventfd, a timerfd and a task look like, by one of each of our own.
 
-        Returns whether the eventfd was recognised (not in a pid namespace of our own, for instance).
+        In a thread, whose tid is not its tgid; other threads' syscalls teach nothing.
         """
+        thread = threading.Thread(target=self._teach, name="xdtrace learn")
+        thread.start()
+        thread.join()
+        raw = bpfsys.map_lookup(self._fds["xd_learnt"], 0, _LEARNT.itemsize)
+        (found,) = np.frombuffer(raw, _LEARNT)
+        return Learnt(eventfd=bool(found["eventfd_fops"]), task=bool(found["task_matches"] == 1))
+
+    def _teach(self) -> None:
         tgid = os.getpid()
-        self.set_target(tgid, role=ROLE_LEARN)
         eventfd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         timerfd = _timerfd()
+        self.set_target(tgid, words=(threading.get_native_id(),), role=ROLE_LEARN)
         try:
             os.eventfd_write(eventfd, 1)
             with contextlib.suppress(BlockingIOError):
@@ -149,8 +175,6 @@ class Maps:
             self.remove_target(tgid)
             os.close(eventfd)
             os.close(timerfd)
-        raw = bpfsys.map_lookup(self._fds["xd_learnt"], 0, _LEARNT_BYTES)
-        return int.from_bytes(raw[:8], "little") != 0
 
 
 def _timerfd() -> int:

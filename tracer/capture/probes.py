@@ -11,6 +11,7 @@ bpf(2), the same way whether it was just made or kept. Never reads records
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import importlib.util
 import mmap
@@ -62,7 +63,7 @@ class ProbeConfig:
         held_words: watched words per target, 0 to 16.
         wait_stack_ns: futex waits from this on carry their caller's address.
         min_other_ns: other syscalls from this on get a record.
-        use_btf: False leaves out eventfd ids, as on a kernel whose BTF lacks the structures.
+        use_btf: False as on a kernel without BTF.
         kernel_headers: a directory to take headers from instead of our own, "" for ours.
         cache: whether compiled probes are kept and kept ones used; a folder, or True: the user's.
     """
@@ -191,12 +192,7 @@ class Probes:
         self._links: list[int] = []
         start = time.perf_counter()
         # libbpf before bcc: both carry a libbpf, and the first loaded one answers for its symbols.
-        self.offsets = btf.load()
-        if not self.offsets.have_task:
-            raise HostError(
-                f"this kernel's structures are unknown: {self.offsets.note}",
-                "use a kernel with CONFIG_DEBUG_INFO_BTF=y and install libbpf1",
-            )
+        self.offsets = btf.load() if config.use_btf else btf.Offsets(note="told not to use BTF")
         self.times.btf = time.perf_counter() - start
         self.bcc_version = _bcc_version()
         try:
@@ -209,7 +205,7 @@ class Probes:
     @property
     def have_files(self) -> bool:
         """Whether records carry eventfd ids."""
-        return self.offsets.have_files and self.config.use_btf
+        return self.offsets.have_files
 
     def _macros(self) -> dict[str, int]:
         return {
@@ -221,6 +217,7 @@ class Probes:
             "XD_HELD_WORDS": self.config.held_words,
             "XD_WAIT_STACK_NS": self.config.wait_stack_ns,
             "XD_MIN_OTHER_NS": self.config.min_other_ns,
+            "XD_HAVE_TASK": int(self.offsets.have_task),
             "XD_HAVE_FILES": int(self.have_files),
             "XD_HAVE_STEAL": int(self.offsets.have_steal),
             "XD_SWITCH_HAS_STATE": int(self.offsets.switch_has_state),
@@ -299,6 +296,15 @@ class Probes:
             try:
                 self._links.append(bpfsys.raw_tracepoint_open(tracepoint, self.program_fds[function]))
             except OSError as error:
+                if (
+                    tracepoint == "sched_switch"
+                    and error.errno == errno.EINVAL
+                    and not self.offsets.have_task
+                ):
+                    raise HostError(
+                        f"this kernel's sched_switch does not pass the state, and {self.offsets.note}",
+                        "use Linux 5.18 or newer, or one with CONFIG_DEBUG_INFO_BTF=y, and install libbpf1",
+                    ) from error
                 raise HostError(
                     f"cannot attach to the tracepoint {tracepoint}: {error.strerror}",
                     "the kernel needs CONFIG_BPF_EVENTS and this tracepoint; see `xdtrace doctor`",

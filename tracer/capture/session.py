@@ -32,7 +32,7 @@ from tracer.capture.settings import Settings
 from tracer.capture.target import PinnedTarget
 from tracer.capture.usage import Usage
 from tracer.capture.words import Words, words_records
-from tracer.errors import TargetError
+from tracer.errors import HostError, TargetError
 from tracer.schema import Batch, Flag, Kind, LossClass, Losses, Records, Target
 
 __all__ = ["Session", "Settings"]
@@ -135,13 +135,7 @@ class Session:
         self._maps = Maps(self._probes.maps, settings.held_words)
         self._ring = Ring(self._probes.maps["xd_ring"], settings.ring_bytes)
         self._usage = Usage(self._probes.program_fds.values())
-        self._note = ""
-        if not self._probes.have_files:
-            self._note = "no eventfd ids in the kernel: taken from /proc, which misses short-lived fds"
-            self._fd_ids = FdIds()
-        elif not self._maps.learn():
-            self._note = "eventfds are not recognised here (run xdtrace outside a pid namespace)"
-        # No thread before this point: BPF() changes directory for a moment.
+        self._note = self._learn_host(self._probes)
         self._names = Names(settings.debug_dirs)
         self._attach_ns = time.monotonic_ns()
         self._attached = Attached(self._pinned, self._maps, self._names, this_machine(), self._note)
@@ -158,6 +152,25 @@ class Session:
             "attach_targets": time.perf_counter() - loaded,
             "total": time.perf_counter() - began,
         }
+
+    def _learn_host(self, probes: Probes) -> str:
+        """Have the probes learn what BTF does not say; returns what stays unseen, for the targets' rows."""
+        learnt = self._maps.learn()
+        if not probes.offsets.have_task and not learnt.task:
+            raise HostError(
+                f"the layout of this kernel's tasks is unknown: {probes.offsets.note}",
+                "use a kernel with CONFIG_DEBUG_INFO_BTF=y, install libbpf1, run outside a pid namespace",
+            )
+        if not probes.have_files:
+            self._fd_ids = FdIds()
+            unseen = "" if probes.offsets.have_task else "; steal time is not seen"
+            return (
+                f"no eventfd ids in the kernel ({probes.offsets.note}): "
+                f"taken from /proc, which misses short-lived fds{unseen}"
+            )
+        if not learnt.eventfd:
+            return "eventfds are not recognised here (run xdtrace outside a pid namespace)"
+        return ""
 
     def close(self) -> None:
         """Detach; leaves nothing behind. Idempotent."""

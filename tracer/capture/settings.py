@@ -19,7 +19,7 @@ class Settings:
         ring_bytes: a power of two.
         lock_symbols: lock words given by the user: (name, address), of the first target.
         debug_dirs: where separate debug files are.
-        use_btf: False as if the kernel's BTF lacked the file structures.
+        use_btf: False as if the kernel had no BTF.
         kernel_headers: compile against these instead of our own header tree.
         cache: whether compiled probes are kept and kept ones used; a folder, or True: the user's.
     """
