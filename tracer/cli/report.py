@@ -25,7 +25,7 @@ def open_trace(path: Path) -> Any:
 
 def report(
     path: Annotated[Path, typer.Argument(metavar="DIR", help="A trace folder.", show_default=False)],
-    form: Annotated[str, typer.Option("--format", metavar="text|json", help="How to print it.")] = "text",
+    form: Annotated[str, typer.Option("--format", metavar="text|json|svg", help="How to print it; svg: the screen as a picture.")] = "text",
     period: o.Period = None,
     profile: o.ProfileFile = None,
 ) -> None:
@@ -33,12 +33,17 @@ def report(
     from tracer.views.jsonl import JsonLines
     from tracer.views.text import TextBlocks
 
-    if form not in ("text", "json"):
-        raise UsageError(f"--format {form!r} is unknown", "use text or json")
+    if form not in ("text", "json", "svg"):
+        raise UsageError(f"--format {form!r} is unknown", "use text, json or svg")
     view = JsonLines(sys.stdout) if form == "json" else TextBlocks(sys.stdout, None)
     analysis = make_analysis(profile, o.parse_period(period))
     with open_trace(path) as trace:
         summary = replay(trace, analysis)
         if trace.incomplete:
             print(f"xdtrace: note: {trace.incomplete}", file=sys.stderr)
+    if form == "svg":
+        from tracer.views.svg import to_svg
+
+        print(to_svg(summary, title=f"xdtrace report {path}"))
+        return
     view.finish(summary, {})
