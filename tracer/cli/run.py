@@ -8,6 +8,7 @@ Never looks into a batch or a summary.
 
 from __future__ import annotations
 
+import gc
 import signal
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -109,6 +110,9 @@ def run(
         BrokenPipeError: nobody reads the view's output any more.
         Whatever source, writer and analysis raise.
     """
+    # Millions of live tuples make the cycle collector's default pace a fifth of all CPU (measured).
+    gc.freeze()
+    gc.set_threshold(200_000, 20, 50)
     words: Mapping[int, tuple[int, ...]] = {}
     end = None if duration_s is None else clock() + duration_s
     due = clock()
