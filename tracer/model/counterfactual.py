@@ -90,13 +90,18 @@ class Case:
         self._starts = [a for a, _ in self.path.foreign]
         lengths = [0] * len(phases)
         for i, leaf in enumerate(self.leaves):
+            phase = phases[leaf.phase]
             lengths[leaf.phase] += leaf.end_ns - leaf.start_ns
-            keys = keys_of(leaf, phases[leaf.phase].via)
-            if self._for_others(leaf):
+            keys = keys_of(leaf, phase.via)
+            if (leaf.kind == LOCK or phase.who == GPU) and self._for_others(leaf):
                 keys = (*keys, (HEAD_OF_LINE,))
             self.keys.append(keys)
             for key in keys:
-                self.members.setdefault(key, []).append(i)
+                members = self.members.get(key)
+                if members is None:
+                    self.members[key] = [i]
+                else:
+                    members.append(i)
         ends = [b for _, b in self.path.foreign]
         for phase, length in zip(phases, lengths, strict=True):
             ours_in_via = phase.who == GPU and phase.via in (SERIALISED, NOT_REARMED)

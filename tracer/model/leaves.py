@@ -8,8 +8,7 @@ from there, to a bounded depth. Names nothing: leaves carry words and tids.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Final
+from typing import Final, NamedTuple
 
 from tracer.model.locks import Locks
 from tracer.model.phases import GUEST, HOST, Path, Phase
@@ -31,12 +30,13 @@ SLOW_SYSCALL, ON_CPU, BLOCKED, GUEST_LEAF, HOST_LEAF, CARRIED = (
     "carried",
 )
 
+_WITHOUT_FD: Final = (int(Kind.FUTEX), int(Kind.SYSCALL))
+
 #: (tgid, address) of a lock word.
 Word = tuple[int, int]
 
 
-@dataclass(frozen=True, slots=True)
-class Holder:
+class Holder(NamedTuple):
     """Who held a lock during a leaf, and what it did.
 
     Attributes:
@@ -54,8 +54,7 @@ class Holder:
     tids: tuple[int, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class Leaf:
+class Leaf(NamedTuple):
     """[start_ns, end_ns) of a path: one kind, one responsible thread.
 
     Attributes:
@@ -88,7 +87,7 @@ def call_of(call: Call | None) -> tuple[int, int, int, int] | None:
     """(kind, syscall number, fd, eventfd_id) of a syscall span, None outside any."""
     if call is None:
         return None
-    fd = -1 if call.kind in (Kind.FUTEX, Kind.SYSCALL) else call.fd
+    fd = -1 if call.kind in _WITHOUT_FD else call.fd
     return call.kind, call.op, fd, call.eventfd
 
 

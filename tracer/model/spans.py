@@ -27,6 +27,10 @@ from tracer.schema import (
 )
 
 _WITH_EVENTFD: Final = (Kind.READ, Kind.WRITE, Kind.FD)
+# Plain ints and tuples: enum look-ups cost more than the comparison, hundreds of thousands of times.
+_FUTEX: Final = int(Kind.FUTEX)
+_WAITS: Final = (FUTEX_WAIT, FUTEX_WAIT_BITSET)
+_WAKES: Final = (FUTEX_WAKE, FUTEX_WAKE_BITSET)
 
 
 class Call(NamedTuple):
@@ -45,12 +49,12 @@ class Call(NamedTuple):
     @property
     def is_wait(self) -> bool:
         """Whether it is a futex wait."""
-        return self.kind == Kind.FUTEX and self.op & FUTEX_CMD_MASK in (FUTEX_WAIT, FUTEX_WAIT_BITSET)
+        return self.kind == _FUTEX and self.op & FUTEX_CMD_MASK in _WAITS
 
     @property
     def is_wake(self) -> bool:
         """Whether it is a futex wake."""
-        return self.kind == Kind.FUTEX and self.op & FUTEX_CMD_MASK in (FUTEX_WAKE, FUTEX_WAKE_BITSET)
+        return self.kind == _FUTEX and self.op & FUTEX_CMD_MASK in _WAKES
 
     @property
     def expected(self) -> int:

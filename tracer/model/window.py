@@ -16,6 +16,8 @@ from tracer.model.spans import Call, Off
 from tracer.model.timeline import Timeline
 from tracer.schema import Flag, Kind
 
+_WRITE: Final = int(Kind.WRITE)
+_EVENTFD: Final = int(Flag.EVENTFD)
 #: Steal below this is noise of the clock's granularity and is not cut out.
 MIN_STOLEN_NS: Final = 20_000
 #: How far around a window spans are taken: a turn before it, and the steal told after it.
@@ -181,4 +183,4 @@ class Window:
 
 def is_eventfd_write(call: Call) -> bool:
     """Whether a span wrote an eventfd."""
-    return call.kind == Kind.WRITE and bool(call.flags & Flag.EVENTFD)
+    return call.kind == _WRITE and bool(call.flags & _EVENTFD)
