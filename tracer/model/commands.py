@@ -121,6 +121,7 @@ class Commands:
         path.kick_low_ns, path.kick_high_ns = irq, start
         if woken > irq and not others:
             path.kick, path.kick_ns, start = "exact", woken, woken
+            path.kicker = next((o.waker for o in window.offs(gpu) if o.woken == woken and not o.in_irq), 0)
         else:
             if start < first - habits.command_ns and not others and woken <= irq:
                 start = first - habits.command_ns  # pure CPU before ours: only our usual share is ours

@@ -42,6 +42,7 @@ class Phase:
 class Path:
     """The phases of one cycle, in order, without gaps, from nominal start to closing event.
 
+    ``kicker``: the vCPU thread that woke an idle G for our command, 0 unknown.
     ``foreign``: G's commands that are not ours, (start, end) in ns, sorted.
     """
 
@@ -57,6 +58,7 @@ class Path:
     went_first: dict[str, int] = field(default_factory=dict)
     problem: str = ""
     gpu_tid: int = 0
+    kicker: int = 0
 
     @property
     def start_ns(self) -> int:

@@ -213,7 +213,7 @@ class Verdicts:
 
     def _case(self, cycle: Cycle, window: Window, habits: Habits, kick_ns: int | None) -> Case:
         path = self._finder.find(cycle, window, habits, kick_ns)
-        return Case(path, self._cutter.cut(path, window, self._vcpu(cycle)))
+        return Case(path, self._cutter.cut(path, window, self._vcpu(cycle, path)))
 
     def _within_bounds(
         self,
@@ -265,7 +265,7 @@ class Verdicts:
         window = self._finder.window(entry.cycle, BASELINE_BEFORE_NS)
         path = self._finder.find(entry.cycle, window, Habits(), direct=True)
         totals: dict[Key, int] = {}
-        for leaf in self._cutter.cut(path, window, self._vcpu(entry.cycle), direct=True):
+        for leaf in self._cutter.cut(path, window, self._vcpu(entry.cycle, path), direct=True):
             for key in keys_of(leaf, ""):
                 totals[key] = totals.get(key, 0) + leaf.ns
         entry.totals = totals
@@ -273,8 +273,10 @@ class Verdicts:
             entry.guest_ns = path.kick_ns - path.irq_ns
             entry.command_ns = path.command_ns
 
-    def _vcpu(self, cycle: Cycle) -> int:
-        """The vCPU that plays the guest: the one that wakes G most."""
+    def _vcpu(self, cycle: Cycle, path: Path) -> int:
+        """The vCPU that plays the guest: the one that woke G for this command, else the one that mostly does."""
+        if self._registry.role(path.kicker) == "vcpu":
+            return path.kicker
         tids = self._registry.with_role("vcpu", cycle.stream.tgid)
         votes = self._roles.vcpu_votes
         return max(tids, key=lambda t: (votes.get(t, 0), -t)) if tids else 0
