@@ -22,7 +22,26 @@ ITEM = 0x1000
 CYCLE = 1_000_000
 
 
-def judge(trace: Records, cuts: tuple[int, ...] = (), ids: tuple[int, ...] = (DONE,)) -> WritePath:
+class Named:
+    """Names where some words surely are item_state."""
+
+    def __init__(self, *sure: int) -> None:
+        self.sure = set(sure)
+
+    def item_states(self, _tgid: int) -> set[int]:
+        return self.sure
+
+    def lock(self, _tgid: int, word: int) -> tuple[str, str, str, str]:
+        return ("item_state", "", "behaviour", "") if word in self.sure else ("lock@", "", "none", "")
+
+
+def judge(
+    trace: Records,
+    cuts: tuple[int, ...] = (),
+    ids: tuple[int, ...] = (DONE,),
+    names: Named | None = None,
+    contexts: tuple[int, ...] = (W,),
+) -> WritePath:
     known = Registry()
     known.learn(
         targets=[Target(VMM, "vmm", "vmm", crate="rutabaga_gfx", version="0.1.80")],
@@ -32,11 +51,11 @@ def judge(trace: Records, cuts: tuple[int, ...] = (), ids: tuple[int, ...] = (DO
         known.threads[tid].role = role
     locks = Locks(known)
     held = Held(known, locks)
-    paths = WritePaths(known, held, locks)
+    paths = WritePaths(known, held, locks, names)
     for part, end in r.steps(r.trace(trace, r.loss(1_000 * CYCLE, 0)), cuts):
         locks.step(Step(part, end))
         held.step(Step(part, end))
-        paths.step(Step(part, end), set(ids))
+        paths.step(Step(part, end), dict.fromkeys(ids, contexts))
     return paths.rows()[str(VMM)]
 
 
@@ -90,6 +109,20 @@ def test_one_context_whose_item_state_is_unknown_does_not_hide_that_another_is_l
         r.words(VMM, 5, 1, [ITEM]), contention(100), completions(40, 1), completions(40, 0, tid=G, eventfd=51)
     )
     assert judge(trace, ids=(DONE, 51)).kind == "locked"
+
+
+@pytest.mark.parametrize(("mask", "kind"), [(1, "locked"), (0, "unknown")])
+def test_that_a_lock_of_unknown_name_is_free_at_the_writes_says_nothing(mask: int, kind: str) -> None:
+    trace = r.trace(r.words(VMM, 5, 1, [ITEM]), contention(100), completions(40, mask))
+    found = judge(trace, names=Named())
+    assert found.kind == kind
+    assert "item_state was held" not in found.why
+
+
+def test_that_the_lock_of_another_context_is_free_says_nothing() -> None:
+    trace = r.trace(r.words(VMM, 5, 1, [ITEM]), contention(100), completions(40, 0))
+    assert judge(trace, names=Named(ITEM)).kind == "refcount"
+    assert judge(trace, names=Named(ITEM), contexts=(W, 77)).kind == "unknown"
 
 
 def test_few_samples_of_held_words_decide_nothing() -> None:

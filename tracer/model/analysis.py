@@ -67,7 +67,7 @@ class Analysis:
             self.held.adopt(before)
         self.names = Names(self.registry, self.locks, self.held, self.facts)
         self.locks.namer = self.names
-        self.write_paths = WritePaths(self.registry, self.held, self.locks, self.names.item_states)
+        self.write_paths = WritePaths(self.registry, self.held, self.locks, self.names)
         finder = PathFinder(self.registry, self.timeline, self.locks, self.roles)
         cutter = LeafCutter(self.registry, self.locks)
         self.verdicts = Verdicts(self.registry, self.timeline, finder, cutter, self.roles)
@@ -99,11 +99,10 @@ class Analysis:
         self.roles.step(step, self.streams)
         self.locks.step(step)
         self.held.step(step)
-        completions = {
-            s.completion.id
-            for s in self.streams.streams
-            if s.completion is not None and s.completion_expected
-        }
+        completions: dict[int, set[int]] = {}
+        for stream in self.streams.streams:
+            if stream.completion is not None and stream.completion_expected:
+                completions.setdefault(stream.completion.id, set()).add(stream.context)
         self.write_paths.step(step, completions)
         watched = set(self.registry.with_role("W") + self.registry.with_role("G"))
         watched |= {s.driver.tid for s in self.streams.streams}

@@ -9,8 +9,9 @@ by behaviour only, so a stripped binary is told as well. Never looks at names of
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import numpy as np
 
@@ -23,6 +24,8 @@ from tracer.model.summary import CostStats, WritePath
 from tracer.model.words import join
 from tracer.schema import FD, FUTEX, RECORD, RW, Kind, Records, end_ns, view
 
+Told = tuple[str, str, str]  # kind, evidence, why
+
 _AROUND = 3  # calls before and after a write that are looked at
 _LATER_NS = 50_000_000  # a write is judged this much later, when its close is known
 _NOT_DUP = np.array((3, 19, 57, 284, 290))  # close, eventfd, eventfd2 on x86-64 and arm64
@@ -33,6 +36,16 @@ _SURE = 0.9  # of all completion writes
 _RARE = 0.05
 
 
+class ItemStates(Protocol):
+    """What names.py knows of item_state."""
+
+    def item_states(self, tgid: int, /) -> set[int]:
+        """Words of a process that surely are item_state."""
+
+    def lock(self, tgid: int, word: int, /) -> tuple[str, str, str, str]:
+        """(name, instance, named_by, evidence) of a lock word."""
+
+
 @dataclass(slots=True)
 class _Seen:
     """What was seen of one VMM's completion writes."""
@@ -41,6 +54,7 @@ class _Seen:
     dupped: int = 0
     cost: LogHistogram = field(default_factory=LogHistogram)
     by_writer: dict[int, dict[int, int]] = field(default_factory=dict)
+    contexts: dict[int, tuple[int, ...]] = field(default_factory=dict)  # by id: workers it completes for
     masks: dict[tuple[int, int, int, int], int] = field(
         default_factory=dict
     )  # id, generation, held, readable
@@ -53,8 +67,7 @@ class WritePaths:
 
     Args:
         registry, held, locks: of the same analysis, stepped before this.
-        item_states: (tgid) -> words known to be item_state; None: the likeliest words of
-            ``locks.watch_order`` that both W and G use.
+        names: which words are item_state; None: all that W and G alone use.
     """
 
     def __init__(
@@ -62,29 +75,33 @@ class WritePaths:
         registry: Registry,
         held: Held,
         locks: Locks,
-        item_states: Callable[[int], set[int]] | None = None,
+        names: ItemStates | None = None,
     ) -> None:
         self.registry = registry
         self.held = held
         self.locks = locks
-        self.item_states = item_states
+        self.names = names
         self._seen: dict[int, _Seen] = {}
         self._recent: deque[Step] = deque()
         self._done_ns = 0
 
-    def step(self, step: Step, completion_ids: set[int]) -> None:
-        """Look at the completion writes that ended 50 ms before this step's end."""
+    def step(self, step: Step, completions: Mapping[int, Collection[int]]) -> None:
+        """Look at the completion writes that ended 50 ms before this step's end.
+
+        Args:
+            completions: eventfd-id of each completion -> the contexts (tids of W) whose streams it ends.
+        """
         if len(step):
             self._recent.append(step)
         until = max(self._done_ns, step.end_ns - _LATER_NS)
-        if completion_ids and self._recent:
-            self._look(self._done_ns, until, completion_ids)
+        if completions and self._recent:
+            self._look(self._done_ns, until, completions)
         self._done_ns = until
         while self._recent and int(end_ns(self._recent[0].records[-1:])[0]) + _LATER_NS < until:
             self._recent.popleft()
 
-    def _look(self, after_ns: int, until_ns: int, completion_ids: set[int]) -> None:
-        ids = np.fromiter(completion_ids, dtype=np.int32)
+    def _look(self, after_ns: int, until_ns: int, completions: Mapping[int, Collection[int]]) -> None:
+        ids = np.array(sorted(completions), dtype=np.int32)
         writers: set[int] = set()
         for step in self._recent:
             rw = step.of(Kind.WRITE)
@@ -96,17 +113,23 @@ class WritePaths:
             parts = [rows for step in self._recent if len(rows := step.threads.of(tid))]
             rows = join(parts, RECORD)
             rows = rows.take(np.flatnonzero(rows["kind"] <= int(Kind.SYSCALL)))
-            self._writer(tgid, tid, rows, ids, after_ns, until_ns)
+            if self._writer(tgid, tid, rows, ids, after_ns, until_ns):
+                contexts = self._seen[tgid].contexts
+                for number, workers in completions.items():
+                    contexts[number] = tuple(sorted(workers))
+                while len(contexts) > _MAX_IDS:
+                    del contexts[next(iter(contexts))]
 
     def _writer(
         self, tgid: int, tid: int, rows: Records, ids: np.ndarray, after_ns: int, until_ns: int
-    ) -> None:
+    ) -> bool:
+        """Take a writer's calls (n,); whether it wrote a completion."""
         rw, fdop, futex, stop = view(rows, RW), view(rows, FD), view(rows, FUTEX), end_ns(rows)
         kind = rows["kind"]
         wrote = (kind == Kind.WRITE) & _among(rw["eventfd_id"], ids) & (rw["ret"] > 0)
         at = np.flatnonzero(wrote & (stop > after_ns) & (stop <= until_ns))
         if not len(at):
-            return
+            return False
         seen = self._seen.setdefault(tgid, _Seen())
         fd = rw["fd"][at]
         is_dup = (kind == Kind.FD) & ~_among(fdop["op"], _NOT_DUP) & (fdop["ret"] >= 0)
@@ -154,6 +177,7 @@ class WritePaths:
             del targets[next(iter(targets))]
         while len(seen.masks) > _MAX_IDS:
             del seen.masks[next(iter(seen.masks))]
+        return True
 
     @staticmethod
     def _wake_order(
@@ -202,7 +226,7 @@ class WritePaths:
             out[str(tgid)] = WritePath(kind, evidence, target.crate, target.version, cost, seen.writes, why)
         return out
 
-    def _judge(self, tgid: int, seen: _Seen) -> tuple[str, str, str]:
+    def _judge(self, tgid: int, seen: _Seen) -> Told:
         """(kind, evidence, why)."""
         n = seen.writes
         if seen.dupped >= _SURE * n:
@@ -212,8 +236,14 @@ class WritePaths:
         tasks = self._tasks(tgid, seen)
         if tasks:
             return "task", "wake_order", f"{tasks} threads besides the command thread write one target each"
-        words = self._item_words(tgid)
-        return self._by_held(tgid, seen, words) or self._by_wakes(seen, words) or self._open(tgid, words)
+        core = set(self.locks.core_words(tgid))
+        sure = core if self.names is None else self.names.item_states(tgid)
+        likely = sure | {w for w in core if self.names is None or self.names.lock(tgid, w)[2] == "none"}
+        return (
+            self._by_held(tgid, seen, sure, likely)
+            or self._by_wakes(seen, sure, likely)
+            or self._open(tgid, sure, likely)
+        )
 
     def _tasks(self, tgid: int, seen: _Seen) -> int:
         """Number of forwarding threads if those, and not G, write the completions; else 0."""
@@ -228,50 +258,73 @@ class WritePaths:
             return 0
         return len(others) if all(len(ids) == 1 for ids in others.values()) else 0
 
-    def _item_words(self, tgid: int) -> set[int]:
-        if self.item_states is not None:
-            named = self.item_states(tgid)
-            if named:
-                return named
-        return set(self.locks.core_words(tgid))
+    def _by_held(self, tgid: int, seen: _Seen, sure: set[int], likely: set[int]) -> Told | None:
+        """From the words held at the write.
 
-    def _by_held(self, tgid: int, seen: _Seen, words: set[int]) -> tuple[str, str, str] | None:
-        """From the words held at the write. Each target is judged by itself: it belongs to one context."""
-        per_id: dict[int, list[int]] = {}
-        for (target, generation, held, readable), count in seen.masks.items():
-            watched = self.held.words_of(tgid, generation)
-            bits = sum(1 << bit for bit, word in enumerate(watched) if word in words)
-            if readable & bits:
-                sums = per_id.setdefault(target, [0, 0])
-                sums[0] += count if held & readable & bits else 0
-                sums[1] += count
-        judged = [(h, n) for h, n in per_id.values() if n >= MIN_SAMPLES]
-        if not judged:
-            return None
-        held, n = sum(h for h, _ in judged), sum(m for _, m in judged)
-        said = f"item_state was held at {held} of {n} completion writes"
-        if any(h >= _SURE * m for h, m in judged):
-            return "locked", "held_words", said
-        contexts = len(self.registry.with_role("W", tgid))
-        if held <= _RARE * n and len(words) >= max(1, contexts):
-            return "refcount", "held_words", said
+        One word held at (nearly) all writes to a target says ``locked``. That none was held says
+        ``refcount`` only of words that surely are item_state of the very contexts of that target:
+        the item_state of another context, or another lock, is free at these writes in any case.
+        """
+        held: dict[tuple[int, int], int] = {}  # by target, word
+        asked: dict[tuple[int, int], int] = {}
+        for (target, generation, mask, readable), count in seen.masks.items():
+            for bit, word in enumerate(self.held.words_of(tgid, generation)):
+                if readable >> bit & 1 and word in likely:
+                    key = target, word
+                    asked[key] = asked.get(key, 0) + count
+                    held[key] = held.get(key, 0) + (count if mask >> bit & 1 else 0)
+        enough = [key for key, n in asked.items() if n >= MIN_SAMPLES]
+        under = [key for key in enough if held[key] >= _SURE * asked[key]]
+        if under:
+            name = "item_state" if any(word in sure for _, word in under) else "a lock of W and G alone"
+            h, n = sum(held[key] for key in under), sum(asked[key] for key in under)
+            return "locked", "held_words", f"{name} was held at {h} of {n} completion writes"
+        free: list[tuple[int, int]] = []
+        for target in {target for target, _ in enough}:
+            words = self._words_of_contexts(tgid, seen.contexts.get(target, ()), sure)
+            if words and all((target, word) in enough for word in words):
+                free += [(target, word) for word in words]
+        if free and all(held[key] <= _RARE * asked[key] for key in free):
+            h, n = sum(held[key] for key in free), sum(asked[key] for key in free)
+            return "refcount", "held_words", f"item_state was held at {h} of {n} completion writes"
         return None
 
-    def _by_wakes(self, seen: _Seen, words: set[int]) -> tuple[str, str, str] | None:
+    def _words_of_contexts(self, tgid: int, contexts: tuple[int, ...], sure: set[int]) -> set[int]:
+        """The item_state of each of these contexts; empty if that of one of them is not known."""
+        found: set[int] = set()
+        for context in contexts:
+            users = {
+                word
+                for word in sure
+                if (known := self.locks.words.get((tgid, word))) is not None and context in known.participants
+            }
+            if not users:
+                return set()
+            found |= users
+        return found
+
+    def _by_wakes(self, seen: _Seen, sure: set[int], likely: set[int]) -> Told | None:
         """From the order of write and wake where the unlock had somebody to wake."""
-        before = sum(seen.wake_before.get(word, 0) for word in words)
-        after = sum(seen.wake_after.get(word, 0) for word in words)
-        said = f"the writer woke waiters of item_state {after} times after its write, {before} before"
-        if after >= 3 and after >= 5 * before:
-            return "locked", "wake_order", said
-        if before >= 3 and before >= 5 * after:
-            return "refcount", "wake_order", said
+        for words, kind in ((likely, "locked"), (sure, "refcount")):
+            before = sum(seen.wake_before.get(word, 0) for word in words)
+            after = sum(seen.wake_after.get(word, 0) for word in words)
+            more, less = (after, before) if kind == "locked" else (before, after)
+            if more >= 3 and more >= 5 * less:
+                name = "item_state" if words <= sure else "a lock of W and G alone"
+                said = f"the writer woke waiters of {name} {after} times after its write, {before} before"
+                return kind, "wake_order", said
         return None
 
-    def _open(self, tgid: int, words: set[int]) -> tuple[str, str, str]:
-        if not words:
+    def _open(self, tgid: int, sure: set[int], likely: set[int]) -> Told:
+        if not likely:
             return "unknown", "", "locked or refcount: no lock that W and G share was ever contended"
-        if not self.held.watched(tgid) & words:
+        if not sure:
+            return (
+                "unknown",
+                "",
+                "locked or refcount: it is not known which lock is item_state",
+            )
+        if not self.held.watched(tgid) & sure:
             return "unknown", "", "locked or refcount: item_state is not among the watched words yet"
         return "unknown", "", "locked or refcount: what was held at the writes is not clear-cut"
 
