@@ -8,7 +8,7 @@ so a result is kept for the set of item_state words it was made with.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from tracer.model.counterfactual import Names, remedy_removal
 from tracer.model.leaves import LOCK, Word
@@ -37,11 +37,16 @@ class Remedies:
         return met
 
     def table(
-        self, misses: Iterable[MissState], episodes: Iterable[EpisodeState], names: Names
+        self, misses: Iterable[MissState], episodes: Iterable[Sequence[EpisodeState]], names: Names
     ) -> dict[str, Remedy]:
-        """Misses and episodes that each remedy avoids, and what remains by cause."""
+        """Misses and episodes that each remedy avoids, and what remains by cause.
+
+        Args:
+            episodes: each as the streams' episodes that were merged into it.
+        """
         misses = list(misses)
-        episodes = [e for e in episodes if e.origins]
+        origins = [[o for e in merged for o in e.origins] for merged in episodes]
+        origins = [members for members in origins if members]
         table: dict[str, Remedy] = {}
         for remedy in REMEDIES:
             gone: dict[int, bool] = {}
@@ -60,8 +65,8 @@ class Remedies:
                 avoided=avoided,
                 of=len(misses),
                 remaining_by_cause=dict(sorted(remaining.items(), key=lambda i: (-i[1], i[0]))),
-                episodes_avoided=sum(all(gone.get(o.id, False) for o in e.origins) for e in episodes),
-                episodes_of=len(episodes),
+                episodes_avoided=sum(all(gone.get(o.id, False) for o in members) for members in origins),
+                episodes_of=len(origins),
             )
         return table
 

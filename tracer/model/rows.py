@@ -84,7 +84,7 @@ class Rows:
         misses = list(a.verdicts.misses)
         episodes = self._episodes(a.verdicts.episodes)
         self._count_lock_misses(misses)
-        table = self._remedies.table(misses, a.verdicts.episodes, self._remedy_names())
+        table = self._remedies.table(misses, [members for _, members in episodes], self._remedy_names())
         causes: dict[str, int] = {}
         for state in a.verdicts.states.values():
             for cause, n in state.by_cause.items():
