@@ -44,7 +44,8 @@ def binary() -> Path:
         )
     target = Path(os.environ.get("CARGO_TARGET_DIR", SOURCES / "target"))
     program = target / "release" / "minivmm"
-    newest = max(path.stat().st_mtime for path in (manifest, *SOURCES.glob(".cargo/*.toml"), *SOURCES.glob("src/**/*.rs")))
+    sources = (manifest, *SOURCES.glob(".cargo/*.toml"), *SOURCES.glob("src/**/*.rs"))
+    newest = max(path.stat().st_mtime for path in sources)
     if program.is_file() and program.stat().st_mtime >= newest:
         return program
     cargo = shutil.which("cargo") or shutil.which(str(Path.home() / ".cargo/bin/cargo"))

@@ -25,7 +25,12 @@ def open_trace(path: Path) -> Any:
 
 def report(
     path: Annotated[Path, typer.Argument(metavar="DIR", help="A trace folder.", show_default=False)],
-    form: Annotated[str, typer.Option("--format", metavar="text|json|svg", help="How to print it; svg: the screen as a picture.")] = "text",
+    form: Annotated[
+        str,
+        typer.Option(
+            "--format", metavar="text|json|svg", help="How to print it; svg: the screen as a picture."
+        ),
+    ] = "text",
     period: o.Period = None,
     profile: o.ProfileFile = None,
 ) -> None:

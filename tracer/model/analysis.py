@@ -25,6 +25,7 @@ from tracer.model.step import Step
 from tracer.model.streams import Streams
 from tracer.model.summary import Summary
 from tracer.model.timeline import Sequencer, Timeline
+from tracer.model.turns import Turns
 from tracer.model.verdicts import Verdicts
 from tracer.model.writepath import WritePaths
 from tracer.profile import Profile, default_profiles
@@ -65,7 +66,8 @@ class Analysis:
         self.held = Held(self.registry, self.locks, self._object_of)
         if isinstance(before, Held):
             self.held.adopt(before)
-        self.names = Names(self.registry, self.locks, self.held, self.facts)
+        self.turns = Turns(self.registry, self.held)
+        self.names = Names(self.registry, self.locks, self.held, self.facts, self.turns)
         self.locks.namer = self.names
         self.write_paths = WritePaths(self.registry, self.held, self.locks, self.names)
         finder = PathFinder(self.registry, self.timeline, self.locks, self.roles)
@@ -99,6 +101,7 @@ class Analysis:
         self.roles.step(step, self.streams)
         self.locks.step(step)
         self.held.step(step)
+        self.turns.step(step)
         completions: dict[int, set[int]] = {}
         for stream in self.streams.streams:
             if stream.completion is not None and stream.completion_expected:

@@ -36,7 +36,8 @@ SAME_SHARE: Final = 0.8
 #: At most this many candidates are tried jointly.
 MAX_JOINT: Final = 8
 
-#: A candidate: ("lock", tgid, word), ("not_scheduled", tid), ("slow_syscall", tid, kind, number), ("serialised",) ...
+#: A candidate: ("lock", tgid, word), ("not_scheduled", tid), ("slow_syscall", tid, kind, number),
+#: ("serialised",) ...
 Key = tuple[str | int, ...]
 #: Share (0..1] of each leaf that is taken out, by index; leaves not named stay.
 Removal = Mapping[int, float]
@@ -273,7 +274,7 @@ def _is_holder(case: Case, lock: Key, missing: Key) -> bool:
 
 
 def _more_specific(case: Case, one: Key, other: Key) -> Key:
-    """Of two candidates that are the same milliseconds: a leaf before a group, a holder's CPU before its lock."""
+    """Of two candidates that are the same milliseconds: leaf before group, a holder's CPU before its lock."""
     if {one[0], other[0]} == {HEAD_OF_LINE, LOCK}:
         return one if one[0] == HEAD_OF_LINE else other  # the lock's holder was busy for others
     if one[0] in GROUPS and other[0] not in GROUPS:

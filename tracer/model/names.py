@@ -6,11 +6,11 @@ profile; behaviour; else the address. Behaviour names only what it can tell apar
 stripped binary too: a wrong name would put the blame on the wrong lock, so in doubt a word
 stays ``lock@0x...``.
 
-What tells ``item_state`` from its neighbours (rutabaga.md, in every variant):
+What tells ``item_state`` from its neighbours (rutabaga.md, in every variant; turns.py counts):
 
 ======================  ==========  =================  ==================  ================
-word                    users       at W's eventfd     at W's irq write    as condvar's
-                                    read               after that read     mutex
+word                    users       at W's read of     at the irq write    as condvar's
+                                    an item            right after it      mutex
 ======================  ==========  =================  ==================  ================
 item_state              one W, G    held               held                no
 context_resources       one W, G    held               free                no
@@ -18,6 +18,9 @@ control_queue and       W, G, ...   free               held                no
 fence_state, intc
 jobs                    one W, G    free               free                yes
 ======================  ==========  =================  ==================  ================
+
+Not *all* of W's interrupts: most of them under churn follow received fds, and item_state is
+free there. Eight turns are enough: a neighbour would have to be held by chance at all eight.
 """
 
 from __future__ import annotations
@@ -26,9 +29,10 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Protocol
 
-from tracer.model.held import MIN_SAMPLES, Held, wilson_low
+from tracer.model.held import MIN_SAMPLES, Held, is_inside
 from tracer.model.locks import Locks
 from tracer.model.registry import Registry
+from tracer.model.turns import Turns
 from tracer.model.words import Word
 from tracer.schema import Frame, Kind
 
@@ -36,7 +40,9 @@ ITEM_STATE = "item_state"
 JOBS = "jobs"
 _MOSTLY = 0.8  # of what is expected always; the rest are kicks and other reads of W's
 _RARELY = 0.2
-_IRQ_PER_READ = 0.5  # W's turns without an irq of its own are 5-23 % (domain.md)
+_TURNS = 8
+_SURE = 0.9
+_BUSY = 0.5  # a word that bystanders find held so often needs more turns than eight
 _FEW = 3
 
 
@@ -70,15 +76,21 @@ class Names:
     """Names at summary time; implements ``locks.Namer``.
 
     Args:
-        registry, locks, held: of one analysis; profile: None where none fits the target.
+        registry, locks, held, turns: of one analysis; profile: None where none fits the target.
     """
 
     def __init__(
-        self, registry: Registry, locks: Locks, held: Held | None = None, profile: Profile | None = None
+        self,
+        registry: Registry,
+        locks: Locks,
+        held: Held | None = None,
+        profile: Profile | None = None,
+        turns: Turns | None = None,
     ) -> None:
         self.registry = registry
         self.locks = locks
         self.held = held
+        self.turns = turns
         self.profile = profile
         self._cache: dict[tuple[int, int], Named] = {}
         self._cached_at = -1
@@ -180,32 +192,45 @@ class Names:
         if len(workers) != 1:
             return "", "used by several workers" if workers else ""
         worker = next(iter(workers))
-        verdict = self._by_held(word, worker)
-        if verdict is not None:
-            return verdict
+        for verdict in (self._by_turns(word, worker), self._by_held(word, worker)):
+            if verdict is not None:
+                return verdict
         return self._by_surroundings(word, worker, commanders)
 
+    def _by_turns(self, word: Word, worker: int) -> tuple[str, str] | None:
+        """From what is held over W's turns with an item; None where too few were watched."""
+        if self.turns is None or self.held is None:
+            return None
+        turn = self.turns.of(word.tgid, word.word, worker)
+        if turn.n < _TURNS:
+            return None
+        said = (
+            f"held at {turn.at_read} of {turn.n} reads of its worker that an interrupt followed, "
+            f"and at {turn.at_irq} of these interrupts"
+        )
+        if turn.at_both >= _SURE * turn.n:
+            base = self.held.base(word.tgid, word.word) or 0.0
+            if base <= _BUSY or is_inside(turn.at_both, turn.n, base):
+                return ITEM_STATE, said
+            return "", said + f", but at {base:.0%} of others' calls too"
+        if turn.at_read <= _RARELY * turn.n and turn.at_irq >= _MOSTLY * turn.n:
+            return "", said + ": one of the fence handler's locks (control_queue, fence_state, intc)"
+        return "", said + ": not over the turn"
+
     def _by_held(self, word: Word, worker: int) -> tuple[str, str] | None:
-        """From what W does while the word is held; None where too little was sampled."""
+        """From all of W's interrupts: what is held at (nearly) all of them is no context's lock."""
         if self.held is None:
             return None
         held = self.held
         key = word.tgid, word.word
-        by_object = {o: held.count(*key, (worker,), Kind.READ, (o,)) for o in sorted(held.eventfds)}
-        read, reads = sum(h for h, _ in by_object.values()), sum(n for _, n in by_object.values())
+        read, reads = held.count(*key, (worker,), Kind.READ, held.eventfds)
         wrote, writes = held.count(*key, (worker,), Kind.WRITE, held.eventfds)
         if reads < MIN_SAMPLES or writes < MIN_SAMPLES:
             return None
         said = f"held at {read} of {reads} eventfd reads and {wrote} of {writes} irq writes of its worker"
-        base = held.base(*key) or 0.0
-        # W has eventfds of its own (kill, resample) that it reads under no lock: one class must be clear.
-        if any(wilson_low(h, n) >= _MOSTLY - 0.1 and h >= _MOSTLY * n for h, n in by_object.values()):
-            if wrote >= max(_IRQ_PER_READ * read, 3 * base * writes):
-                return ITEM_STATE, said
-            return "", said + ": not over the interrupt"
         if read <= _RARELY * reads and wrote >= _MOSTLY * writes:
             return "", said + ": one of the fence handler's locks (control_queue, fence_state, intc)"
-        return "", said
+        return None
 
     def _by_surroundings(self, word: Word, worker: int, commanders: set[int]) -> tuple[str, str]:
         """From what its waiters did just before and just after (without held words)."""
@@ -216,12 +241,13 @@ class Names:
                 from_w[_worker_sign(before, after)] += n
             elif tid in commanders:
                 from_g["write" if after in ("fcntl", "write(eventfd)") else "else"] += n
-        serving = from_w["item"]
+        told = from_w["item"] + from_w["fence"]
         said = (
-            f"its worker waited {serving} times of {from_w.total()} between epoll and an eventfd's read "
-            f"or a received fd, the command thread {from_g['write']} times of {from_g.total()} before a write"
+            f"its worker waited {from_w['item']} times of {told} where only item_state is taken (before an "
+            f"eventfd's read, epoll_ctl or a further received fd), the command thread {from_g['write']} "
+            f"times of {from_g.total()} before a write"
         )
-        fits_w = serving >= _FEW and serving >= _MOSTLY * from_w.total()
+        fits_w = from_w["item"] >= _FEW and from_w["item"] >= _MOSTLY * told
         fits_g = from_g["write"] >= _FEW and 2 * from_g["write"] >= from_g.total()
         return (ITEM_STATE, said) if fits_w and fits_g else ("", "")
 
@@ -256,9 +282,16 @@ def _cond_evidence(word: Word) -> str:
 
 
 def _worker_sign(before: str, after: str) -> str:
-    """``item``: W's wait lay where item_state is taken; a fence lock is waited for after a read."""
-    if before == "epoll_wait" and after == "read(eventfd)":
+    """``item``: W's wait lay where item_state alone is taken; ``fence``: after a read; "": may be either.
+
+    Between a received fd and the interrupt W takes item_state, then the fence handler's locks.
+    """
+    if after in ("read(eventfd)", "epoll_ctl") and before != "read(eventfd)":
         return "item"
-    if before in ("recvmsg", "syscall 89", "syscall 8", "syscall 267") and after != "epoll_wait":
-        return "item"  # recvmsg, lseek, readlink, readlinkat: an fd that has just arrived
-    return "else"
+    if before in _RECEIVING and after in _RECEIVING:
+        return "item"
+    return "fence" if before == "read(eventfd)" and after == "write(eventfd)" else ""
+
+
+# recvmsg, lseek, readlink, readlinkat: what W does for an fd that has just arrived
+_RECEIVING = ("recvmsg", "syscall 89", "syscall 8", "syscall 267")

@@ -274,7 +274,7 @@ class Verdicts:
             entry.command_ns = path.command_ns
 
     def _vcpu(self, cycle: Cycle, path: Path) -> int:
-        """The vCPU that plays the guest: the one that woke G for this command, else the one that mostly does."""
+        """The vCPU that plays the guest: the one that woke G for this command, else who mostly does."""
         if self._registry.role(path.kicker) == "vcpu":
             return path.kicker
         tids = self._registry.with_role("vcpu", cycle.stream.tgid)

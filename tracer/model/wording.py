@@ -30,18 +30,18 @@ LockName = Callable[[Word], str]
 
 #: Cause -> the one thing to do about it.
 TODO: Final = {
-    "lock": "do not hold {object} over what its holder does here (see Blame), or give the holder what it waits for",
+    "lock": "do not hold {object} over what its holder does here (see Blame)",
     "not_scheduled": "give {object} real-time priority, or keep other work off these CPUs",
     "stolen": "the hypervisor took the CPU away: give this host dedicated CPUs; nothing in the VMM helps",
     "slow_syscall": "find out why {object} takes so long: what it waits for is below the VMM",
     "on_cpu": "profile {object}: its own work takes longer than usual",
     "blocked": "{object} slept outside any lock: look for page faults, memory throttling or stop signals",
-    "serialised": "let the worker serve ready eventfds in turn instead of events[0], or give the stream a context of its own",
-    "head_of_line": "keep long commands of other contexts off the gpu worker, or complete audio on a thread of its own",
-    "not_rearmed": "the guest re-arms the worker too late: re-arm before serving, or keep several fences queued",
+    "serialised": "let the worker serve ready eventfds in turn, not events[0]; or give the stream its own context",
+    "head_of_line": "keep long commands off the gpu worker, or complete audio on a thread of its own",
+    "not_rearmed": "the guest re-arms the worker late: re-arm first, or keep several fences queued",
     "guest_late": "the guest took too long between interrupt and kick: look at its client and its vCPU",
     "host_late": "the audio server itself was late: check its priority (SCHED_FIFO) and its load",
-    "forward_failed": "the wakeup could not be forwarded: look at the failed syscall, and restart the guest's client",
+    "forward_failed": "the wakeup was not forwarded: look at the failed syscall, restart the guest's client",
     "mixed": "no single remedy is named: look at the list of sufficient ones, and remove the largest first",
     "unknown": "evidence is missing: record again with fewer losses, and closer to the start",
 }
@@ -165,7 +165,7 @@ def sentence(miss: MissState, registry: Registry, lock_name: LockName, period_ns
     names = [key_text(k, registry, lock_name) for k in found.sufficient]
     if found.cause == "mixed":
         if names:
-            return f"{head}: several causes alike; without any one of {', '.join(names)} it would have been on time"
+            return f"{head}: several causes alike; on time without any one of {', '.join(names)}"
         joint = [key_text(k, registry, lock_name) for k in found.jointly]
         if joint:
             return f"{head}: no single cause; only together: {' + '.join(joint)}"
