@@ -267,7 +267,8 @@ class Fd:
     """An open fd of a target, from /proc/PID/fd and fdinfo.
 
     Attributes:
-        type: ``eventfd``, ``timerfd``, ``epoll``, ``pipe``, ``socket``, ``file``, ``kvm``, ``io_uring``, ``other``.
+        type: ``eventfd``, ``timerfd``, ``epoll``, ``pipe``, ``socket``, ``file``, ``kvm``, ``io_uring``
+            or ``other``.
         eventfd_id: -1 unless an eventfd.
         path: what /proc/PID/fd/N links to.
         value_ns, interval_ns: timerfd: remaining time and interval, else 0.

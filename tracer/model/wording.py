@@ -36,7 +36,7 @@ TODO: Final = {
     "slow_syscall": "find out why {object} takes so long: what it waits for is below the VMM",
     "on_cpu": "profile {object}: its own work takes longer than usual",
     "blocked": "{object} slept outside any lock: look for page faults, memory throttling or stop signals",
-    "serialised": "let the worker serve ready eventfds in turn, not events[0]; or give the stream its own context",
+    "serialised": "let the worker serve ready eventfds in turn; or give the stream its own context",
     "head_of_line": "keep long commands off the gpu worker, or complete audio on a thread of its own",
     "not_rearmed": "the guest re-arms the worker late: re-arm first, or keep several fences queued",
     "guest_late": "the guest took too long between interrupt and kick: look at its client and its vCPU",
@@ -237,7 +237,8 @@ def _not_the_lock(
             and leaf.ns > 500_000
         ):
             return (
-                f"; it waited for {lock_name(leaf.word)} meanwhile, but without that lock it misses all the same: "
+                f"; it waited for {lock_name(leaf.word)} meanwhile, "
+                "but without that lock it misses all the same: "
                 f"{registry.comm(held.tid)} was in {call_text(held.call)}"
             )
     return ""
