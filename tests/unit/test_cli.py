@@ -15,7 +15,7 @@ import pytest
 import views_data
 from cli_fakes import FakeAnalysis, FakeSession, FakeWriter
 
-from tracer.cli import doctor, listing, live, minivmm, options, report
+from tracer.cli import doctor, listing, live, minivmm, options, realdevice, report
 from tracer.cli.main import run_command
 from tracer.errors import HostError, TargetError, TraceError, UsageError, XdtraceError
 
@@ -193,6 +193,11 @@ def test_an_error_with_a_hostile_name_stays_two_printable_lines(
         "demo --load lots",
         "demo --period 3/4",
         "demo --streams 0",
+        "demo --real task",
+        "demo --real dup --write-path locked",
+        "demo --real dup --worker fair",
+        "demo --real dup --load nested",
+        "demo --stripped",
         "demo --duration 0",
     ],
 )
@@ -277,6 +282,21 @@ def test_list_says_so_where_there_is_none(
     monkeypatch.setattr(listing, "find", list)
     assert run_command(["list"]) == 0
     assert "none found on this host" in capsys.readouterr().out
+
+
+def test_the_real_devices_demo_says_what_it_lacks(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(realdevice, "SOURCES", tmp_path)
+    assert run_command(["demo", "--real", "dup"]) == 4
+    assert "checkout" in "".join(complaint(capsys))
+    (tmp_path / "build.sh").write_text(
+        "echo 'build.sh: cargo is 1.63.0, 1.81 or newer is needed' >&2; exit 4"
+    )
+    (tmp_path / "lib.rs").touch()
+    monkeypatch.setattr(realdevice, "_BUILT", tmp_path / "built")
+    assert run_command(["demo", "--real", "dup"]) == 4
+    assert "cargo is 1.63.0, 1.81 or newer is needed" in capsys.readouterr().err
 
 
 def test_the_demo_without_its_sources_says_what_to_do(

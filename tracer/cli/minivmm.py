@@ -70,7 +70,7 @@ def binary() -> Path:
 
 
 class MiniVmm:
-    """A running mini-VMM, holding its start until ``start``.
+    """A running mini-VMM (or real device: the same protocol), holding its start until ``start``.
 
     Args:
         program: its path; arguments: beside --hold-start and --linger.
@@ -86,6 +86,7 @@ class MiniVmm:
     def __init__(self, program: Path, arguments: Sequence[str]) -> None:
         self.ground_truth: Mapping[str, Any] | None = None
         self.vmm = self.audio = 0
+        self._program = program
         self._rest = b""
         self._end: float | None = None
         self._asked = False
@@ -117,8 +118,8 @@ class MiniVmm:
             pass
         if not self.vmm:
             raise HostError(
-                "the mini-VMM did not get ready",
-                "run it by hand to see why: tests/minivmm/target/release/minivmm",
+                f"{self._program.name} did not get ready",
+                f"run it by hand to see why: {self._program}",
             )
 
     def start(self) -> None:
