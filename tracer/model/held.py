@@ -14,7 +14,7 @@ that is under the lock only on some of its ways shows as its fraction without th
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 
 import numpy as np
 from numpy.typing import NDArray
@@ -45,6 +45,7 @@ _FAMILIES = (
     (Kind.SYSCALL, Kind.SYSCALL, SYSCALL),
 )
 _EVENTFD_KEY = 1 << 32
+_MIX = np.array((0x9E3779B97F4A7C1, 0x2545F4914F6CDD1, 0x1B873593CC9E2D5), dtype=np.int64)
 
 Key = tuple[int, int, int, int, int, str]  # tgid, word, tid, kind, number, object
 
@@ -60,6 +61,31 @@ def wilson_low(held: int, n: int, z: float = _WILSON_Z) -> float:
 def is_inside(held: int, n: int, base: float | None) -> bool:
     """The rule in this module's docstring; ``base`` None (no bystander seen) counts as 0."""
     return n >= MIN_SAMPLES and 1 - wilson_low(held, n) <= (1 - (base or 0.0)) / 3
+
+
+def _columns(rows: Records, family: np.dtype[np.void]) -> Iterator[NDArray[np.int64]]:
+    """Columns (7, n) as ``Held`` counts them of the records in which a word could be read, if any."""
+    readable = rows["readable_in"]
+    if not readable.any():
+        return
+    if not readable.all():
+        rows = rows.take(np.flatnonzero(readable))
+    out = np.zeros((7, len(rows)), dtype=np.int64)
+    out[0], out[1], out[3] = rows["tid"], rows["kind"], rows["generation"]
+    out[5] = rows["readable_in"]
+    out[6] = rows["held_in"] & rows["readable_in"]
+    if family is FD or family is SYSCALL:
+        out[2] = rows["op"]
+    if family is FD:  # dup and close meet a new number each time: only their class counts
+        out[4] = (rows["eventfd_id"] >= 0) * _EVENTFD_KEY
+    elif family is RW or family is EPOLL_CTL:
+        ids = rows["eventfd_id"]
+        out[4] = np.where(ids >= 0, ids + np.int64(_EVENTFD_KEY), rows["fd"])
+    elif family is MSG:
+        out[4] = rows["fd"]
+    else:
+        out[4] = -1
+    yield out
 
 
 class Held:
@@ -83,7 +109,10 @@ class Held:
         self._samples = np.zeros(64, dtype=np.int64)
         self._held = np.zeros(64, dtype=np.int64)
         self._last = np.zeros(64, dtype=np.int64)
-        self._cache: dict[int, NDArray[np.int64]] = {}
+        # Counter indices (m, 16) by mask bit for each combination of columns met since the last refresh,
+        # found by its mixed key (m,), sorted.
+        self._known = np.zeros(0, dtype=np.int64)
+        self._table = np.zeros((0, _BITS), dtype=np.int64)
         self._places: dict[tuple[int, int, int, int, str], NDArray[np.int64]] = {}
         self._cache_until = 0
         self.eventfds: set[str] = set()  # what eventfds were called so far
@@ -97,17 +126,14 @@ class Held:
         if len(self._keys) > _MAX_ROWS:
             self._prune()
         if step.end_ns >= self._cache_until:
-            self._cache.clear()
-            self._places.clear()
+            self._forget_places()
             self._cache_until = (step.end_ns // _REFRESH_NS + 1) * _REFRESH_NS
         if not self._generations:
             return
-        for first, last, family in _FAMILIES:
-            rows = step.of(first, last)
-            readable = rows["readable_in"] != 0
-            if readable.any():
-                rows = rows if readable.all() else rows.take(np.flatnonzero(readable))
-                self._count(rows, family, step.end_ns)
+        parts = [part for first, last, family in _FAMILIES for part in _columns(step.of(first, last), family)]
+        if parts:
+            columns = parts[0] if len(parts) == 1 else np.concatenate(parts, axis=1)
+            self._count(columns, step.end_ns)
 
     def _learn(self, tgid: int, generation: int, chunk: int, words: list[int]) -> None:
         known = self._generations.setdefault((tgid, generation), [0] * _BITS)
@@ -119,61 +145,59 @@ class Held:
         """The watched words of a generation by mask bit (0: none)."""
         return self._generations.get((tgid, generation), [])
 
-    def _count(self, rows: Records, family: np.dtype[np.void], now_ns: int) -> None:
-        names = family.names or ()
-        fd = np.zeros(len(rows), dtype=np.int64)
-        if "fd" in names:
-            fd = rows["fd"].astype(np.int64) & 0xFFFFFFFF
-            if family == FD:  # dup and close meet a new number each time: only their class counts
-                fd = np.where(rows["eventfd_id"] >= 0, _EVENTFD_KEY, 0)
-            elif "eventfd_id" in names:
-                ids = rows["eventfd_id"]
-                fd = np.where(ids >= 0, ids.astype(np.int64) | _EVENTFD_KEY, fd)
-        number = rows["op"].astype(np.int64) if family in (FD, SYSCALL) else 0
-        # One 63-bit key each: tid 22, generation 16 and object 33 do not fit, so mix (collisions: ~1e-13).
-        key = rows["tid"].astype(np.int64) * np.int64(0x9E3779B97F4A7C1) + fd * np.int64(0x2545F4914F6CDD1)
-        key ^= (
-            rows["generation"].astype(np.int64) | (rows["kind"].astype(np.int64) << 16) | (number << 24)
-        ) * np.int64(0x1B873593CC9E2D5)
-        unique, first, group = np.unique(key, return_index=True, return_inverse=True)
-        table = np.zeros((len(unique), _BITS), dtype=np.int64)
-        for i, value in enumerate(unique.tolist()):
-            at = self._cache.get(value)
-            if at is None:
-                at = self._cache[value] = self._place(
-                    rows[first[i] : first[i] + 1], family, int(fd[first[i]])
-                )
-            table[i] = at
-        readable, held = rows["readable_in"], rows["held_in"] & rows["readable_in"]
+    def _count(self, columns: NDArray[np.int64], now_ns: int) -> None:
+        """Count columns (7, n): tid, kind, number, generation, fd key, readable, held."""
+        tid, kind, number, generation, fd, readable, held = columns
+        # One 64-bit key each: they do not fit side by side, so mix (collisions: ~1e-13).
+        key = tid * _MIX[0] + fd * _MIX[1]
+        key ^= (generation | (kind << 16) | (number << 24)) * _MIX[2]
+        group = self._find(key)
+        if group is None:
+            self._enlist(key, columns)
+            group = self._find(key)
+            assert group is not None
         used = int(np.bitwise_or.reduce(readable))
         for bit in range(_BITS):
             if used >> bit & 1:
-                at = table[:, bit]
-                mask = np.uint16(1 << bit)
-                np.add.at(
-                    self._samples, at, np.bincount(group[(readable & mask) != 0], minlength=len(unique))
-                )
-                np.add.at(self._held, at, np.bincount(group[(held & mask) != 0], minlength=len(unique)))
-                self._last[at] = now_ns
+                at = self._table[:, bit]
+                n = np.bincount(group, weights=readable >> bit & 1, minlength=len(at)).astype(np.int64)
+                np.add.at(self._samples, at, n)
+                n_held = np.bincount(group, weights=held >> bit & 1, minlength=len(at)).astype(np.int64)
+                np.add.at(self._held, at, n_held)
+                self._last[at[n > 0]] = now_ns
 
-    def _place(self, row: Records, family: np.dtype[np.void], fd_key: int) -> NDArray[np.int64]:
-        """Counter indices (16,) by mask bit of the group that a record (1,) belongs to; 0: nowhere."""
-        tid, kind = int(row["tid"][0]), Kind(int(row["kind"][0]))
+    def _find(self, key: NDArray[np.int64]) -> NDArray[np.intp] | None:
+        """Rows of the table for keys (n,), None if some are not there yet."""
+        if not len(self._known):
+            return None
+        at = np.minimum(np.searchsorted(self._known, key), len(self._known) - 1)
+        return at if bool((self._known[at] == key).all()) else None
+
+    def _enlist(self, key: NDArray[np.int64], columns: NDArray[np.int64]) -> None:
+        """Add the keys that are not in the table yet."""
+        new, first = np.unique(key, return_index=True)
+        fresh = ~np.isin(new, self._known, assume_unique=True)
+        new, rows = new[fresh], columns[:5, first[fresh]].T.tolist()
+        known = np.concatenate((self._known, new))
+        order = np.argsort(known)
+        table = np.array([self._place(*row) for row in rows], dtype=np.int64).reshape(-1, _BITS)
+        self._known, self._table = known[order], np.concatenate((self._table, table))[order]
+
+    def _place(self, tid: int, kind: int, number: int, generation: int, fd: int) -> NDArray[np.int64]:
+        """Counter indices (16,) by mask bit of one combination of columns; 0: nowhere."""
         tgid = self.registry.tgid(tid)
-        generation = int(row["generation"][0])
-        number = int(row["op"][0]) if family in (FD, SYSCALL) else 0
-        if family == FD:
-            obj = "eventfd" if fd_key else ""
+        if kind == Kind.FD:
+            obj = "eventfd" if fd else ""
         else:
-            fd = int(row["fd"][0]) if "fd" in (family.names or ()) else -1
-            obj = self._object(tgid, kind, fd, fd_key & 0xFFFFFFFF if fd_key & _EVENTFD_KEY else -1)
-        place = tid, generation, int(kind), number, obj
+            eventfd_id = fd - _EVENTFD_KEY if fd >= _EVENTFD_KEY else -1
+            obj = self._object(tgid, Kind(kind), fd if eventfd_id < 0 else 0, eventfd_id)
+        place = tid, generation, kind, number, obj
         at = self._places.get(place)
         if at is None:
             at = self._places[place] = np.zeros(_BITS, dtype=np.int64)
             for bit, word in enumerate(self.words_of(tgid, generation)):
                 if word:
-                    at[bit] = self._index((tgid, word, tid, int(kind), number, obj))
+                    at[bit] = self._index((tgid, word, tid, kind, number, obj))
         return at
 
     def _object(self, tgid: int, kind: Kind, fd: int, eventfd_id: int) -> str:
@@ -210,7 +234,10 @@ class Held:
             array[len(keep) + 1 :] = 0
         self._keys = [self._keys[i] for i in keep.tolist()]
         self._rows = {key: i + 1 for i, key in enumerate(self._keys)}
-        self._cache.clear()
+        self._forget_places()
+
+    def _forget_places(self) -> None:
+        self._known, self._table = self._known[:0], self._table[:0]
         self._places.clear()
 
     def adopt(self, other: Held) -> None:
