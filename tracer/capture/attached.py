@@ -15,13 +15,14 @@ import numpy as np
 
 from tracer import schema
 from tracer.capture import inflight, procfs, target
+from tracer.capture.batches import ByKind
 from tracer.capture.machine import Machine
 from tracer.capture.maps import Maps
 from tracer.capture.names import Names, Program
 from tracer.capture.side import Side
 from tracer.capture.target import PinnedTarget
 from tracer.errors import TargetError
-from tracer.schema import Kind, Life, Records, Target
+from tracer.schema import Kind, Life, Target
 
 
 @dataclass(slots=True)
@@ -107,9 +108,11 @@ class Attached:
                 self._maps.remove_target(tgid)
                 self._set(replace(self.infos[tgid], alive=False))
 
-    def note_execs(self, records: Records) -> list[int]:
-        """Look again at targets that called exec in records (n,). Returns their tgids."""
-        rows = schema.view(records[records["kind"] == Kind.LIFE], schema.LIFE)
+    def note_execs(self, records: ByKind) -> list[int]:
+        """Look again at targets that called exec. Returns their tgids."""
+        if not records.count(Kind.LIFE):
+            return []
+        rows = records.rows(Kind.LIFE)
         found = [
             tgid for tgid in np.unique(rows["tgid"][rows["op"] == Life.EXEC]).tolist() if tgid in self.infos
         ]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Pieces of batches that need no session: loss records, facts of the machine, several batches as one."""
+"""Pieces of batches that need no session: records by kind, loss records, facts of the machine, joining."""
 
 from __future__ import annotations
 
@@ -9,9 +9,39 @@ import time
 from collections.abc import Mapping
 
 import numpy as np
+from numpy.typing import NDArray
 
 from tracer import schema
 from tracer.schema import Batch, Kind, LossClass, Records
+
+
+class ByKind:
+    """Records (n,) as their kinds; looks for the places of a kind when it is asked.
+
+    Most kinds are absent from most batches: those cost one look at a table of counts.
+    """
+
+    def __init__(self, records: Records) -> None:
+        self.records = records
+        self._kinds: NDArray[np.uint8] = np.ascontiguousarray(records["kind"])
+        self._counts = np.bincount(self._kinds, minlength=max(Kind) + 1).tolist()
+
+    def count(self, kind: Kind) -> int:
+        """How many there are."""
+        found: int = self._counts[kind]
+        return found
+
+    def places(self, kind: Kind) -> NDArray[np.intp]:
+        """Indices of a kind in ``records``."""
+        return np.flatnonzero(self._kinds == kind) if self._counts[kind] else np.empty(0, np.intp)
+
+    def whole(self, kind: Kind) -> Records:
+        """All records in the dtype of a kind's family, no copy: use at ``places(kind)`` only."""
+        return self.records.view(schema.FAMILY[kind])
+
+    def rows(self, kind: Kind) -> Records:
+        """Copies of a kind's records, in their family's dtype."""
+        return self.whole(kind)[self.places(kind)]
 
 
 def loss_records(counts: Mapping[LossClass, int], since_ns: int, now_ns: int) -> Records:

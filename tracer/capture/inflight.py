@@ -47,11 +47,12 @@ def open_records(
     age = now_ns - min_age_ns
     syscalls = (threads["kind"] != 0) & (threads["enter_ns"] <= age)
     away = (threads["out_ns"] != 0) & (threads["out_ns"] <= age)
-    parts = [
-        _syscall_records(tids[syscalls], threads[syscalls], now_ns),
-        _offcpu_records(tids[away], threads[away], now_ns),
-    ]
-    return np.concatenate(parts)
+    parts = []
+    if syscalls.any():
+        parts.append(_syscall_records(tids[syscalls], threads[syscalls], now_ns))
+    if away.any():
+        parts.append(_offcpu_records(tids[away], threads[away], now_ns))
+    return np.concatenate(parts) if parts else schema.empty_records()
 
 
 def _head(into: Records, tids: NDArray[np.uint32], enter_ns: NDArray[np.uint64], now_ns: int) -> None:

@@ -68,7 +68,7 @@ class ProbeConfig:
         cache: whether compiled probes are kept and kept ones used; a folder, or True: the user's.
     """
 
-    ring_bytes: int = 8 << 20
+    ring_bytes: int = 16 << 20
     held_words: int = 4
     wait_stack_ns: int = 20_000
     min_other_ns: int = 10_000

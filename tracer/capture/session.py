@@ -21,7 +21,8 @@ from numpy.typing import NDArray
 from tracer import schema
 from tracer.capture import inflight, target
 from tracer.capture.attached import Attached
-from tracer.capture.batches import joined, loss_records, machine_facts
+from tracer.capture.batches import ByKind, joined, loss_records, machine_facts
+from tracer.capture.drain import Drain, in_order
 from tracer.capture.fdids import FdIds
 from tracer.capture.machine import this_machine
 from tracer.capture.maps import Maps
@@ -46,8 +47,6 @@ _VERIFY_EVERY_NS = 1_000_000_000
 _ROTATE_EVERY_NS = 3_000_000_000
 _AUDIO_SEARCH_NS = 2_000_000_000
 _MAX_TARGETS = 32
-# So often the ring is looked at between batches, and emptied if it fills too fast to wait.
-_EARLY_S = 0.02
 _SETTLE_S = 0.15
 
 
@@ -84,11 +83,10 @@ class Session:
         self._verified_ns = 0
         self._rotated_ns = time.monotonic_ns()
         self._searched_ns = 0
-        self._early: list[Records] = []
         self._entered = False
         self._stop_fd = -1
         self._probes: Probes | None = None
-        self._ring: Ring | None = None
+        self._drain: Drain | None = None
         self._names: Names | None = None
         self._usage: Usage | None = None
 
@@ -133,9 +131,10 @@ class Session:
         )
         loaded = time.perf_counter()
         self._maps = Maps(self._probes.maps, settings.held_words)
-        self._ring = Ring(self._probes.maps["xd_ring"], settings.ring_bytes)
+        ring = Ring(self._probes.maps["xd_ring"], settings.ring_bytes)
         self._usage = Usage(self._probes.program_fds.values())
         self._note = self._learn_host(self._probes)
+        self._drain = Drain(ring, settings.ring_bytes)
         self._names = Names(settings.debug_dirs)
         self._attach_ns = time.monotonic_ns()
         self._attached = Attached(self._pinned, self._maps, self._names, this_machine(), self._note)
@@ -178,9 +177,9 @@ class Session:
         if self._usage is not None:
             self._usage.close()
             self._usage = None
-        if self._ring is not None:
-            self._ring.close()
-            self._ring = None
+        if self._drain is not None:
+            self._drain.close()
+            self._drain = None
         if self._probes is not None:
             self._probes.close()
             self._probes = None
@@ -229,8 +228,7 @@ class Session:
             due = time.monotonic() + self.settings.interval_s
             stop = False
             while not stop and (left := due - time.monotonic()) > 0:
-                ready = {fd for fd, _event in poll.poll(min(left, _EARLY_S) * 1000)}
-                self._read_early()
+                ready = {fd for fd, _event in poll.poll(left * 1000)}
                 stop = self._stop_fd in ready
                 for fd in ready - {self._stop_fd}:
                     poll.unregister(fd)
@@ -259,33 +257,19 @@ class Session:
         return joined(parts)
 
     def _batch(self, host: dict[str, str | int | float], final: bool = False) -> Batch:
-        assert self._ring is not None and self._usage is not None
+        assert self._drain is not None
         now_ns = time.monotonic_ns()
-        parts = [self._open(now_ns)]
-        parts.extend(self._push_words())
-        # The watermark is read before the position: what is submitted later ends later.
-        watermark_ns = time.monotonic_ns() - _GRACE_NS
-        until = self._ring.producer()
-        read = self._ring.read(until)
-        if not final and self._ring.consumed() < until:
-            # A probe was stopped in the middle of a record (its CPU was taken away): what lies
-            # behind it may be older than the watermark.
-            watermark_ns = self._watermark_ns
-        watermark_ns = max(watermark_ns, self._watermark_ns)
-        early, self._early = self._early, []
-        ring = self._marked_late(np.concatenate([*early, read]) if early else read)
-        parts.append(ring)
-        parts.append(self._losses(now_ns))
+        opened = self._open(now_ns)
+        parts = [opened, *self._push_words()]
+        records, at_ns, complete = self._drain.take()
+        # Where a probe was stopped in the middle of a record (its CPU was taken away), what lies
+        # behind it may be older than the next watermark.
+        watermark_ns = max(at_ns - _GRACE_NS if complete or final else 0, self._watermark_ns)
+        self._mark_late(records)
+        parts += [records, self._losses(now_ns)]
         self._watermark_ns = watermark_ns
-        self._learn(ring, parts[0], now_ns)  # may fill in ids, so before the parts become one
-        return self._wrap(np.concatenate(parts), watermark_ns, host, now_ns)
-
-    def _read_early(self) -> None:
-        """Empty a ring that is a quarter full: it would overflow before the batch is due."""
-        assert self._ring is not None
-        until = self._ring.producer()
-        if until - self._ring.consumed() > self.settings.ring_bytes // 4:
-            self._early.append(self._ring.read(until))
+        self._learn(records, opened, now_ns)  # may fill in ids, so before the parts become one
+        return self._wrap(in_order(parts), watermark_ns, host, now_ns)
 
     def _open(self, now_ns: int) -> Records:
         if now_ns - self._opened_ns < _OPEN_EVERY_NS * 9 // 10:
@@ -301,12 +285,11 @@ class Session:
             records = records[~unsure]
         return records
 
-    def _marked_late(self, records: Records) -> Records:
+    def _mark_late(self, records: Records) -> None:
         late = schema.end_ns(records) < self._watermark_ns
         if late.any():
             records["flags"][late] |= np.uint8(Flag.LATE)
             self._late += int(late.sum())
-        return records
 
     def _losses(self, now_ns: int) -> Records:
         ring, lost_map = self._maps.losses()
@@ -351,18 +334,21 @@ class Session:
 
     def _learn(self, records: Records, opened: Records, now_ns: int) -> None:
         learned, side = self._attached.learned, self._attached.side
-        learned.threads.extend(side.life(records))
-        for tgid in self._attached.note_execs(records):
+        by_kind = ByKind(records)
+        learned.threads.extend(side.life(by_kind))
+        for tgid in self._attached.note_execs(by_kind):
             self._words.forget(tgid)
             self._changed.add(tgid)
-        learned.threads.extend(side.others(records))
+        learned.threads.extend(side.others(by_kind))
         alive = self._attached.alive()
         learned.threads.extend(side.refresh(alive, now_ns))
-        learned.fds.extend(side.fds(records))
+        learned.fds.extend(side.fds(by_kind))
         if self._fd_ids is not None:
             self._fd_ids.learn(learned.fds)
             self._fd_ids.fill(records, side.tgid_of)
-        self._futexes(records, opened)
+        for futexes in (ByKind(opened).rows(Kind.FUTEX), by_kind.rows(Kind.FUTEX)):
+            if len(futexes):
+                self._futexes(futexes)
         if now_ns - self._verified_ns >= _VERIFY_EVERY_NS:
             self._verified_ns = now_ns
             self._changed.update(tgid for tgid in alive if self._words.verify(tgid))
@@ -376,13 +362,9 @@ class Session:
         self._searched_ns = time.monotonic_ns()
         self._attached.find_audio(self.settings.audio, self._wanted)
 
-    def _futexes(self, records: Records, opened: Records) -> None:
-        """Choose lock words; ask for the names of callers."""
+    def _futexes(self, futexes: Records) -> None:
+        """Choose lock words by FUTEX records (n,); ask for the names of callers."""
         assert self._names is not None
-        both = np.concatenate([opened, records])
-        futexes = schema.view(both[both["kind"] == Kind.FUTEX], schema.FUTEX)
-        if not len(futexes):
-            return
         tids, inverse = np.unique(futexes["tid"], return_inverse=True)
         tgids = np.array([self._attached.side.tgid_of.get(tid, 0) for tid in tids.tolist()])[inverse]
         for tgid in np.unique(tgids[tgids != 0]).tolist():

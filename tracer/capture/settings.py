@@ -16,7 +16,8 @@ class Settings:
         wait_stack_ns: futex waits from this on carry their caller's address.
         min_other_ns: syscalls without a record of their own are recorded from this on.
         held_words: lock words watched per target, 0 to 16.
-        ring_bytes: a power of two.
+        ring_bytes: a power of two, of kernel memory. The drain looks twenty times a second, so 16 MiB are five
+            looks at 1 M records/s: room for when every CPU is taken.
         lock_symbols: lock words given by the user: (name, address), of the first target.
         debug_dirs: where separate debug files are.
         use_btf: False as if the kernel had no BTF.
@@ -29,7 +30,7 @@ class Settings:
     wait_stack_ns: int = 20_000
     min_other_ns: int = 10_000
     held_words: int = 4
-    ring_bytes: int = 8 << 20
+    ring_bytes: int = 16 << 20
     lock_symbols: tuple[tuple[str, int], ...] = ()
     debug_dirs: tuple[str, ...] = ()
     use_btf: bool = True
