@@ -183,13 +183,13 @@ def test_watermarks_hold_and_batches_are_in_order(child: Child, trace: Attach) -
 
 def test_a_consumer_that_takes_its_time_loses_nothing(child: Child, trace: Attach) -> None:
     """More records than the ring holds, and nobody asks for a batch meanwhile."""
-    live = trace(child.tgid, ring_bytes=1 << 20)
-    for _ in range(3):
+    live = trace(child.tgid, ring_bytes=4 << 20)
+    for _ in range(5):
         child.do("contend 7919")
     done = live.finish()
-    assert len(done.records) > (1 << 20) // 64, "it all fits into the ring: nothing was tested"
+    assert len(done.records) > (4 << 20) // 64, "it all fits into the ring: nothing was tested"
     waits = done.of(Kind.FUTEX)
-    assert int(((waits["op"] == WAIT) & (waits["word"] == child.word)).sum()) == 3 * 7919
+    assert int(((waits["op"] == WAIT) & (waits["word"] == child.word)).sum()) == 5 * 7919
     assert done.lost == Losses()
 
 

@@ -16,8 +16,8 @@ class Settings:
         wait_stack_ns: futex waits from this on carry their caller's address.
         min_other_ns: syscalls without a record of their own are recorded from this on.
         held_words: lock words watched per target, 0 to 16.
-        ring_bytes: a power of two, of kernel memory. The drain looks twenty times a second, so 16 MiB are five
-            looks at 1 M records/s: room for when every CPU is taken.
+        ring_bytes: a power of two, of kernel memory. The drain looks twenty times a second: 16 MiB are five
+            looks at 1 M records/s, room for when every CPU is taken.
         lock_symbols: lock words given by the user: (name, address), of the first target.
         debug_dirs: where separate debug files are.
         use_btf: False as if the kernel had no BTF.
