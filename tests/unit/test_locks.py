@@ -263,21 +263,6 @@ def test_locks_rank_by_misses_then_by_time_never_by_count() -> None:
     assert locks.rows()[0].address == 0x30
 
 
-def test_words_to_watch_prefers_what_w_and_g_share_and_does_not_flap() -> None:
-    known = registry()
-    for tid, role in ((1, "W"), (2, "G"), (3, "fence")):
-        known.threads[tid].role = role
-    shared = r.trace(r.wait(1, 0x10, 950, 1_500), r.wake(2, 0x10, 1_450, dur=100))
-    fences = [r.trace(r.wait(3, 0x20, t, t + 90), r.wake(3, 0x20, t + 95, dur=1)) for t in range(0, 900, 100)]
-    locks = run(r.trace(*fences), known=known)
-    assert locks.words_to_watch(VMM, 1) == (0x20,)
-    locks.step(Step(shared, 1_900))
-    assert locks.words_to_watch(VMM, 1) == (0x10,)
-    locks.step(Step(r.trace(r.wait(1, 0x30, 2_000, 3_000), r.wake(2, 0x30, 2_900)), 4_000))
-    assert locks.words_to_watch(VMM, 1) == (0x10,)
-    assert locks.words_to_watch(VMM, 4) == (0x10, 0x30, 0x20)
-
-
 def test_memory_is_bounded_for_endless_new_words() -> None:
     locks = Locks(registry())
     for step in range(60):
@@ -296,4 +281,4 @@ def test_an_exited_thread_keeps_its_acquisition() -> None:
 
 def test_nothing_comes_of_no_records() -> None:
     locks = run(empty_records())
-    assert locks.rows() == () and locks.blame() == () and locks.words_to_watch(VMM, 4) == ()
+    assert locks.rows() == () and locks.blame() == () and locks.watch_order(VMM) == []

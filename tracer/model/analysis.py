@@ -27,6 +27,7 @@ from tracer.model.summary import Summary
 from tracer.model.timeline import Sequencer, Timeline
 from tracer.model.turns import Turns
 from tracer.model.verdicts import Verdicts
+from tracer.model.watch import Watch
 from tracer.model.writepath import WritePaths
 from tracer.profile import Profile, default_profiles
 from tracer.schema import RECORD, Batch, Kind
@@ -69,6 +70,7 @@ class Analysis:
         self.turns = Turns(self.registry, self.held)
         self.names = Names(self.registry, self.locks, self.held, self.facts, self.turns)
         self.locks.namer = self.names
+        self.watch = Watch(self.locks, self.names)
         self.write_paths = WritePaths(self.registry, self.held, self.locks, self.names)
         finder = PathFinder(self.registry, self.timeline, self.locks, self.roles)
         cutter = LeafCutter(self.registry, self.locks)
@@ -138,7 +140,7 @@ class Analysis:
         wanted: dict[int, tuple[int, ...]] = {}
         for target in self.registry.targets.values():
             if target.role == "vmm":
-                words = self.locks.words_to_watch(target.tgid, self._held_words)
+                words = self.watch.words(target.tgid, self._held_words)
                 if words:
                     wanted[target.tgid] = words
         return wanted

@@ -81,7 +81,6 @@ class Locks:
         self._early_misses: dict[tuple[int, int, int, int], int] = {}
         self._settle_at = 0
         self._open: dict[int, Records] = {}
-        self._watched: dict[int, tuple[int, ...]] = {}
 
     # ---- feeding
 
@@ -419,24 +418,6 @@ class Locks:
         if pending is not None:
             yield pending
         yield Acquisition(tgid, word, tid, start, stop, 1, 0, 0, 0, True)
-
-    def words_to_watch(self, tgid: int, n: int) -> tuple[int, ...]:
-        """The n lock words of a process that deserve to be watched; changes only when it pays."""
-        now = self.watch_order(tgid)
-        kept = [w for w in self._watched.get(tgid, ()) if w in now]
-        best = now[:n]
-        core = set(self.core_words(tgid))
-        for word in best:  # a likely item_state takes the place of the least; else only free places fill
-            if word in kept:
-                continue
-            if len(kept) < n:
-                kept.append(word)
-            elif word in core:
-                worst = max((w for w in kept if w not in core), key=now.index, default=None)
-                if worst is not None:
-                    kept[kept.index(worst)] = word
-        self._watched[tgid] = tuple(kept[:n])
-        return self._watched[tgid]
 
     def watch_order(self, tgid: int) -> list[int]:
         """Live std mutex words of a process, the likeliest item_state first."""
