@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! The command line: one struct, and how streams map to contexts and targets.
 
+use crate::inject::{self, Wanted};
 use std::str::FromStr;
 
 pub const USAGE: &str = "minivmm: a small VMM with a cross-domain device, and an audio server
@@ -20,6 +21,8 @@ pub const USAGE: &str = "minivmm: a small VMM with a cross-domain device, and an
   --wav FILE  --log FILE                  what was played; JSON lines, one per stream and cycle
   --hold-start                            wait for a line on stdin before audio and load start
   --linger                                stay, idle, after the run until stdin is closed
+  --inject SPEC  --inject-file FILE       delay chosen cycles: KIND[:MIN..MAX in periods][+KIND...] (README)
+  --truth FILE                            JSON lines, one per delay that was made
   --userns                                run the VMM in a user and a pid namespace";
 
 macro_rules! choice {
@@ -72,6 +75,8 @@ pub struct Args {
     pub hold_start: bool,
     pub linger: bool,
     pub userns: bool,
+    pub inject: Vec<Wanted>,
+    pub truth: Option<String>,
 }
 
 fn parsed<T: FromStr>(text: &str) -> Result<T, String>
@@ -111,6 +116,8 @@ impl Args {
             hold_start: false,
             linger: false,
             userns: false,
+            inject: Vec::new(),
+            truth: None,
         };
         while let Some(word) = words.next() {
             let (key, inline) = match word.split_once('=') {
@@ -142,6 +149,13 @@ impl Args {
                 "--hold-start" => a.hold_start = true,
                 "--linger" => a.linger = true,
                 "--userns" => a.userns = true,
+                "--inject" => a.inject.extend(inject::parse(&value()?)?),
+                "--inject-file" => {
+                    let path = value()?;
+                    let text = std::fs::read_to_string(&path).map_err(|e| format!("{}: {}", path, e))?;
+                    a.inject.extend(inject::parse(&text)?);
+                }
+                "--truth" => a.truth = Some(value()?),
                 _ => return Err(format!("unknown option {}", key)),
             }
         }

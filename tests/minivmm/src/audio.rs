@@ -6,7 +6,9 @@
 //! next expiry. A stream is signalled every period, also while it is pending.
 
 use crate::args::{Args, Timer};
-use crate::inject::Hooks;
+use crate::hooks::Hooks;
+use crate::inject::Director;
+use crate::load;
 use crate::process;
 use crate::shared::Shared;
 use crate::sys::{self, EpollEvent};
@@ -52,6 +54,8 @@ impl DataLoop {
     pub fn run(self) -> Record {
         let targets: Vec<usize> = self.streams.iter().map(|s| s.target).collect();
         let realtime = process::realtime(20);
+        load::place(&self.args, Some('d'));
+        let mut director = Director::new(&self.args);
         let mut record =
             Record { truth: Truth::new(&targets), events: Vec::new(), realtime, start_ns: 0, end_ns: 0 };
         process::sharp_timers();
@@ -69,7 +73,7 @@ impl DataLoop {
                 if event.data != TIMER {
                     self.close(event.data as usize, &mut record.truth);
                 } else if let Ok(expirations) = sys::read_u64(&self.timer) {
-                    last = self.cycle(&mut record, cycle, expirations);
+                    last = self.cycle(&mut record, &mut director, cycle, expirations);
                     cycle += 1;
                 }
             }
@@ -82,18 +86,18 @@ impl DataLoop {
 
     /// Reads a completion, if there is one.
     fn close(&self, target: usize, truth: &mut Truth) {
-        (self.hooks.before_close)(target);
         if sys::read_u64(&self.completions[target]).is_ok() {
             truth.completed(target, sys::now_ns());
         }
     }
 
     /// The start of a cycle; true if it was only the deadline of the last one.
-    fn cycle(&self, record: &mut Record, cycle: u64, expirations: u64) -> bool {
+    fn cycle(&self, record: &mut Record, director: &mut Director, cycle: u64, expirations: u64) -> bool {
         let start = sys::now_ns();
         let period = self.args.period_ns();
         self.driver_events(record, cycle, start, expirations);
         let truth = &mut record.truth;
+        let missed = (0..self.completions.len()).any(|t| truth.is_open(t));
         for target in 0..self.completions.len() {
             if truth.is_open(target) {
                 let fds: Vec<RawFd> =
@@ -110,6 +114,7 @@ impl DataLoop {
         for target in 0..self.completions.len() {
             self.shared.pending[target].store(truth.streams_of(target).len() as i32, Ordering::Release);
         }
+        director.cycle(cycle, self.shared.next_start_ns.load(Ordering::Acquire), missed);
         for (i, stream) in self.streams.iter().enumerate() {
             (self.hooks.before_wake)(i as u32, cycle);
             self.shared.awake[i].store(1, Ordering::Release);

@@ -32,7 +32,7 @@ fn offer(kind: u32) -> [u8; 16] {
 }
 
 /// A short stream's two eventfds.
-fn open_stream(socket: &OwnedFd) -> std::io::Result<(OwnedFd, OwnedFd)> {
+pub fn open_stream(socket: &OwnedFd) -> std::io::Result<(OwnedFd, OwnedFd)> {
     let fds = (sys::event(true)?, sys::event(true)?);
     sys::send_fds(socket, &offer(SHORT), &[fds.0.as_raw_fd(), fds.1.as_raw_fd()])?;
     Ok(fds)

@@ -1,15 +1,16 @@
 // SPDX-License-Identifier: Apache-2.0
 //! G: the one thread that executes every command of every context, in order.
 
+use crate::actors;
 use crate::fence::{Fence, FenceHandler, Pending};
-use crate::inject::Hooks;
+use crate::hooks::Hooks;
 use crate::process;
 use crate::queue::{Descriptor, GuestMemory};
 use crate::shared::word;
 use crate::sys;
-use crate::table::{CrossDomainContext, CMD_POLL};
+use crate::table::{CrossDomainContext, CMD_POLL, CMD_WRITE, WRITE_HEADER};
 use crate::worker::Job;
-use std::os::unix::io::{AsRawFd, OwnedFd};
+use std::os::unix::io::OwnedFd;
 use std::sync::mpsc::Sender;
 use std::sync::Arc;
 
@@ -62,17 +63,23 @@ impl GpuWorker {
     }
 
     fn process_gpu_command(&mut self, head: &Descriptor) {
-        (self.hooks.before_command)(head.ctx_id);
         if head.ctx_id != 0 {
+            let completes = head.bytes[0] == CMD_WRITE && head.bytes.len() == WRITE_HEADER + 8;
+            if completes && !(self.hooks.before_write)() {
+                return;
+            }
             self.contexts[head.ctx_id as usize - 1].submit_cmd(&head.bytes);
             return;
         }
         // The driver's ioctl: it sleeps until the GPU is done; then the state is validated.
         let block_us = word(&head.bytes, 0);
-        if block_us >= 1000 {
-            sys::readable(&[self.gpu_device.as_raw_fd()], (block_us / 1000) as i32);
-        }
-        process::work(word(&head.bytes, 4) as u64 * 1000);
+        let cpu_us = word(&head.bytes, 4);
+        actors::around_command(block_us + cpu_us >= 500, || {
+            if block_us >= 500 {
+                process::readable_within(&self.gpu_device, block_us as u64 * 1000);
+            }
+            process::work(cpu_us as u64 * 1000);
+        });
     }
 
     fn create_fence(&mut self, fence: Fence, bytes: &[u8]) {

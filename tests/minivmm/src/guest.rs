@@ -6,7 +6,8 @@
 
 use crate::args::{Args, Load};
 use crate::gpu::gpu_command;
-use crate::inject::Hooks;
+use crate::hooks::Hooks;
+use crate::inject;
 use crate::process::{self, Rng};
 use crate::queue::{GuestMemory, RingPage};
 use crate::shared::{word, Offer, Shared, ENDLESS, PIPE, SHORT, SUSTAINED};
@@ -116,6 +117,9 @@ impl Bridge {
     fn serve(&mut self, ctx_id: u32) {
         let message: [u8; MESSAGE_BYTES] = self.rings[ctx_id as usize - 1].copy();
         self.latency();
+        if message[0] == CMD_READ {
+            (self.hooks.before_poll)(word(&message, 8));
+        }
         self.poll(ctx_id);
         match message[0] {
             CMD_RECEIVE => self.received(ctx_id, &message),
@@ -145,7 +149,10 @@ impl Bridge {
                 self.closing.extend(ids.iter().map(|&id| (due, ctx_id, id)));
             }
             (PIPE, &[pipe]) => self.mem.pipe_id.store(pipe, Ordering::Release),
-            (ENDLESS, &[wake]) => self.watch(ctx_id, wake),
+            (ENDLESS, &[wake]) => {
+                inject::state().own_item.store(wake, Ordering::Release);
+                self.watch(ctx_id, wake);
+            }
             _ => {}
         }
     }

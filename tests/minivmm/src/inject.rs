@@ -1,34 +1,264 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Where an injector hooks in: functions called at the points whose delay has a name.
+//! The injector: which cycle is delayed by what, and the log of what was really done.
 //!
-//! The default does nothing. An injector replaces `Hooks::default()` in main.rs
-//! with functions that delay chosen cycles and log what they did.
+//! The data loop publishes one plan at a time in shared memory, a period ahead, after at least
+//! eight on-time cycles. Whoever is to be late takes it at a hook, or a thread of actors.rs does.
+//! Nothing here makes a system call at a hook but what the delay itself is made of.
 
-#[derive(Clone, Copy)]
-pub struct Hooks {
-    /// D, before it writes a stream's eventfd: stream, cycle.
-    pub before_wake: fn(u32, u64),
-    /// W, after it chose an item and before it takes item_state: context, item.
-    pub before_serve: fn(u32, u32),
-    /// W, under item_state, before the fence: context, item.
-    pub under_lock: fn(u32, u32),
-    /// The guest, before it kicks the completion: context, item.
-    pub before_kick: fn(u32, u32),
-    /// G, before it executes a command of a context: context.
-    pub before_command: fn(u32),
-    /// D, after a completion woke it and before it reads: target.
-    pub before_close: fn(usize),
+use crate::args::Args;
+use crate::process::{self, Rng};
+use crate::sys;
+use std::io::{BufWriter, Write};
+use std::os::unix::io::OwnedFd;
+use std::sync::atomic::{AtomicI64, AtomicPtr, AtomicU32, AtomicU64, AtomicUsize, Ordering};
+
+/// On-time cycles before a plan; up to as many again are added by chance.
+const SPACING: u64 = 8;
+const ENTRIES: usize = 8192;
+
+macro_rules! kinds {
+    ($($name:ident = $text:literal, $cause:literal, $leg:literal, $locks:literal;)*) => {
+        /// What is done to a cycle. Text, the cause it must be named by, the leg, the locks concerned.
+        #[derive(Clone, Copy, PartialEq, Eq, Debug)]
+        pub enum Kind { $($name),* }
+        pub const KINDS: &[(Kind, &str, &str, &str, &str)] =
+            &[$((Kind::$name, $text, $cause, $leg, $locks)),*];
+    };
 }
 
-impl Default for Hooks {
-    fn default() -> Hooks {
-        Hooks {
-            before_wake: |_, _| {},
-            before_serve: |_, _| {},
-            under_lock: |_, _| {},
-            before_kick: |_, _| {},
-            before_command: |_| {},
-            before_close: |_| {},
-        }
+kinds! {
+    ControlQueue = "lock.control_queue", "lock", "completion", "control_queue";
+    FenceState = "lock.fence_state", "lock", "completion", "fence_state,control_queue";
+    Intc = "lock.intc", "lock", "completion", "intc,fence_state,control_queue";
+    ControlQueueWake = "lock.control_queue.wake", "lock", "wake", "control_queue";
+    FenceStateWake = "lock.fence_state.wake", "lock", "wake", "fence_state,control_queue";
+    IntcWake = "lock.intc.wake", "lock", "wake", "intc,fence_state,control_queue";
+    ItemState = "lock.item_state", "lock", "completion", "item_state";
+    Nested = "lock.nested", "lock", "completion", "item_state,export_table";
+    Barging = "lock.barging", "lock", "completion", "control_queue";
+    OffW = "not_scheduled.w", "not_scheduled", "wake", "";
+    OffG = "not_scheduled.g", "not_scheduled", "completion", "";
+    OffVcpu = "not_scheduled.vcpu", "not_scheduled", "completion", "";
+    OffD = "not_scheduled.d", "not_scheduled", "completion", "";
+    OffHolder = "not_scheduled.holder", "not_scheduled", "completion", "item_state";
+    BusySyscall = "head_of_line.syscall", "head_of_line", "completion", "";
+    BusyCpu = "head_of_line.cpu", "head_of_line", "completion", "";
+    Serialised = "serialised", "serialised", "wake", "";
+    RearmGuest = "not_rearmed.guest", "not_rearmed", "wake", "";
+    RearmG = "not_rearmed.g", "not_rearmed", "wake", "";
+    Guest = "guest_late", "guest_late", "completion", "";
+    SlowWake = "slow_syscall.w.wake", "slow_syscall", "wake", "";
+    SlowW = "slow_syscall.w", "slow_syscall", "completion", "";
+    SlowG = "slow_syscall.g", "slow_syscall", "completion", "";
+    CpuWake = "on_cpu.w.wake", "on_cpu", "wake", "";
+    CpuW = "on_cpu.w", "on_cpu", "completion", "";
+    CpuG = "on_cpu.g", "on_cpu", "completion", "";
+    Host = "host_late", "host_late", "completion", "";
+    Failed = "forward_failed", "forward_failed", "completion", "";
+}
+
+/// Whether a run injects that kind.
+pub fn uses(args: &Args, kind: Kind) -> bool {
+    args.inject.iter().any(|w| KINDS[w.0].0 == kind)
+}
+
+/// One entry of a SPEC: a kind, and least and most delay in periods.
+pub type Wanted = (usize, f64, f64);
+
+/// KIND[:MIN..MAX][+KIND…]; newlines separate as well as "+".
+pub fn parse(spec: &str) -> Result<Vec<Wanted>, String> {
+    let words = spec.split(|c| c == '+' || c == '\n').map(str::trim);
+    words.filter(|w| !w.is_empty() && !w.starts_with('#')).map(parse_one).collect()
+}
+
+fn parse_one(word: &str) -> Result<Wanted, String> {
+    let (name, range) = word.split_once(':').unwrap_or((word, ""));
+    let at = KINDS.iter().position(|k| k.1 == name).ok_or_else(|| format!("no injection {:?}", name))?;
+    // What D itself delays has to end before its next start, or that one would be late too.
+    let own = matches!(KINDS[at].0, Kind::Host | Kind::OffD);
+    let default = if own { (0.975, 0.997) } else { (1.15, 1.8) };
+    let parsed = range.split_once("..").map(|(a, b)| (a.parse::<f64>(), b.parse::<f64>()));
+    match parsed {
+        None if range.is_empty() => Ok((at, default.0, default.1)),
+        Some((Ok(low), Ok(high))) if low >= 0.0 && high >= low => Ok((at, low, high)),
+        _ => Err(format!("{:?} is no MIN..MAX", range)),
     }
+}
+
+/// A delay that is due: its id, the cycle, the cycle's nominal start, how long.
+#[derive(Clone, Copy)]
+pub struct Plan {
+    pub id: u64,
+    pub start_ns: u64,
+    pub amount_ns: u64,
+}
+
+#[repr(C)]
+struct Entry {
+    kind: AtomicU32,
+    cycle: AtomicU64,
+    begin_ns: AtomicU64,
+    end_ns: AtomicU64,
+    start_ns: AtomicU64,
+}
+
+#[repr(C)]
+pub struct State {
+    /// The plan in force; 0: none. Stored last, so that what follows is whole.
+    id: AtomicU64,
+    kind: AtomicU32,
+    start_ns: AtomicU64,
+    amount_ns: AtomicU64,
+    taken: AtomicU64,
+    on_time: AtomicU64,
+    pub wait: AtomicU64,
+    /// Item id of the injector's own eventfd in the VMM.
+    pub own_item: AtomicU32,
+    pub burst: AtomicI64,
+    pub burst_begin_ns: AtomicU64,
+    pub turn_ns: AtomicU64,
+    count: AtomicUsize,
+    entries: [Entry; ENTRIES],
+}
+
+static STATE: AtomicPtr<State> = AtomicPtr::new(std::ptr::null_mut());
+static FDS: AtomicPtr<Fds> = AtomicPtr::new(std::ptr::null_mut());
+
+/// A slow device: requests to it, its replies; and what wakes the client beside D.
+pub struct Fds {
+    pub ask: (OwnedFd, OwnedFd),
+    pub answer: (OwnedFd, OwnedFd),
+    pub client: OwnedFd,
+}
+
+pub fn state() -> &'static State {
+    // SAFETY: zeroed shared pages that are never unmapped; only called once `prepare` has run.
+    unsafe { &*STATE.load(Ordering::Acquire) }
+}
+
+pub fn fds() -> &'static Fds {
+    // SAFETY: leaked by `prepare`.
+    unsafe { &*FDS.load(Ordering::Acquire) }
+}
+
+/// Before any process parts.
+pub fn prepare() -> std::io::Result<()> {
+    STATE.store(sys::shared_pages(std::mem::size_of::<State>()).cast(), Ordering::Release);
+    let made = Fds { ask: sys::pipe(4096)?, answer: sys::pipe(4096)?, client: sys::event(false)? };
+    FDS.store(Box::into_raw(Box::new(made)), Ordering::Release);
+    state().turn_ns.store(250_000, Ordering::Release);
+    state().wait.store(SPACING + 4, Ordering::Release);
+    Ok(())
+}
+
+/// A blocking call that takes `ns`: the device answers no sooner.
+pub fn slow_call(ns: u64) {
+    let mut request = [0u8; 16];
+    request[..8].copy_from_slice(&ns.to_ne_bytes());
+    let _ = sys::write_bytes(&fds().ask.1, &request);
+    let _ = sys::read_bytes(&fds().answer.0, &mut [0; 1]);
+}
+
+/// The plan in force if it is of that kind (its index in KINDS), without taking it.
+pub fn peek(kinds: &[Kind]) -> Option<(Plan, Kind)> {
+    let state = state();
+    let id = state.id.load(Ordering::Acquire);
+    if id == 0 || state.taken.load(Ordering::Acquire) == id {
+        return None;
+    }
+    let kind = KINDS[state.kind.load(Ordering::Acquire) as usize].0;
+    let plan = Plan {
+        id,
+        start_ns: state.start_ns.load(Ordering::Acquire),
+        amount_ns: state.amount_ns.load(Ordering::Acquire),
+    };
+    kinds.contains(&kind).then(|| (plan, kind))
+}
+
+/// Takes a plan, once, and not before its cycle has begun (`early`: before as well).
+pub fn take(kinds: &[Kind], early: bool) -> Option<(Plan, Kind)> {
+    let found = peek(kinds)?;
+    let ready = early || sys::now_ns() >= found.0.start_ns;
+    (ready && state().taken.swap(found.0.id, Ordering::AcqRel) != found.0.id).then(|| found)
+}
+
+/// Writes down what was done.
+pub fn log(plan: &Plan, begin_ns: u64, end_ns: u64) {
+    let state = state();
+    let at = state.count.fetch_add(1, Ordering::AcqRel);
+    if let Some(entry) = state.entries.get(at) {
+        entry.kind.store(state.kind.load(Ordering::Acquire), Ordering::Release);
+        entry.cycle.store(plan.id - 1, Ordering::Release);
+        entry.start_ns.store(plan.start_ns, Ordering::Release);
+        entry.begin_ns.store(begin_ns, Ordering::Release);
+        entry.end_ns.store(end_ns, Ordering::Release);
+    }
+}
+
+/// Runs `delay` and logs how long it took.
+pub fn timed(plan: &Plan, delay: impl FnOnce(u64)) {
+    let begin = sys::now_ns();
+    delay(plan.amount_ns);
+    log(plan, begin, sys::now_ns());
+}
+
+/// D at a cycle's start, before it wakes anybody: judges the one before, plans the next but one.
+pub struct Director {
+    wanted: Vec<Wanted>,
+    rng: Rng,
+    period_ns: u64,
+}
+
+impl Director {
+    pub fn new(args: &Args) -> Director {
+        Director { wanted: args.inject.clone(), rng: Rng::new(args.seed, 9), period_ns: args.period_ns() }
+    }
+
+    /// `missed`: something was open at this start.
+    pub fn cycle(&mut self, cycle: u64, nominal_ns: u64, missed: bool) {
+        if self.wanted.is_empty() {
+            return;
+        }
+        let state = state();
+        let in_force = state.id.load(Ordering::Acquire);
+        if missed || in_force + 2 > cycle + 1 && in_force != 0 {
+            state.on_time.store(0, Ordering::Release);
+            return;
+        }
+        if state.on_time.fetch_add(1, Ordering::AcqRel) + 1 < state.wait.load(Ordering::Acquire) {
+            return;
+        }
+        state.on_time.store(0, Ordering::Release);
+        let extra = self.rng.within(0.0, SPACING as f64 + 1.0) as u64;
+        state.wait.store(SPACING + 1 + extra, Ordering::Release);
+        let (kind, low, high) = self.wanted[self.rng.within(0.0, self.wanted.len() as f64) as usize];
+        let amount = self.rng.within(low, high + 1e-9) * self.period_ns as f64;
+        state.id.store(0, Ordering::Release);
+        state.kind.store(kind as u32, Ordering::Release);
+        state.start_ns.store(nominal_ns + self.period_ns, Ordering::Release);
+        state.amount_ns.store(amount as u64, Ordering::Release);
+        state.id.store(cycle + 2, Ordering::Release); // its cycle, plus one
+    }
+}
+
+/// The truth as JSON lines.
+pub fn write_truth(path: &str) -> std::io::Result<()> {
+    let mut out = BufWriter::new(std::fs::File::create(path)?);
+    for entry in state().entries.iter().take(state().count.load(Ordering::Acquire)) {
+        let (_, kind, cause, leg, locks) = KINDS[entry.kind.load(Ordering::Acquire) as usize];
+        let begin = entry.begin_ns.load(Ordering::Acquire);
+        let end = entry.end_ns.load(Ordering::Acquire);
+        writeln!(
+            out,
+            "{{\"stream\":0,\"cycle\":{},\"kind\":\"{}\",\"cause\":\"{}\",\"leg\":\"{}\",\"lock\":\"{}\",\"start_ns\":{},\"begin_ns\":{},\"end_ns\":{},\"delay_ns\":{},\"clock\":\"monotonic\"}}",
+            entry.cycle.load(Ordering::Acquire), kind, cause, leg, locks,
+            entry.start_ns.load(Ordering::Acquire), begin, end, end - begin
+        )?;
+    }
+    out.flush()
+}
+
+/// What a computing thread does.
+pub fn compute(ns: u64) {
+    process::work(ns);
 }

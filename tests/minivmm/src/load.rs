@@ -4,6 +4,7 @@
 
 use crate::args::{Args, Load};
 use crate::churn::LoadFds;
+use crate::inject::{self, Kind};
 use crate::process::{self, Rng};
 use crate::shared::Shared;
 use crate::sys;
@@ -14,6 +15,32 @@ use std::sync::Arc;
 /// The CPU that the load preempt-holder keeps busy and W is bound to; the rest run elsewhere.
 pub fn contested_cpu() -> usize {
     *process::cpus().last().unwrap_or(&0)
+}
+
+/// Whose thread an injection keeps off the CPU: 'w', 'g', 'v' or 'd'; of one run, one.
+pub fn victim(args: &Args) -> Option<char> {
+    let of = |kind| match kind {
+        Kind::OffW | Kind::OffHolder => Some('w'),
+        Kind::OffG => Some('g'),
+        Kind::OffVcpu => Some('v'),
+        Kind::OffD => Some('d'),
+        _ => None,
+    };
+    args.inject.iter().find_map(|w| of(inject::KINDS[w.0].0))
+}
+
+/// Binds a thread of that role: the victim to the contested CPU, the VMM's others to the first.
+/// Under preempt-holder W is the victim, so that everybody else could go on.
+pub fn place(args: &Args, role: Option<char>) {
+    let victim = if args.load == Load::PreemptHolder { Some('w') } else { victim(args) };
+    if victim.is_none() || process::cpus().len() < 2 {
+        return;
+    }
+    if role == victim {
+        process::pin(contested_cpu());
+    } else if role != Some('d') {
+        process::pin(process::cpus()[0]);
+    }
 }
 
 /// True if the load needs a process of its own.

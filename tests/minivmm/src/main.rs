@@ -3,12 +3,14 @@
 //!
 //! All processes are forked here, before any thread exists.
 
+mod actors;
 mod args;
 mod audio;
 mod churn;
 mod fence;
 mod gpu;
 mod guest;
+mod hooks;
 mod inject;
 mod load;
 mod process;
@@ -25,7 +27,7 @@ mod worker;
 
 use args::Args;
 use churn::LoadFds;
-use inject::Hooks;
+use hooks::Hooks;
 use shared::Shared;
 use std::os::unix::io::{AsRawFd, OwnedFd};
 use std::sync::Arc;
@@ -54,7 +56,9 @@ fn run(args: Args) -> std::io::Result<i32> {
     process::calibrate();
     let shared = Shared::map();
     let fds = Arc::new(LoadFds::new()?);
-    let hooks = Hooks::default();
+    let injecting = !args.inject.is_empty();
+    let hooks = if injecting { Hooks::injecting() } else { Hooks::default() };
+    inject::prepare()?;
     let (control, server_control) = sys::socket_pair()?;
     let pairs = (0..args.contexts()).map(|_| sys::socket_pair()).collect::<Result<Vec<_>, _>>()?;
     let (channels, sockets): (Vec<OwnedFd>, Vec<OwnedFd>) = pairs.into_iter().unzip();
@@ -73,8 +77,18 @@ fn run(args: Args) -> std::io::Result<i32> {
             });
         }
     };
-    drop((server_control, sockets));
     let mut children = vec![audio];
+    let outside = sys::dup(&sockets[args.other_context()])?;
+    if injecting {
+        match process::spawn_process("inject")? {
+            Some(pid) => children.push(pid),
+            None => {
+                drop((control, server_control, channels, sockets));
+                actors::run_process(&args, shared, &fds, outside)
+            }
+        }
+    }
+    drop((server_control, sockets, outside));
     if load::has_process(&args) {
         match process::spawn_process("load")? {
             Some(pid) => children.push(pid),

@@ -4,7 +4,7 @@
 use crate::sys;
 use std::io::{Error, Result};
 use std::os::raw::{c_int, c_ulong, c_void};
-use std::os::unix::io::{FromRawFd, OwnedFd};
+use std::os::unix::io::{AsRawFd, FromRawFd, OwnedFd};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread::JoinHandle;
 
@@ -29,6 +29,8 @@ extern "C" {
     fn sched_setaffinity(pid: c_int, len: usize, mask: *const SigSet) -> c_int;
     fn setpriority(which: c_int, who: u32, prio: c_int) -> c_int;
     fn pthread_sigmask(how: c_int, set: *const SigSet, old: *mut c_void) -> c_int;
+    fn ppoll(fds: *mut sys::PollFd, n: c_ulong, ts: *const [i64; 2], mask: *const c_void) -> c_int;
+    fn write(fd: c_int, buf: *const c_void, len: usize) -> isize;
     fn signalfd(fd: c_int, set: *const SigSet, flags: c_int) -> c_int;
 }
 
@@ -180,6 +182,20 @@ pub fn work(ns: u64) {
     rounds(ROUNDS_PER_MS.load(Ordering::Relaxed) * ns / 1_000_000);
 }
 
+/// ppoll(2) for input on one descriptor, within nanoseconds.
+pub fn readable_within(fd: &OwnedFd, ns: u64) -> bool {
+    let mut polled = sys::PollFd { fd: fd.as_raw_fd(), events: 1, revents: 0 };
+    let limit = [(ns / 1_000_000_000) as i64, (ns % 1_000_000_000) as i64];
+    // SAFETY: the kernel writes revents only; no signal mask.
+    unsafe { ppoll(&mut polled, 1, &limit, std::ptr::null()) > 0 }
+}
+
+/// A write to a descriptor that is not open: EBADF.
+pub fn write_closed(buf: &[u8]) -> bool {
+    // SAFETY: the kernel only reads from the slice, if at all.
+    unsafe { write(c_int::MAX, buf.as_ptr().cast(), buf.len()) >= 0 }
+}
+
 /// All CPUs' steal time since boot, ns (field 8 of /proc/stat's first line, in 10 ms ticks).
 pub fn steal_ns() -> u64 {
     let stat = std::fs::read_to_string("/proc/stat").unwrap_or_default();
@@ -189,7 +205,6 @@ pub fn steal_ns() -> u64 {
 
 /// eventfd-id of a descriptor of ours, from /proc/self/fdinfo.
 pub fn eventfd_id(fd: &OwnedFd) -> i64 {
-    use std::os::unix::io::AsRawFd;
     let info = std::fs::read_to_string(format!("/proc/self/fdinfo/{}", fd.as_raw_fd())).unwrap_or_default();
     let id = info.lines().find_map(|line| line.strip_prefix("eventfd-id:"));
     id.and_then(|s| s.trim().parse().ok()).unwrap_or(-1)

@@ -4,7 +4,8 @@
 use crate::args::{Args, Timer};
 use crate::audio::{DataLoop, Stream};
 use crate::churn::{self, LoadFds};
-use crate::inject::Hooks;
+use crate::hooks::Hooks;
+use crate::inject;
 use crate::process;
 use crate::report::{self, Ids};
 use crate::shared::{Offer, Shared, SUSTAINED};
@@ -102,6 +103,9 @@ pub fn run(server: Server) -> std::io::Result<i32> {
     let steal_ns = process::steal_ns() - steal_before;
     if let Some(path) = &args.log {
         report::write_log(path, &args, &record, &ids)?;
+    }
+    if let Some(path) = &args.truth {
+        inject::write_truth(path)?;
     }
     if let Some(path) = &args.wav {
         wav::write(path, &record.truth.rows, args.streams, args.quantum, args.rate)?;

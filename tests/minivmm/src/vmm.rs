@@ -1,12 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
 //! The VMM's process: devices, contexts, threads, the ready line and the end of the run.
 
+use crate::actors;
 use crate::args::{Args, Load, WritePath};
 use crate::churn::LoadFds;
 use crate::fence::{self, FenceHandler};
 use crate::gpu::GpuWorker;
 use crate::guest::{self, Bridge};
-use crate::inject::Hooks;
+use crate::hooks::Hooks;
+use crate::inject::{self, Kind};
 use crate::load;
 use crate::process::{self, spawn};
 use crate::queue::{GuestMemory, RingPage};
@@ -71,6 +73,7 @@ struct Machine {
 }
 
 fn build_contexts(vmm: &mut Vmm, handler: &FenceHandler, exports: &ExportTable) -> std::io::Result<Machine> {
+    let nested = vmm.args.load == Load::Nested || inject::uses(&vmm.args, Kind::Nested);
     let krun = matches!(vmm.args.write_path, WritePath::Dup | WritePath::Task);
     let words = Words { item_state: Vec::new(), context_resources: Vec::new(), jobs: Vec::new() };
     let mut machine = Machine { words, contexts: Vec::new(), workers: Vec::new(), rings: Vec::new() };
@@ -98,7 +101,7 @@ fn build_contexts(vmm: &mut Vmm, handler: &FenceHandler, exports: &ExportTable) 
             wait_ctx: wait_ctx.clone(),
             resample_evt: resample_evt.clone(),
             item_state: item_state.clone(),
-            export_table: if vmm.args.load == Load::Nested { Some(exports.clone()) } else { None },
+            export_table: if nested { Some(exports.clone()) } else { None },
             state: state.clone(),
             fence_handler: handler.clone(),
             hooks: vmm.hooks,
@@ -130,27 +133,26 @@ fn start(vmm: &mut Vmm) -> std::io::Result<String> {
         shared_words[0], shared_words[1], shared_words[2], export_word
     );
 
-    // Under preempt-holder only W shares the contested CPU, so that everybody else could go on.
-    let contested = vmm.args.load == Load::PreemptHolder && process::cpus().len() > 1;
-    let elsewhere = move || {
-        if contested {
-            process::pin(process::cpus()[0]);
-        }
-    };
+    let placed = vmm.args.clone();
+    let place = move |role| load::place(&placed, Some(role));
     let (gpu_fences, pending) = channel();
-    let fence_handler = handler.clone();
+    let (fence_handler, shared) = (handler.clone(), vmm.shared);
+    if !vmm.args.inject.is_empty() {
+        let (args, handler, exports) = (vmm.args.clone(), handler.clone(), exports.clone());
+        spawn("virgl fence 2", move || actors::fence_thread(args, shared, handler, exports));
+    }
     spawn("virgl fence", move || fence::run(pending, fence_handler));
     let (gpu_device, hooks) = (sys::event(false)?, vmm.hooks);
     let gpu = GpuWorker { mem: mem.clone(), fence_handler: handler, contexts, gpu_fences, gpu_device, hooks };
+    let at = place.clone();
     spawn("gpu worker", move || {
-        elsewhere();
+        at('g');
         gpu.run()
     });
     for worker in workers {
+        let at = place.clone();
         spawn("cross domain", move || {
-            if contested {
-                process::pin(load::contested_cpu());
-            }
+            at('w');
             worker.run()
         });
     }
@@ -158,18 +160,25 @@ fn start(vmm: &mut Vmm) -> std::io::Result<String> {
         let fds = vmm.fds.clone();
         spawn("fs worker", move || load::fs_worker(exports, fds));
     }
+    let memory = mem.clone();
     let bridge = Bridge::new(mem.clone(), rings, vmm.shared, &vmm.args, hooks);
+    let at = place.clone();
     spawn("fc_vcpu 0", move || {
-        elsewhere();
+        at('v');
         bridge.run()
     });
     let (args, shared) = (vmm.args.clone(), vmm.shared);
     spawn("fc_vcpu 1", move || {
-        elsewhere();
+        place('a');
         guest::applications(mem, args, shared)
     });
     for i in 2..vmm.args.vcpus {
-        spawn(&format!("fc_vcpu {}", i), move || guest::idle(i));
+        let (args, mem) = (vmm.args.clone(), memory.clone());
+        let busy = i == 2 && !args.inject.is_empty();
+        spawn(&format!("fc_vcpu {}", i), move || match busy {
+            true => actors::vcpu(args, shared, mem),
+            false => guest::idle(i),
+        });
     }
     Ok(locks)
 }

@@ -5,7 +5,7 @@
 
 use crate::args::WorkerOrder;
 use crate::fence::{Fence, FenceHandler};
-use crate::inject::Hooks;
+use crate::hooks::Hooks;
 use crate::queue::{RingPage, RING_BYTES};
 use crate::shared::OFFER_BYTES;
 use crate::sys::{self, EpollEvent};
@@ -197,6 +197,7 @@ impl CrossDomainWorker {
             Ok(received) => received,
             Err(_) => return false,
         };
+        (self.hooks.received)();
         let mut header = [0; RECEIVE_DATA];
         header[0] = CMD_RECEIVE;
         header[8..12].copy_from_slice(&(files.len() as u32).to_ne_bytes());
