@@ -14,7 +14,6 @@ static long (*xd_read_kernel)(void *to, u32 size_bytes, const void *from) = (voi
 static long (*xd_read_kernel_str)(void *to, u32 size_bytes, const void *from) = (void *)115;
 
 #define XD_RB_NO_WAKEUP 1
-#define XD_BPF_F_USER_STACK 256
 
 static __always_inline struct xd_cpu *xd_this_cpu(void)
 {
@@ -77,28 +76,20 @@ static __always_inline u32 xd_task_u32(u64 task, u64 offset)
 	return value;
 }
 
-static __always_inline u32 xd_task_pid(u64 task)
+/* A task's ids as bpf_get_current_pid_tgid() gives them: pid and tgid are neighbours, one read gives both. */
+static __always_inline u64 xd_task_ids(u64 task)
 {
+	u64 ids = 0;
 #if XD_HAVE_TASK
-	return xd_task_u32(task, XD_OFF_TASK_PID);
+	xd_read_kernel(&ids, sizeof(ids), (void *)(task + XD_OFF_TASK_PID));
 #else
 	int zero = 0;
 	struct xd_learnt *learnt = xd_learnt.lookup(&zero);
 
-	return learnt && learnt->task_matches == 1 ? xd_task_u32(task, learnt->task_pid) : 0;
+	if (learnt && learnt->task_matches == 1)
+		xd_read_kernel(&ids, sizeof(ids), (void *)(task + learnt->task_pid));
 #endif
-}
-
-static __always_inline u32 xd_task_tgid(u64 task)
-{
-#if XD_HAVE_TASK
-	return xd_task_u32(task, XD_OFF_TASK_TGID);
-#else
-	int zero = 0;
-	struct xd_learnt *learnt = xd_learnt.lookup(&zero);
-
-	return learnt && learnt->task_matches == 1 ? xd_task_u32(task, learnt->task_pid + 4) : 0;
-#endif
+	return ids;
 }
 
 /* The thread's entry, made where there is none or where a dead process left one. */

@@ -34,11 +34,13 @@ int xd_task_newtask(struct bpf_raw_tracepoint_args *ctx)
 {
 	u32 parent_tgid = bpf_get_current_pid_tgid() >> 32;
 	u32 tid, tgid;
+	u64 id;
 
 	if (!xd_traced(parent_tgid))
 		return 0;
-	tid = xd_task_pid(ctx->args[0]);
-	tgid = xd_task_tgid(ctx->args[0]);
+	id = xd_task_ids(ctx->args[0]);
+	tid = id;
+	tgid = id >> 32;
 	if (tgid != parent_tgid)
 		return 0;
 	xd_thread_get(tid, tgid);
@@ -48,10 +50,11 @@ int xd_task_newtask(struct bpf_raw_tracepoint_args *ctx)
 
 int xd_task_rename(struct bpf_raw_tracepoint_args *ctx)
 {
-	u32 tgid = xd_task_tgid(ctx->args[0]);
+	u64 id = xd_task_ids(ctx->args[0]);
+	u32 tgid = id >> 32;
 
 	if (xd_traced(tgid))
-		xd_life(xd_task_pid(ctx->args[0]), tgid, XD_LIFE_NAME, 0, (void *)ctx->args[1]);
+		xd_life(id, tgid, XD_LIFE_NAME, 0, (void *)ctx->args[1]);
 	return 0;
 }
 

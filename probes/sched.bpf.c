@@ -4,7 +4,7 @@
  * runnable, woken when and by whom, who ran instead, what the hypervisor stole.
  *
  * Not traced: time on the CPU (it is what lies between two spans).
- * Cost: sched_switch and sched_waking of the whole host pay one lookup each;
+ * Cost: sched_switch and sched_waking of the whole host pay an array lookup each;
  * interrupt entries and exits a per-CPU increment.
  */
 #define XD_TASK_DEAD 0x80
@@ -30,7 +30,7 @@ int xd_sched_switch(struct bpf_raw_tracepoint_args *ctx)
 {
 	u64 id = bpf_get_current_pid_tgid();
 	u32 prev_tid = id, next_tid;
-	u64 next = ctx->args[2], now = 0, steal = 0;
+	u64 next_id, next = ctx->args[2], now = 0, steal = 0;
 	struct xd_cpu *cpu = xd_this_cpu();
 	struct xd_thread *thread;
 
@@ -38,7 +38,7 @@ int xd_sched_switch(struct bpf_raw_tracepoint_args *ctx)
 		return 0;
 	/* Nothing switches inside an interrupt: whatever the depth says, it is over. */
 	cpu->irq_depth = 0;
-	thread = prev_tid ? xd_threads.lookup(&prev_tid) : NULL;
+	thread = xd_maybe_target(id >> 32) ? xd_threads.lookup(&prev_tid) : NULL;
 	if (thread && thread->tgid == id >> 32) {
 #if XD_SWITCH_HAS_STATE
 		u32 state = ctx->args[3];
@@ -67,8 +67,11 @@ int xd_sched_switch(struct bpf_raw_tracepoint_args *ctx)
 		}
 	}
 
-	next_tid = xd_task_pid(next);
-	thread = next_tid ? xd_threads.lookup(&next_tid) : NULL;
+	next_id = xd_task_ids(next);
+	if (!xd_maybe_target(next_id >> 32))
+		return 0;
+	next_tid = next_id;
+	thread = xd_threads.lookup(&next_tid);
 	if (!thread)
 		return 0;
 	if (!now)
@@ -105,11 +108,14 @@ int xd_sched_switch(struct bpf_raw_tracepoint_args *ctx)
 
 int xd_sched_waking(struct bpf_raw_tracepoint_args *ctx)
 {
-	u32 tid = xd_task_pid(ctx->args[0]);
-	struct xd_thread *thread = xd_threads.lookup(&tid);
+	u64 id = xd_task_ids(ctx->args[0]), now;
+	u32 tid = id;
+	struct xd_thread *thread;
 	struct xd_cpu *cpu;
-	u64 id, now;
 
+	if (!xd_maybe_target(id >> 32))
+		return 0;
+	thread = xd_threads.lookup(&tid);
 	if (!thread)
 		return 0;
 	now = bpf_ktime_get_ns();

@@ -32,6 +32,11 @@ struct xd_file {
 	u64 private_data;
 };
 
+/* Both members by one read: from the first to the end of the last. */
+#define XD_FILE_FIRST (XD_OFF_FILE_F_OP < XD_OFF_FILE_PRIVATE_DATA ? XD_OFF_FILE_F_OP : XD_OFF_FILE_PRIVATE_DATA)
+#define XD_FILE_LAST (XD_OFF_FILE_F_OP > XD_OFF_FILE_PRIVATE_DATA ? XD_OFF_FILE_F_OP : XD_OFF_FILE_PRIVATE_DATA)
+#define XD_FILE_SPAN (XD_FILE_LAST - XD_FILE_FIRST + 8)
+
 struct xd_iovec {
 	u64 base;
 	u64 len;
@@ -99,8 +104,11 @@ static __always_inline void xd_file_of(int fd, struct xd_file *file)
 	xd_read_kernel(&pointer, sizeof(pointer), (void *)(table.fd + (u64)fd * 8));
 	if (!pointer)
 		return;
-	xd_read_kernel(&file->f_op, 8, (void *)(pointer + XD_OFF_FILE_F_OP));
-	xd_read_kernel(&file->private_data, 8, (void *)(pointer + XD_OFF_FILE_PRIVATE_DATA));
+	u64 piece[XD_FILE_SPAN / 8] = {};
+
+	xd_read_kernel(piece, sizeof(piece), (void *)(pointer + XD_FILE_FIRST));
+	file->f_op = piece[(XD_OFF_FILE_F_OP - XD_FILE_FIRST) / 8];
+	file->private_data = piece[(XD_OFF_FILE_PRIVATE_DATA - XD_FILE_FIRST) / 8];
 #endif
 }
 
@@ -462,7 +470,8 @@ int xd_sys_enter(struct bpf_raw_tracepoint_args *ctx)
 		if (kind != XD_WRITE)
 			flags &= ~XD_F_PENDING;
 	}
-	xd_masks_read(target, &held, &readable);
+	if (kind != XD_TIMER) /* its record has no masks */
+		xd_masks_read(target, &held, &readable);
 	thread->generation = target->generation;
 	thread->held_in = held;
 	thread->readable_in = readable;
@@ -617,10 +626,15 @@ int xd_sys_exit(struct bpf_raw_tracepoint_args *ctx)
 		u32 command = thread->op & XD_FUTEX_CMD_MASK;
 
 		if (dur >= XD_WAIT_STACK_NS && (command == XD_FUTEX_WAIT || command == XD_FUTEX_WAIT_BITSET)) {
-			u64 stack[3] = {};
+			u64 frame = 0, caller = 0;
 
-			if (bpf_get_stack(ctx, stack, sizeof(stack), XD_BPF_F_USER_STACK) >= 16)
-				futex->caller = stack[1];
+			/*
+			 * The second frame of the user stack, by the frame pointer: what
+			 * bpf_get_stack() would find, without its walk and buffers.
+			 */
+			xd_read_kernel(&frame, sizeof(frame), (void *)(ctx->args[0] + XD_REGS_FRAME));
+			if (frame && !xd_read_user(&caller, sizeof(caller), (void *)(frame + 8)))
+				futex->caller = caller;
 		}
 	} else if (kind == XD_READ) {
 		struct xd_rw *rw = record;

@@ -81,7 +81,8 @@ def test_a_wait_that_lasts_is_open_and_then_superseded(child: Child, trace: Atta
     def opened() -> schema.Records:
         records = live.recording.records
         mine = (records["kind"] == Kind.READ) & (records["tid"] == tid)
-        return records[mine & (records["flags"] == Flag.OPEN)]
+        found: schema.Records = records[mine & (records["flags"] == Flag.OPEN)]
+        return found
 
     live.until(lambda so_far: len(opened()) > 1)
     child.do("unblock")

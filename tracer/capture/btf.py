@@ -162,9 +162,13 @@ def load() -> Offsets:
             )
     finally:
         btf.close()
-    # The probes read {max_fds, pad, fd} and {count, flags, id} as one piece each.
+    # The probes read {pid, tgid}, {max_fds, pad, fd} and {count, flags, id} as one piece each, and a file's
+    # two members with what lies between them.
+    if task and task["XD_OFF_TASK_TGID"] != task["XD_OFF_TASK_PID"] + 4:
+        task = None
     if files and (
-        files["XD_OFF_FDT_FD"] != files["XD_OFF_FDT_MAX_FDS"] + 8
+        abs(files["XD_OFF_FILE_F_OP"] - files["XD_OFF_FILE_PRIVATE_DATA"]) > 128
+        or files["XD_OFF_FDT_FD"] != files["XD_OFF_FDT_MAX_FDS"] + 8
         or files["XD_OFF_EVENTFD_ID"] != files["XD_OFF_EVENTFD_COUNT"] + 12
     ):
         files = None

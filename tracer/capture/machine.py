@@ -82,18 +82,22 @@ class Machine:
     macros: dict[str, int]
 
 
-def _macros(syscalls: dict[str, int], offset: int, slots: int, registers: tuple[int, ...]) -> dict[str, int]:
+def _macros(
+    syscalls: dict[str, int], offset: int, slots: int, registers: tuple[int, ...], frame: int
+) -> dict[str, int]:
     every = sorted(_X86_64.keys() | _AARCH64.keys())
     numbers = {f"XD_NR_{name}": syscalls.get(name, _ABSENT + i) for i, name in enumerate(every)}
     slot = {f"XD_REGS_{i}": register for i, register in enumerate(registers)}
-    return {**numbers, "XD_REGS_OFFSET": offset, "XD_REGS_SLOTS": slots, **slot}
+    return {**numbers, "XD_REGS_OFFSET": offset, "XD_REGS_SLOTS": slots, "XD_REGS_FRAME": frame, **slot}
 
 
 _MACHINES = {
-    # pt_regs from r10 (byte 56): r10 r9 r8 ax cx dx si di; arguments are di si dx r10.
-    "x86_64": Machine("x86_64", _X86_64, {**_macros(_X86_64, 56, 8, (7, 6, 5, 0)), "XD_EPOLL_PACKED": 1}),
-    # user_pt_regs starts with x0 ... x5.
-    "aarch64": Machine("aarch64", _AARCH64, {**_macros(_AARCH64, 0, 4, (0, 1, 2, 3)), "XD_EPOLL_PACKED": 0}),
+    # pt_regs from r10 (byte 56): r10 r9 r8 ax cx dx si di; arguments are di si dx r10; the frame pointer, bp, is at 32.
+    "x86_64": Machine("x86_64", _X86_64, {**_macros(_X86_64, 56, 8, (7, 6, 5, 0), 32), "XD_EPOLL_PACKED": 1}),
+    # user_pt_regs starts with x0 ... x5; the frame pointer is x29.
+    "aarch64": Machine(
+        "aarch64", _AARCH64, {**_macros(_AARCH64, 0, 4, (0, 1, 2, 3), 232), "XD_EPOLL_PACKED": 0}
+    ),
 }
 
 
