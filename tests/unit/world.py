@@ -62,9 +62,7 @@ class World:
     def sleep(self, tid: int, woken: int, back: int, waker: int, tgid: int, *, irq: bool = False) -> int:
         """A thread is blocked from where it is free to ``woken`` and runs at ``back``; gives when it went."""
         out = self.free[tid] + 1 * US
-        self.add(
-            r.offcpu(tid, out, back, woken=woken, waker=waker, waker_tgid=tgid, irq=irq, instead=HOG)
-        )
+        self.add(r.offcpu(tid, out, back, woken=woken, waker=waker, waker_tgid=tgid, irq=irq, instead=HOG))
         return out
 
     def start_of(self, number: int) -> int:
@@ -108,7 +106,12 @@ class World:
         else:
             begin = t - 500 * US if pipe else t + 1 * US
             call = r.write(holder, begin, release - 3 * US, fd=30, eventfd=-1, ret=1)
-            self.add(call, r.offcpu(holder, begin + 1 * US, release - 4 * US, woken=release - 5 * US, waker=1, waker_tgid=1))
+            self.add(
+                call,
+                r.offcpu(
+                    holder, begin + 1 * US, release - 4 * US, woken=release - 5 * US, waker=1, waker_tgid=1
+                ),
+            )
         self.add(r.wake(holder, LOCK, release + 1 * US, dur=2 * US))
         self.free[holder] = release + 1 * US
         return release + 6 * US

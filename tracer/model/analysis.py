@@ -60,7 +60,7 @@ class Analysis:
         self.sequencer = Sequencer()
         self.timeline = Timeline()
         self.facts = Facts(self._profiles)
-        self.streams = Streams(self.registry)
+        self.streams = Streams(self.registry, self._period)
         self.roles = Roles(self.registry, self.facts)
         self.locks = Locks(self.registry)
         before = getattr(self, "held", None)
@@ -99,7 +99,7 @@ class Analysis:
         self.facts.step(step)
         self.registry.step(step)
         self.timeline.step(step)
-        self.streams.step(step.records, step.end_ns)
+        self.streams.step(step)
         self.roles.step(step, self.streams)
         self.locks.step(step)
         self.held.step(step)
@@ -118,15 +118,15 @@ class Analysis:
             self.verdicts.note_losses(lost.view(RECORD))
         self.verdicts.take(self.streams.decide(step.end_ns))
         self.streams.trim(step.end_ns)
+        while self.streams.dropped:
+            self.verdicts.forget(self.streams.dropped.pop())
 
     def _object_of(self, tgid: int, kind: int, fd: int, eventfd_id: int) -> str:
         """What a syscall's fd is, in the model's terms."""
         if eventfd_id >= 0:
-            for stream in self.streams.streams:
-                if stream.wake.id == eventfd_id:
-                    return "stream"
-                if stream.completion is not None and stream.completion.id == eventfd_id:
-                    return "completion"
+            known_as = self.streams.object_of(eventfd_id)
+            if known_as:
+                return known_as
             if eventfd_id in self.roles.irq_ids.get(tgid, set()):
                 return "irq"
             return "eventfd"

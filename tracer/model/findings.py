@@ -129,7 +129,7 @@ def _alerts(seen: Evidence) -> Iterator[Finding]:
 def _audio(seen: Evidence) -> Iterator[Finding]:
     alive = [s for s in seen.streams.streams if s.alive]
     audio = [t for t in seen.registry.targets.values() if t.role == "audio"]
-    if not seen.streams.streams and seen.elapsed_ns >= PATIENCE_NS:
+    if not seen.streams.any_seen and seen.elapsed_ns >= PATIENCE_NS:
         why = (
             f"no eventfd is written periodically by {audio[0].comm} (pid {audio[0].tgid}) "
             "and read by the target"
@@ -140,6 +140,17 @@ def _audio(seen: Evidence) -> Iterator[Finding]:
             "no audio stream seen",
             why,
             "start playback in the guest, or name the audio server with --audio PID",
+            "info",
+        )
+    inferred = [s for s in alive if not s.exact]
+    if inferred:
+        yield Finding(
+            f"the periods of {len(inferred)} stream(s) are inferred, with a confidence of "
+            f"{min(s.confidence for s in inferred):.0%} or more: the audio server is not seen",
+            "cycles come from what the VMM reads and writes; a late read by the server is not seen, and a "
+            "wakeup that the VMM never reads is no miss here",
+            "trace the server too: run xdtrace as root in the host's pid namespace, without --no-audio or "
+            "with --audio PID; or give --period QUANTUM/RATE",
             "info",
         )
     for stream in alive:

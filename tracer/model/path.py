@@ -68,7 +68,7 @@ class PathFinder:
         """
         stop = cycle.end_ns
         path = Path(
-            [Phase(cycle.nominal_ns, cycle.signal_ns, HOST, cycle.stream.driver.tid)], cycle.deadline_ns
+            [Phase(cycle.nominal_ns, cycle.signal_ns, HOST, cycle.driver.tid)], cycle.deadline_ns
         )
         tgid = cycle.stream.tgid
         worker = Worker(window, cycle.reader_tid or cycle.stream.context, self._locks, tgid)
@@ -181,7 +181,7 @@ class PathFinder:
         kick_at: int | None,
     ) -> None:
         assert cycle.read_ns is not None
-        chosen, driver = path.at_ns, cycle.stream.driver.tid
+        chosen, driver = path.at_ns, cycle.driver.tid
         if cycle.write_ns is None or cycle.write_enter_ns is None:
             if cycle.stream.completion_expected and cycle.closing_ns is not None:
                 path.problem = "completed by a thread that is not traced"

@@ -49,9 +49,8 @@ class Roles:
 
     def step(self, step: Step, streams: Streams) -> None:
         """Take over one step's records, after ``streams`` took them."""
-        for driver in streams.drivers.values():
-            if any(s.driver is driver for s in streams.streams):
-                self._set(driver.tid, "D", "behaviour")
+        for tid in sorted({s.driver.tid for s in streams.streams}):
+            self._set(tid, "D", "behaviour")
         workers = {s.context for s in streams.streams if s.context}
         for tid in workers:
             self._set(tid, "W", "behaviour")

@@ -14,7 +14,7 @@ import numpy as np
 from tracer.model.counterfactual import Names as RemedyNames
 from tracer.model.leaves import LOCK, Word
 from tracer.model.remedies import Remedies
-from tracer.model.streams import Stream
+from tracer.model.streams import MIN_CYCLES, Stream
 from tracer.model.summary import (
     DriverRow,
     Episode,
@@ -86,7 +86,7 @@ class Rows:
         self._count_lock_misses(misses)
         table = self._remedies.table(misses, [members for _, members in episodes], self._remedy_names())
         causes: dict[str, int] = {}
-        for state in a.verdicts.states.values():
+        for state in (a.verdicts.past, *a.verdicts.states.values()):
             for cause, n in state.by_cause.items():
                 causes[cause] = causes.get(cause, 0) + n
         shown = misses if limit is None else misses[-limit:]
@@ -111,8 +111,7 @@ class Rows:
             threads=self._threads(),
             drivers=tuple(
                 DriverRow(d.id, d.tgid, d.period_ns, dict(d.events), d.total)
-                for d in a.streams.drivers.values()
-                if any(s.driver is d for s in a.streams.streams)
+                for d in a.streams.all_drivers()
             ),
             streams=tuple(self._stream(s) for s in self._shown_streams()),
             locks=tuple(
@@ -159,12 +158,12 @@ class Rows:
         horizon = a.facts.end_ns - SHOW_ENDED_NS
         return [
             s
-            for s in a.streams.streams
+            for s in a.streams.all_kept()
             if s.cycles
             and (
                 a.verdicts.state(s).misses
-                or (s.alive and s.wake.signals.end and s.wake.signals.end[-1] > horizon)
-                or s.cycles >= 8
+                or (s.alive and s.last_signal_ns > horizon)
+                or s.cycles >= MIN_CYCLES
             )
         ]
 
@@ -188,8 +187,8 @@ class Rows:
             wake_eventfd=stream.wake.id,
             completion_eventfd=done.id if done is not None else None,
             period_ns=stream.driver.period_ns,
-            source="exact",
-            confidence=1.0,
+            source=stream.source,
+            confidence=stream.confidence,
             cycles=stream.cycles,
             misses=state.misses,
             carried=state.carried,
@@ -252,7 +251,7 @@ class Rows:
             cause=miss.cause,
             lock=lock,
             via=via,
-            detail=sentence(miss, a.registry, name, cycle.stream.driver.period_ns),
+            detail=sentence(miss, a.registry, name, cycle.driver.period_ns),
             carried_from=miss.origin.id if miss.origin is not None else None,
             sufficient=tuple(key_text(k, a.registry, name) for k in found.sufficient) if found else (),
             jointly=tuple(key_text(k, a.registry, name) for k in found.jointly) if found else (),
@@ -360,17 +359,19 @@ class Rows:
     ) -> tuple[str, str]:
         """Still happening? Since when? How often? Why? And the one thing to do."""
         a = self._a
-        streams = [s for s in a.streams.streams if s.cycles]
-        if not streams:
+        past = a.streams.past
+        streams = [s for s in a.streams.all_kept() if s.cycles]
+        if not streams and not past.cycles:
             return (
                 "no audio stream seen",
                 "start playback in the guest, or name the audio server with --audio PID",
             )
-        cycles = sum(s.cycles for s in streams)
+        cycles, n = past.cycles + sum(s.cycles for s in streams), past.streams + len(streams)
         if not misses:
-            slacks = [x.min_slack for x in a.verdicts.states.values() if x.min_slack is not None]
+            states = (a.verdicts.past, *a.verdicts.states.values())
+            slacks = [x.min_slack for x in states if x.min_slack is not None]
             least = f", least slack {duration(min(slacks))}" if slacks else ""
-            return f"no miss in {cycles} cycles of {_n(len(streams), 'stream')}{least}", ""
+            return f"no miss in {cycles} cycles of {_n(n, 'stream')}{least}", ""
         now = a.facts.end_ns
         last = misses[-1].cycle.deadline_ns
         recent = sum(e.start_ns > now - 60_000_000_000 for e, _ in episodes)

@@ -109,13 +109,29 @@ class Verdicts:
         self.misses: deque[MissState] = deque(maxlen=KEEP_MISSES)
         self.episodes: deque[EpisodeState] = deque(maxlen=KEEP_MISSES)
         self.states: dict[int, StreamState] = {}
+        self.past = StreamState()
         self.total_misses = 0
         self._losses: deque[tuple[int, int]] = deque(maxlen=1024)
         self._next_episode = 1
 
     def state(self, stream: Stream) -> StreamState:
         """The state of a stream, made when first asked for."""
-        return self.states.setdefault(stream.wake.id * 4096 + int(stream.id[1:]) % 4096, StreamState())
+        return self.states.setdefault(stream.serial, StreamState())
+
+    def forget(self, stream: Stream) -> None:
+        """A stream is no longer kept: its state goes into ``past`` as counts."""
+        state = self.states.pop(stream.serial, None)
+        if state is None:
+            return
+        past = self.past
+        past.misses += state.misses
+        past.carried += state.carried
+        past.episodes += state.episodes
+        slacks = [s for s in (state.min_slack, past.min_slack) if s is not None]
+        past.min_slack = min(slacks, default=None)
+        for counts, more in ((past.by_leg, state.by_leg), (past.by_cause, state.by_cause)):
+            for name, n in more.items():
+                counts[name] = counts.get(name, 0) + n
 
     def note_losses(self, records: Records) -> None:
         """Take over LOSS records: windows that overlap them are degraded."""
@@ -157,6 +173,8 @@ class Verdicts:
             state.episodes += 1
         state.pending_until = max(state.pending_until, cycle.end_ns)
         miss = MissState(self.total_misses, cycle, episode, cycle.leg)
+        if not cycle.stream.exact:
+            miss.evidence = "degraded"
         before = state.last
         if before is not None and _carried_over(before.cycle, cycle):
             miss.origin = before.origin or before

@@ -1,0 +1,98 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Drivers: when cycles start, and when they should have.
+
+Owns the starts of one timer's cycles and the driver's own faults. Knows no stream.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left, bisect_right
+from dataclasses import dataclass, field
+from itertools import pairwise
+from typing import Final
+
+import numpy as np
+
+#: Distances of starts whose median is the period where the timer does not tell it.
+MEDIAN_OF: Final = 64
+
+
+@dataclass(slots=True)
+class Driver:
+    """One timer of one data loop: the starts of its cycles and their nominal times."""
+
+    id: str
+    tgid: int
+    tid: int
+    fd: int
+    starts: list[int] = field(default_factory=list)
+    nominal: list[int] = field(default_factory=list)
+    dropped: int = 0  # starts trimmed off the front: cycle number of starts[0]
+    interval_ns: int = 0
+    expiry_ns: int = 0
+    period_ns: int = 0
+    total: int = 0
+    events: dict[str, int] = field(default_factory=lambda: {"late_start": 0, "skipped": 0, "catch_up": 0})
+
+    def settime(self, at_ns: int, value_ns: int, interval_ns: int, absolute: bool) -> None:
+        """The timer was set: the expiry in force from now on."""
+        self.interval_ns = interval_ns
+        self.expiry_ns = (value_ns if absolute else at_ns + value_ns) if value_ns else 0
+
+    def start(self, at_ns: int, expirations: int) -> None:
+        """A cycle starts; its nominal start is the first expiry not served yet, never later than now."""
+        period = self.interval_ns or self.period_ns
+        nominal = at_ns
+        if self.interval_ns:
+            if self.expiry_ns and self.expiry_ns <= at_ns:
+                latest = self.expiry_ns + (at_ns - self.expiry_ns) // self.interval_ns * self.interval_ns
+            else:
+                # Phase unknown or ahead of what was seen: the lower envelope of the starts.
+                latest = at_ns
+            self.expiry_ns = latest
+            nominal = latest - max(0, expirations - 1) * self.interval_ns
+        elif self.expiry_ns and self.expiry_ns <= at_ns:
+            nominal = self.expiry_ns
+            self.expiry_ns = 0
+        if self.starts:
+            delta = at_ns - self.starts[-1]
+            if period and delta < period // 2:
+                self.events["catch_up"] += 1
+            elif period and delta > period * 3 // 2:
+                self.events["late_start"] += 1
+            nominal = max(nominal, self.starts[-1])
+        if expirations > 1:
+            self.events["skipped"] += expirations - 1
+        self.starts.append(at_ns)
+        self.nominal.append(nominal)
+        self.total += 1
+
+    def update_period(self) -> None:
+        """Period from the timer's interval, else the median of the last 64 distances of starts."""
+        if self.interval_ns:
+            self.period_ns = self.interval_ns
+        elif len(self.starts) >= 3:
+            last = np.array(self.starts[-MEDIAN_OF - 1 :], dtype=np.int64)
+            self.period_ns = int(np.median(np.diff(last)))
+
+    def cycle_at(self, time_ns: int) -> tuple[int, int, int] | None:
+        """(number, nominal start, start) of the cycle under way at a time, None before the first."""
+        at = bisect_right(self.starts, time_ns) - 1
+        return (self.dropped + at, self.nominal[at], self.starts[at]) if at >= 0 else None
+
+    def deadline(self, number: int, now_ns: int) -> int | None:
+        """Start of the cycle after ``number``, None if it has not been seen up to now."""
+        at = number - self.dropped + 1
+        return self.starts[at] if 1 <= at < len(self.starts) else None
+
+    def windows(self, last: int) -> list[tuple[int, int]]:
+        """The last cycles, as (start, next start)."""
+        starts = self.starts[-last - 1 :]
+        return list(pairwise(starts))
+
+    def trim(self, before_ns: int) -> None:
+        """Forget cycles that started before a time."""
+        n = bisect_left(self.starts, before_ns)
+        if n:
+            del self.starts[:n], self.nominal[:n]
+            self.dropped += n

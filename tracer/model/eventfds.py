@@ -1,0 +1,71 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Eventfds and what was done with them: events in order, per lifetime of an eventfd-id.
+
+Owns the keeping and forgetting of events. Knows no stream and no driver.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left, bisect_right
+from dataclasses import dataclass, field
+from typing import Final
+
+from tracer.schema import Records
+
+#: Events that decide who usually writes or reads an eventfd.
+RECENT: Final = 64
+
+
+@dataclass(slots=True)
+class Series:
+    """Events of one sort on one eventfd or timerfd, in order of their end."""
+
+    enter: list[int] = field(default_factory=list)
+    end: list[int] = field(default_factory=list)
+    tid: list[int] = field(default_factory=list)
+    value: list[int] = field(default_factory=list)
+    total: int = 0
+
+    def extend(self, rows: Records) -> None:
+        """Append rows of dtype RW, sorted by end."""
+        enter = rows["enter_ns"].tolist()
+        self.enter += enter
+        self.end += [a + b for a, b in zip(enter, rows["dur_ns"].tolist(), strict=True)]
+        self.tid += rows["tid"].tolist()
+        self.value += rows["value"].tolist()
+        self.total += len(enter)
+
+    def trim(self, before_ns: int) -> None:
+        """Forget what ended before a time."""
+        if self.end and self.end[0] < before_ns:
+            n = bisect_left(self.end, before_ns)
+            del self.enter[:n], self.end[:n], self.tid[:n], self.value[:n]
+
+    def after(self, time_ns: int) -> int:
+        """Index of the first event that ended after a time."""
+        return bisect_right(self.end, time_ns)
+
+    def main_tid(self) -> int:
+        """The thread that did most of the last ``RECENT`` events, 0 without any."""
+        last = self.tid[-RECENT:]
+        return max(set(last), key=lambda t: (last.count(t), -t)) if last else 0
+
+
+@dataclass(slots=True)
+class Eventfd:
+    """One lifetime of an eventfd-id that the audio server and a VMM may share."""
+
+    id: int
+    born_ns: int
+    signals: Series = field(default_factory=Series)  # written by the audio server
+    taken: Series = field(default_factory=Series)  # read by the audio server
+    written: Series = field(default_factory=Series)  # written by a VMM
+    read: Series = field(default_factory=Series)  # read by a VMM
+
+    def trim(self, before_ns: int) -> bool:
+        """Forget what ended before a time; whether nothing is left."""
+        empty = True
+        for series in (self.signals, self.taken, self.written, self.read):
+            series.trim(before_ns)
+            empty = empty and not series.end
+        return empty
