@@ -140,6 +140,9 @@ class Session:
         self._attached = Attached(self._pinned, self._maps, self._names, this_machine(), self._note)
         for tgid in list(self._pinned):
             self._attached.attach(tgid)
+        self._attached.note_exits()
+        if not self._attached.vmm_left():
+            raise target.exited(self._wanted[0])
         self._find_audio()
         for name, address in settings.lock_symbols:
             first = next(iter(self._pinned))

@@ -160,7 +160,7 @@ def _open_pidfd(tgid: int) -> int:
     try:
         return os.pidfd_open(tgid)
     except ProcessLookupError:
-        raise _exited(tgid) from None
+        raise exited(tgid) from None
     except OSError as error:
         raise HostError(
             f"pidfd_open is refused here ({error.strerror})",
@@ -168,7 +168,8 @@ def _open_pidfd(tgid: int) -> int:
         ) from error
 
 
-def _exited(tgid: int) -> TargetError:
+def exited(tgid: int) -> TargetError:
+    """What to tell the user of a target that is gone."""
     return TargetError(f"process {tgid} has exited", f"start it again and attach to its new pid; {_SEE_LIST}")
 
 
@@ -182,7 +183,7 @@ def _inspect(tgid: int, role: str, pidfd: int, notes: tuple[str, ...]) -> Pinned
     """Read what identifies it; what was read is its own if it still lives afterwards."""
     stat, status = procfs.stat(tgid), procfs.status(tgid)
     if stat is None or stat.state in "ZX" or _has_exited(pidfd):
-        raise _exited(tgid)
+        raise exited(tgid)
     if stat.kernel_thread:
         raise TargetError(
             f"{tgid} ({stat.comm}) is a kernel thread, no VMM", f"give a process's pid; {_SEE_LIST}"
@@ -202,7 +203,7 @@ def _exe(tgid: int, pidfd: int) -> str:
     except PermissionError:
         raise TargetError(f"process {tgid} may not be inspected by you", "run xdtrace with sudo") from None
     except OSError:
-        raise _exited(tgid) from None if _has_exited(pidfd) else _unreadable(tgid)
+        raise exited(tgid) from None if _has_exited(pidfd) else _unreadable(tgid)
 
 
 def _unreadable(tgid: int) -> TargetError:
