@@ -129,10 +129,10 @@ class PathFinder:
     def _what_kept(self, worker: Worker, cycle: Cycle, signal: int, turn_began: int) -> tuple[str, str]:
         """Why W was not ready when e_n was written: a turn in progress, or no re-arm yet."""
         parked = worker.parked_in(signal, signal + 1)
-        if worker.irq_before(turn_began, signal) or any(c.enter <= signal for c in parked):
-            return NOT_REARMED, ""
         if worker.served(turn_began, signal)[1] == cycle.stream.wake.id:
             return NOT_REARMED, "own"
+        if worker.irq_before(turn_began, signal) or any(c.enter <= signal for c in parked):
+            return NOT_REARMED, ""
         return SERIALISED, "in_progress"
 
     def _wait_phases(
