@@ -118,7 +118,8 @@ class Commands:
         woken = self.woken_before(window, gpu, first)
         low = max(irq, woken)
         start, others = self._command_start(window.calls(gpu), gpu, low, first)
-        path.kick_low_ns, path.kick_high_ns = irq, start
+        # Had it come while G slept, G would have been woken by it.
+        path.kick_low_ns, path.kick_high_ns = low, start
         if woken > irq and not others:
             path.kick, path.kick_ns, start = "exact", woken, woken
             path.kicker = next((o.waker for o in window.offs(gpu) if o.woken == woken and not o.in_irq), 0)
@@ -128,7 +129,8 @@ class Commands:
             path.kick_high_ns = self._latest_kick(cycle, window, irq, max(start, irq), habits.guest_ns)
             guess = kick_at if kick_at is not None else min(irq + habits.guest_ns, path.kick_high_ns)
             path.kick = "inferred"
-            path.kick_ns = min(max(guess, irq), max(start, irq))
+            path.kick_high_ns = max(path.kick_high_ns, low)
+            path.kick_ns = min(max(guess, low), max(start, low))
         kick = path.kick_ns
         start = max(start, kick)
         path.phases.append(Phase(irq, kick, GUEST, 0))
