@@ -31,6 +31,8 @@ _WITH_EVENTFD: Final = (Kind.READ, Kind.WRITE, Kind.FD)
 _FUTEX: Final = int(Kind.FUTEX)
 _WAITS: Final = (FUTEX_WAIT, FUTEX_WAIT_BITSET)
 _WAKES: Final = (FUTEX_WAKE, FUTEX_WAKE_BITSET)
+#: prev_state of a thread that cannot run: interruptible, uninterruptible, stopped, traced (sched.h).
+_OFF_BY_ITSELF: Final = 1 | 2 | 4 | 8
 
 
 class Call(NamedTuple):
@@ -80,7 +82,7 @@ class Off(NamedTuple):
     @property
     def slept(self) -> bool:
         """Whether the thread blocked (else it was runnable all along)."""
-        return not self.preempted and bool(self.state & 3)
+        return not self.preempted and bool(self.state & _OFF_BY_ITSELF)
 
 
 def calls_of(records: Records) -> list[Call]:
