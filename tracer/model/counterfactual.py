@@ -72,7 +72,7 @@ def keys_of(leaf: Leaf, via: str) -> tuple[Key, ...]:
         keys.append((LOCK, *leaf.after))
     if via:
         keys.append((via,))
-    return tuple(keys)
+    return tuple(dict.fromkeys(keys))  # a lock may come twice in a chain
 
 
 @dataclass(slots=True)
@@ -276,7 +276,10 @@ def _is_holder(case: Case, lock: Key, missing: Key) -> bool:
 def _more_specific(case: Case, one: Key, other: Key) -> Key:
     """Of two candidates that are the same milliseconds: leaf before group, a holder's CPU before its lock."""
     if {one[0], other[0]} == {HEAD_OF_LINE, LOCK}:
-        return one if one[0] == HEAD_OF_LINE else other  # the lock's holder was busy for others
+        group, lock = (one, other) if one[0] == HEAD_OF_LINE else (other, one)
+        if all(case.leaves[i].tid == case.path.gpu_tid for i in case.members[lock]):
+            return lock  # G itself waited for it
+        return group  # the lock's holder was busy for others
     if one[0] in GROUPS and other[0] not in GROUPS:
         return other
     if other[0] in GROUPS:
@@ -353,4 +356,9 @@ def remedy_removal(case: Case, remedy: str, names: Names) -> Removal:
             gone = leaf.kind == STOLEN
         return gone
 
-    return {i: 1.0 for i, leaf in enumerate(case.leaves) if removed(leaf)}
+    taken = {i: 1.0 for i, leaf in enumerate(case.leaves) if removed(leaf)}
+    if remedy in ("dup", "refcount", "task"):
+        for i, leaf in enumerate(case.leaves):
+            if leaf.after is not None and i - 1 in taken and case.leaves[i - 1].word == leaf.after:
+                taken[i] = 1.0  # woken by an unlock that it would not have waited for
+    return taken
