@@ -151,11 +151,13 @@ class Verdicts:
     def _met(self, cycle: Cycle, state: StreamState) -> None:
         if cycle.closing_ns is not None:
             slack = cycle.deadline_ns - cycle.closing_ns
+            if cycle.signal_ns < state.pending_until:
+                state.pending_until = max(state.pending_until, cycle.closing_ns)
+            if slack < 0:
+                return  # late, but the miss is named on another stream of the same completion
             state.slack.append(slack)
             state.recent.append(slack)
             state.min_slack = slack if state.min_slack is None else min(state.min_slack, slack)
-            if cycle.signal_ns < state.pending_until:
-                state.pending_until = max(state.pending_until, cycle.closing_ns)
             if cycle.read_ns is not None and (
                 not cycle.stream.completion_expected or cycle.write_ns is not None
             ):
@@ -179,7 +181,7 @@ class Verdicts:
         if before is not None and _carried_over(before.cycle, cycle):
             miss.origin = before.origin or before
             miss.cause, miss.evidence = miss.origin.cause, miss.origin.evidence
-            miss.driver_fault = miss.origin.driver_fault
+            miss.driver_fault = miss.origin.driver_fault or cycle.after_catch_up
             state.carried += 1
         else:
             self._judge(miss, state)
@@ -217,6 +219,9 @@ class Verdicts:
         failed = self._failure(cycle)
         if failed:
             miss.cause, miss.reason = "forward_failed", failed
+            return
+        if cycle.end_ns > self._timeline.end_ns:
+            miss.evidence, miss.reason = "degraded", "the recording ends before the window does"
             return
         if case.path.problem:
             miss.reason = case.path.problem
@@ -310,20 +315,25 @@ class Verdicts:
             start = cycle.signal_ns
         gpu = self._roles.gpu_worker(cycle.stream.tgid)
         tids = {gpu, *(self._registry.with_role("task", cycle.stream.tgid))} - {0}
+        done = cycle.stream.completion.id if cycle.stream.completion is not None else -1
         for tid in sorted(tids):
             rows = view(self._timeline.spans(tid, start, cycle.end_ns), RW)
             bad = rows[(rows["kind"] == Kind.WRITE) & (rows["ret"] < 0) & (rows["len"] == 8)]
             bad = bad[(bad["enter_ns"] >= start) & (end_ns(bad) <= cycle.end_ns)]
             bad = bad[~np.isin(bad["ret"], (-4, -11))]
+            # Ours only: to the stream's target, or (nothing having come) to an fd that is none any more.
+            unnamed = (bad["eventfd_id"] < 0) & (cycle.write_ns is None)
+            bad = bad[unnamed | (bad["eventfd_id"] == done)]
             if len(bad):
                 return f"a write by {self._registry.comm(tid)} failed with errno {-int(bad['ret'][0])}"
         return ""
 
     def _gpu_ran(self, cycle: Cycle) -> bool:
+        """Whether G did anything but sleep and read its queue since W served the cycle."""
         gpu = self._roles.gpu_worker(cycle.stream.tgid)
-        return (
-            bool(gpu) and len(self._timeline.spans(gpu, cycle.read_ns or cycle.signal_ns, cycle.end_ns)) > 0
-        )
+        since = cycle.read_ns or cycle.signal_ns
+        kinds = self._timeline.spans(gpu, since, cycle.end_ns)["kind"] if gpu else np.empty(0)
+        return bool(((kinds != Kind.READ) & (kinds != Kind.OFFCPU)).any())
 
 
 def _carried_over(before: Cycle, cycle: Cycle) -> bool:
