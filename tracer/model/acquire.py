@@ -24,7 +24,8 @@ CONTENDED = 2
 
 # What a futex call is, here.
 LOCK_WAIT, OTHER_WAIT, WAKE = 1, 2, 3
-_WAKES = (1, 3, 4, 5, 10)  # WAKE, REQUEUE, CMP_REQUEUE, WAKE_OP, WAKE_BITSET
+# WAKE, REQUEUE, CMP_REQUEUE, WAKE_OP, WAKE_BITSET
+_IS_WAKE = np.array([cmd in (1, 3, 4, 5, 10) for cmd in range(128)])
 
 #: One acquisition. hold_ns: -1 where its release was not seen; cond*: the condvar wait just before
 #: (0: none); closed_ns: end of the futex call that showed that the thread had gone on.
@@ -53,7 +54,7 @@ def classify(op: NDArray[np.uint16], expected: NDArray[np.uint32]) -> NDArray[np
     wait = (cmd == FUTEX_WAIT) | (cmd == FUTEX_WAIT_BITSET)
     lock = ((op == STD_WAIT) | (op == PTHREAD_WAIT)) & (expected == CONTENDED)
     out = np.where(lock, LOCK_WAIT, np.where(wait, OTHER_WAIT, 0)).astype(np.uint8)
-    out[np.isin(cmd, _WAKES)] = WAKE
+    out[_IS_WAKE[cmd]] = WAKE
     return out
 
 
@@ -107,7 +108,7 @@ class Acquirer:
             dtype ACQ in order of closed_ns, tid.
         """
         order = np.lexsort((futex["enter_ns"], futex["tid"]))
-        rows, cls, tgids = futex[order], cls[order], tgids[order]
+        rows, cls, tgids = futex.take(order), cls[order], tgids[order]
         n = len(rows)
         tid, word, enter = rows["tid"], rows["word"], rows["enter_ns"]
         end = enter + rows["dur_ns"]
@@ -167,7 +168,7 @@ class Acquirer:
             acq["hold_ns"] = np.where(
                 own_wake, np.maximum(enter[after].astype(np.int64) - acq["end_ns"].astype(np.int64), 0), -1
             )
-            done.append(acq[closed])
+            done.append(acq.take(np.flatnonzero(closed)))
             open_rows = {int(acq["tid"][i]): acq[i : i + 1].copy() for i in np.flatnonzero(~closed).tolist()}
         else:
             open_rows = {}
@@ -183,7 +184,7 @@ class Acquirer:
                 open_rows.get(who),
             )
         out = join(done, ACQ)
-        return out[np.lexsort((out["tid"], out["closed_ns"]))]
+        return out.take(np.lexsort((out["tid"], out["closed_ns"])))
 
 
 def _close(row: Records, cls: int, word: int, enter: int, end: int) -> None:

@@ -168,8 +168,8 @@ class Rows:
             mask = np.ones(len(self._all), dtype=bool)
             for name, value in keys.items():
                 mask &= self._all[name] == value
-            rows = self._all[mask]
-            found = self._index[key] = rows[np.argsort(rows[order], kind="stable")]
+            rows = self._all.take(np.flatnonzero(mask))
+            found = self._index[key] = rows.take(np.argsort(rows[order], kind="stable"))
         return found
 
 

@@ -1,0 +1,192 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Blame: each contended wait cut into pieces by holder, with what that holder did meanwhile.
+
+Owns the wakes and acquisitions of the last seconds, the waits not yet settled, and the blame
+cells they end in. Waits are settled many at once, when the last holder's wake has had time to
+return. Who a thread or a lock is called is not known here.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Final
+
+import numpy as np
+
+from tracer.model.acquire import ACQ
+from tracer.model.blame import RECENT_NS, WINDOW_NS, Cells, Recent, label_key, syscall_label
+from tracer.model.registry import Registry
+from tracer.model.words import WAKES, Rows, Word, bump, join
+from tracer.schema import Records
+
+RETAIN_NS: Final = 8_000_000_000
+SETTLE_NS: Final = 20_000_000  # blame waits this long for the holder's wake to return
+SETTLE_EVERY_NS: Final = 1_000_000_000  # and is done for many at once (RECENT_NS leaves room for it)
+AROUND_ENOUGH: Final = 300  # acquisitions per word whose surroundings are looked at
+
+
+class Holders:
+    """Who held what while others waited.
+
+    Args:
+        registry: whose fds and targets are looked up; words: of ``Locks``, whose surroundings are noted.
+    """
+
+    def __init__(self, registry: Registry, words: dict[tuple[int, int], Word]) -> None:
+        self.registry = registry
+        self.words = words
+        self.recent = Recent()
+        self.cells = Cells()
+        self.wakes = Rows(WAKES)
+        self.acquisitions = Rows(ACQ)
+        self._unsettled: list[Records] = []
+        self._early_misses: dict[tuple[int, int, int, int], int] = {}
+        self._settle_at = 0
+
+    def add(self, acq: Records) -> None:
+        """Take closed acquisitions (n,) of dtype ACQ."""
+        self.acquisitions.add(acq)
+        self._unsettled.append(acq)
+
+    def settle(self, now_ns: int) -> None:
+        """Blame for acquisitions whose last holder's wake has had time to return; forget what is old."""
+        self.wakes.expire(now_ns - RETAIN_NS)
+        self.acquisitions.expire(now_ns - RETAIN_NS)
+        if not self._unsettled or now_ns < self._settle_at:
+            return
+        self._settle_at = (now_ns // SETTLE_EVERY_NS + 1) * SETTLE_EVERY_NS
+        acq = join(self._unsettled, ACQ)
+        ripe = acq["closed_ns"] + np.uint64(SETTLE_NS) <= now_ns
+        if not ripe.any():
+            self._unsettled = [acq]
+            return
+        self._unsettled = [] if ripe.all() else [acq.take(np.flatnonzero(~ripe))]
+        self._blame(acq.take(np.flatnonzero(ripe)), self.cells)
+        self._note_around(acq.take(np.flatnonzero(ripe & (acq["cond"] == 0))))
+
+    def _note_around(self, acq: Records) -> None:
+        """Count what waiters did just before and just after, for names by behaviour."""
+        for row in acq:
+            word = self.words.get((int(row["tgid"]), int(row["word"])))
+            if word is None or not self.registry.is_vmm(word.tgid) or word.around_seen >= AROUND_ENOUGH:
+                continue
+            word.around_seen += 1
+            tid, until = int(row["tid"]), int(row["closed_ns"]) + SETTLE_NS
+            if until - int(row["end_ns"]) > RECENT_NS // 2:
+                continue
+            pair = self.recent.around(tid, int(row["start_ns"]), int(row["end_ns"]), until)
+            before, after = (syscall_label(r, word.tgid, self.registry) if len(r) else "" for r in pair)
+            bump(word.around, (tid, before, after))
+
+    def _blame(self, acq: Records, cells: Cells) -> None:
+        """Add acquisitions, cut into pieces by holder, to blame cells."""
+        order = np.lexsort((acq["closed_ns"], acq["word"], acq["tgid"]))
+        acq = acq.take(order)
+        change = (acq["word"][1:] != acq["word"][:-1]) | (acq["tgid"][1:] != acq["tgid"][:-1])
+        starts = np.concatenate(([0], np.flatnonzero(change) + 1, [len(acq)]))
+        for lo, hi in zip(starts[:-1].tolist(), starts[1:].tolist(), strict=True):
+            self._blame_word(acq[lo:hi], cells)
+
+    def _blame_word(self, acq: Records, cells: Cells) -> None:
+        tgid, word = int(acq["tgid"][0]), int(acq["word"][0])
+        wakes = self.wakes.where("enter_ns", tgid=tgid, word=word)
+        quick = wakes["end_ns"] - wakes["enter_ns"] <= SETTLE_NS  # whatever the cut: same answer
+        wakes = wakes.take(np.flatnonzero(quick))
+        lo = np.searchsorted(wakes["enter_ns"], acq["start_ns"], side="left")
+        hi = np.searchsorted(wakes["enter_ns"], acq["end_ns"], side="left")
+        count = np.maximum(hi - lo, 0)
+        # Pieces: one per wake (to its return), and the rest of the wait, whose holder is unknown.
+        of = np.repeat(np.arange(len(acq)), count + 1)
+        first = np.cumsum(count + 1) - (count + 1)
+        rank = np.arange(len(of)) - first[of]
+        rest = rank == count[of]
+        at = np.minimum(lo[of] + rank, max(0, len(wakes) - 1))
+        stop = acq["end_ns"][of].copy()
+        holder = np.zeros(len(of), dtype=np.uint32)
+        if len(wakes):
+            stop[~rest] = np.minimum(stop[~rest], wakes["end_ns"][at[~rest]])
+            holder[~rest] = wakes["tid"][at[~rest]]
+        rank_ns = (stop - acq["start_ns"][of]).astype(np.int64) + (of << 43)  # a long wake covers later ones
+        stop = acq["start_ns"][of] + (np.maximum.accumulate(rank_ns) - (of << 43)).astype(np.uint64)
+        begin = acq["start_ns"][of].copy()
+        begin[1:] = np.where(of[1:] == of[:-1], stop[:-1], begin[1:])
+        begin = np.minimum(begin, stop)
+        length = (stop - begin).astype(np.int64)
+        keep = (length > 0) & ~(rest & (count[of] > 0))  # after the last wake nobody is to blame
+        of, begin, stop, holder, length = of[keep], begin[keep], stop[keep], holder[keep], length[keep]
+        if not len(of):
+            return
+        labels, callers = self._doing(tgid, word, holder, begin, stop, acq["closed_ns"][of])
+        longest = np.zeros(len(of), dtype=bool)  # an acquisition counts once, in its longest piece's cell
+        by_length = np.lexsort((-length, of))
+        heads = np.ones(len(of), dtype=bool)
+        heads[1:] = of[by_length][1:] != of[by_length][:-1]
+        longest[by_length[heads]] = True
+        tids, from_ = acq["tid"][of].tolist(), acq["caller"][of].tolist()
+        ends = acq["end_ns"][of].tolist()
+        for i, held_by in enumerate(holder.tolist()):
+            cell = cells.get((tgid, word, held_by, callers[i], labels[i], tids[i], from_[i]))
+            ns = int(length[i])
+            cell.waits += int(longest[i])
+            cell.total_ns += ns
+            cell.max_ns = max(cell.max_ns, ns)
+            cell.last_ns = max(cell.last_ns, ends[i])
+
+    def _doing(
+        self,
+        tgid: int,
+        word: int,
+        holder: np.ndarray,
+        begin: np.ndarray,
+        stop: np.ndarray,
+        closed: np.ndarray,
+    ) -> tuple[list[str], list[int]]:
+        """Per piece the holder's longest syscall, and where it had taken the lock (if contended)."""
+        labels, callers = [""] * len(holder), [0] * len(holder)
+        recent = closed - stop <= np.uint64(RECENT_NS // 2)
+        for tid in np.unique(holder).tolist():
+            if not tid:
+                continue
+            at = np.flatnonzero((holder == tid) & recent)
+            if not len(at):
+                continue
+            since = np.maximum(begin[at], np.maximum(stop[at], np.uint64(WINDOW_NS)) - np.uint64(WINDOW_NS))
+            rows, picked = self.recent.longest(tid, since, stop[at])
+            names: dict[tuple[int, int, int], str] = {}
+            for i, j in zip(at.tolist(), picked.tolist(), strict=True):
+                if j >= 0:
+                    row = rows[j : j + 1]
+                    key = label_key(row)
+                    if key not in names:
+                        names[key] = syscall_label(row, tgid, self.registry)
+                    labels[i] = names[key]
+            own = self.acquisitions.where("end_ns", tgid=tgid, word=word, tid=tid)
+            k = np.searchsorted(own["end_ns"], stop[at], side="left") - 1
+            for i, j in zip(at.tolist(), k.tolist(), strict=True):
+                # its own contended acquisition is the hold that ended here if it was released here
+                if j >= 0 and own["hold_ns"][j] >= 0:
+                    released = int(own["end_ns"][j]) + int(own["hold_ns"][j])
+                    if int(begin[i]) < released <= int(stop[i]):
+                        callers[i] = int(own["caller"][j])
+        return labels, callers
+
+    def note_miss(self, tgid: int, word: int, holder_tid: int, waiter_tid: int, n: int) -> None:
+        """Count misses in the blame cell of a holder and a waiter."""
+        cell = self.cells.find(tgid, word, holder_tid, waiter_tid)
+        if cell is not None:
+            cell.misses += n
+        elif (tgid, word) in self.words:  # its blame is not settled yet
+            bump(self._early_misses, (tgid, word, holder_tid, waiter_tid), n, limit=256)
+
+    def cells_now(self, pending: Records) -> Cells:
+        """The cells, with what is not settled yet and acquisitions (n,) that may still go on."""
+        cells = Cells({key: dataclasses.replace(cell) for key, cell in self.cells.cells.items()})
+        pending["closed_ns"] = pending["end_ns"]
+        rest = [rows for rows in (*self._unsettled, pending) if len(rows)]
+        if rest:
+            self._blame(join(rest, ACQ), cells)
+        for early, n in self._early_misses.items():
+            found = cells.find(*early)
+            if found is not None:
+                found.misses += n
+        return cells
