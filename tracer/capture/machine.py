@@ -92,7 +92,7 @@ def _macros(
 
 
 _MACHINES = {
-    # pt_regs from r10 (byte 56): r10 r9 r8 ax cx dx si di; arguments are di si dx r10; the frame pointer, bp, is at 32.
+    # pt_regs from r10 (byte 56): r10 r9 r8 ax cx dx si di; arguments are di si dx r10. bp is at 32.
     "x86_64": Machine("x86_64", _X86_64, {**_macros(_X86_64, 56, 8, (7, 6, 5, 0), 32), "XD_EPOLL_PACKED": 1}),
     # user_pt_regs starts with x0 ... x5; the frame pointer is x29.
     "aarch64": Machine(

@@ -9,12 +9,10 @@ Order and places: gdb manual, "Separate Debug Files".
 
 from __future__ import annotations
 
-import http.client
 import os
 import stat
 import tempfile
 import time
-import urllib.request
 import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -98,6 +96,8 @@ def _crc(fd: int) -> int | None:
 
 
 def _download(build_id: str) -> int | None:
+    import http.client  # late: with what it brings, a tenth of a live session's imports
+
     for server in os.environ.get("DEBUGINFOD_URLS", "").split():
         if not server.startswith(("http://", "https://")):
             continue
@@ -114,6 +114,8 @@ def _download(build_id: str) -> int | None:
 
 
 def _fetch(url: str, file: IO[bytes]) -> None:
+    import urllib.request
+
     deadline = time.monotonic() + DEBUGINFOD_TIMEOUT_S
     total = 0
     with urllib.request.urlopen(url, timeout=DEBUGINFOD_TIMEOUT_S) as answer:
