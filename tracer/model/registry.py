@@ -8,14 +8,19 @@ records (in record time) and from what /proc said (in the batch).
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 
 from tracer.model.step import Step
 from tracer.schema import CallSite, EpollEntry, Fd, Kind, Life, LockSymbol, Target, Thread
+
+#: Threads that have exited are kept for their names, so many of them: a VMM may run for weeks.
+KEEP_EXITED: Final = 512
 
 
 @dataclass(slots=True)
@@ -44,6 +49,7 @@ class Registry:
     epolls: dict[tuple[int, int, int], EpollEntry] = field(default_factory=dict)
     sites: dict[tuple[int, int], CallSite] = field(default_factory=dict)
     lock_symbols: dict[tuple[int, int], LockSymbol] = field(default_factory=dict)
+    _exited: deque[ThreadState] = field(default_factory=deque)
     _tid_keys: NDArray[np.uint32] | None = None
     _tid_tgids: NDArray[np.uint32] | None = None
 
@@ -84,12 +90,22 @@ class Registry:
             if row["op"] == Life.EXIT:
                 if state is not None:
                     state.exit_ns = int(row["enter_ns"])
+                    self._bury(state)
                 continue
             if state is None or (tgid and state.tgid != tgid) or state.exit_ns is not None:
                 state = self.threads[tid] = ThreadState(tid, tgid, comm)
                 self._tid_keys = None
             if comm:
                 state.comm = comm
+
+    def _bury(self, state: ThreadState) -> None:
+        """Forget the thread that exited longest ago, beyond those that are kept."""
+        self._exited.append(state)
+        if len(self._exited) > KEEP_EXITED:
+            oldest = self._exited.popleft()
+            if self.threads.get(oldest.tid) is oldest:
+                del self.threads[oldest.tid]
+                self._tid_keys = None
 
     def tgid(self, tid: int) -> int:
         """The process of a thread, 0 where unknown."""

@@ -23,6 +23,7 @@ from tracer.schema import FUTEX, OFFCPU, RW, Flag, Kind, Records, view
 
 _READ, _WRITE, _FUTEX, _OFFCPU = int(Kind.READ), int(Kind.WRITE), int(Kind.FUTEX), int(Kind.OFFCPU)
 _EVENTFD = int(Flag.EVENTFD)
+_NAMED = 65_536
 
 #: Votes of behaviour before it overrules a name.
 MIN_VOTES: Final = 3
@@ -76,6 +77,8 @@ class Roles:
     def _by_name(self) -> None:
         if self.profile is None:
             return
+        if len(self._named) > _NAMED:  # threads come and go for weeks
+            self._named = {(t.tid, t.comm) for t in self.registry.threads.values()} & self._named
         for state in self.registry.threads.values():
             if (state.tid, state.comm) in self._named or not self.registry.is_vmm(state.tgid):
                 continue
