@@ -51,6 +51,7 @@ class World:
     busy_until: int = START
     free: dict[int, int] = field(default_factory=dict)
     sequence: int = 10
+    unread: int = 0  # wakeups that W has not read yet
 
     def __post_init__(self) -> None:
         self.free = dict.fromkeys((D, W, G, V, V2, F), START - 2 * MS)
@@ -78,6 +79,7 @@ class World:
         signal = start + 20 * US
         self.add(r.timer_read(D, start - 2 * US, start, fd=4))
         self.add(r.write(D, signal - 4 * US, signal, fd=9, eventfd=WAKE_ID))
+        self.unread += 1
         t = max(signal, self.busy_until)
         t = self._channel(t, d)
         t = self._choose(t, d)
@@ -88,7 +90,7 @@ class World:
     def _choose(self, t: int, d: Delays) -> int:
         woken = t - 1 * US
         back = t + 5 * US + d.worker_off
-        if woken > self.free[W] + 2 * US:
+        if woken > self.free[W] + 2 * US and not d.channel_turns and self.unread < 2:
             self.sleep(W, woken, back, D, AUDIO)
         self.add(r.epoll_wait(W, self.free[W], back + 2 * US, data=1))
         self.free[W] = back + 2 * US
@@ -123,7 +125,11 @@ class World:
             t = self._lock(t, d.lock_preempted, preempted=True, pipe=False)
         if d.pipe_under_lock:
             t = self._lock(t, d.pipe_under_lock, preempted=False, pipe=True)
-        self.add(r.read(W, t + 1 * US, t + 2 * US, fd=11, eventfd=WAKE_ID))
+        ahead = 0  # cycles that have begun by now, whose signals _answer will play
+        while self.start_of(self.number + ahead) + 25 * US <= t:
+            ahead += 1
+        self.add(r.read(W, t + 1 * US, t + 2 * US, fd=11, eventfd=WAKE_ID, value=self.unread + ahead))
+        self.unread = -ahead
         irq = t + 10 * US + d.worker_cpu
         self.add(r.write(W, irq - 2 * US, irq, fd=12, eventfd=IRQ_ID))
         self.free[W] = irq
@@ -200,6 +206,7 @@ class World:
             self.add(r.timer_read(D, start - 2 * US, start, fd=4))
             self.add(r.write(D, start + 16 * US, start + 20 * US, fd=9, eventfd=WAKE_ID))
             self.number += 1
+            self.unread += 1
 
     def finish(self) -> Records:
         """All records in analysis order, with the last cycle's deadline."""

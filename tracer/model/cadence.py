@@ -155,9 +155,10 @@ class Grid(Driver):
             self.total += 1
             self.last = slot
 
-    def deadline(self, number: int, now_ns: int) -> int | None:
+    def deadline(self, number: int, now_ns: int, final: bool = False) -> int | None:
         """The next slot's start, once a waking at it would have been seen."""
-        return self.start_of(number + 1) if now_ns >= self.at(number + 1) + LAG_NS else None
+        lag = 0 if final else LAG_NS
+        return self.start_of(number + 1) if now_ns >= self.at(number + 1) + lag else None
 
     def windows(self, last: int) -> list[tuple[int, int]]:
         """The last slots, as (start, next start)."""

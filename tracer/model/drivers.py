@@ -80,8 +80,8 @@ class Driver:
         at = bisect_right(self.starts, time_ns) - 1
         return (self.dropped + at, self.nominal[at], self.starts[at]) if at >= 0 else None
 
-    def deadline(self, number: int, now_ns: int) -> int | None:
-        """Start of the cycle after ``number``, None if it has not been seen up to now."""
+    def deadline(self, number: int, now_ns: int, final: bool = False) -> int | None:
+        """Start of the cycle after ``number``, None if not seen up to now (final: nothing follows)."""
         at = number - self.dropped + 1
         return self.starts[at] if 1 <= at < len(self.starts) else None
 

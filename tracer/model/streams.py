@@ -322,7 +322,7 @@ class Streams:
         """Fill in a cycle's events; False while it is still open."""
         stream, driver = cycle.stream, cycle.driver
         if not cycle.deadline_ns:
-            deadline = driver.deadline(cycle.number, end_ns)
+            deadline = driver.deadline(cycle.number, end_ns, final)
             if deadline is None:
                 # A driver that has stopped leaves its last cycle without a deadline.
                 cycle.leg = "ended"

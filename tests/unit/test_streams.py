@@ -1,0 +1,178 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Cycles of streams whose server is seen: what is a miss, what is none, and what is kept."""
+
+from __future__ import annotations
+
+import numpy as np
+import records as r
+from world import AUDIO, MS, START, US, VMM, D, G, W
+
+from tracer.model.registry import Registry
+from tracer.model.step import Step
+from tracer.model.streams import Cycle, Stream, Streams
+from tracer.model.timeline import Sequencer
+from tracer.schema import Fd, Records, Target, Thread
+
+T = 1024 * 1_000_000_000 // 48_000
+WAKE, DONE = 41, 42
+
+
+def tick(at: int) -> Records:
+    return r.timer_read(D, at - 2 * US, at)
+
+
+def signal(at: int, wake: int = WAKE) -> Records:
+    return r.write(D, at + 10 * US, at + 12 * US, eventfd=wake)
+
+
+def serve(at: int, wake: int = WAKE, value: int = 1) -> Records:
+    return r.read(W, at, at + US, eventfd=wake, value=value)
+
+
+def complete(at: int, done: int = DONE) -> Records:
+    return r.write(G, at, at + US, eventfd=done)
+
+
+def taken(at: int, done: int = DONE) -> Records:
+    return r.read(D, at, at + US, eventfd=done)
+
+
+def cycle(at: int, *, wake: int = WAKE, done: int | None = DONE) -> list[Records]:
+    """One cycle in time, from a start on."""
+    parts = [tick(at), signal(at, wake), serve(at + 50 * US, wake)]
+    return parts if done is None else [*parts, complete(at + MS, done), taken(at + MS + 5 * US, done)]
+
+
+def cycles(
+    first: int, count: int, period: int = T, *, wake: int = WAKE, done: int | None = DONE
+) -> list[Records]:
+    return [p for k in range(count) for p in cycle(first + k * period, wake=wake, done=done)]
+
+
+def decided(*parts: Records, interval: int = 0) -> tuple[Streams, list[Cycle]]:
+    """All cycles of a trace."""
+    registry = Registry()
+    registry.learn(
+        (Target(AUDIO, "audio", "pipewire"), Target(VMM, "vmm", "vmm")),
+        (Thread(D, AUDIO, "data-loop.0"), Thread(W, VMM, "cross domain"), Thread(G, VMM, "gpu worker")),
+        (Fd(AUDIO, 4, "timerfd", interval_ns=interval),),
+    )
+    streams, sequencer, found = Streams(registry), Sequencer(), []
+    end = 0
+    for records, end in [*sequencer.feed(r.trace(parts), 0), *sequencer.finish()]:
+        streams.step(Step(records, end))
+        found += streams.decide(end)
+        streams.trim(end)
+    return streams, found + streams.decide(end, final=True)
+
+
+def misses(found: list[Cycle]) -> list[str]:
+    return [c.leg for c in found if c.missed]
+
+
+def one(streams: Streams) -> Stream:
+    (stream,) = streams.all_kept()
+    return stream
+
+
+def test_a_stream_that_is_not_signalled_for_a_while_misses_nothing() -> None:
+    paused = [tick(START + (20 + k) * T) for k in range(300)]
+    streams, found = decided(*cycles(START, 20), *paused, *cycles(START + 320 * T, 20), tick(START + 340 * T))
+    assert misses(found) == []
+    assert one(streams).cycles == len(found) == 40
+
+
+def test_a_stream_that_ends_while_pending_misses_nothing() -> None:
+    last = START + 20 * T
+    later = [tick(last + k * T) for k in range(200)]
+    _, found = decided(*cycles(START, 20), signal(last), *later)
+    assert (misses(found), len(found)) == ([], 20)
+
+
+def test_a_driver_that_stops_leaves_nothing_open() -> None:
+    other = [r.read(G, START + k * 50 * MS, START + k * 50 * MS + US, eventfd=-1, ret=4) for k in range(400)]
+    streams, found = decided(*cycles(START, 20), *other)
+    assert (misses(found), len(found)) == ([], 19)
+    assert one(streams).pending == []
+    assert all(not e.read.end for e in streams.eventfds.values())
+
+
+def test_an_id_used_again_is_a_new_stream() -> None:
+    again = START + 40 * T
+    born = r.eventfd(D, again - 5 * MS, again - 5 * MS + US, new_fd=9, eventfd_id=WAKE)
+    streams, found = decided(*cycles(START, 20), born, *cycles(again, 20), tick(again + 20 * T))
+    assert [(s.id, s.alive) for s in streams.all_kept()] == [("s1", False), ("s2", True)]
+    assert misses(found) == []
+
+
+def test_a_driver_that_catches_up_is_marked() -> None:
+    late = START + 20 * T
+    burst = [tick(late), signal(late), tick(late + 100 * US), signal(late + 100 * US)]
+    answer = [serve(late + 200 * US, value=2), complete(late + MS), taken(late + MS + 5 * US)]
+    _, found = decided(
+        *cycles(START, 20), *burst, *answer, *cycles(late + T, 5), tick(late + 6 * T), interval=T
+    )
+    missed = [c for c in found if c.missed]
+    assert [(c.leg, c.after_catch_up) for c in missed] == [("wake", True)]
+
+
+def test_a_value_above_one_answers_several_cycles() -> None:
+    begin = START + 20 * T
+    starved = [p for k in range(4) for p in (tick(begin + k * T), signal(begin + k * T))]
+    answer = begin + 3 * T + 5 * MS
+    ends = [serve(answer, value=4), complete(answer + MS), taken(answer + MS + 5 * US)]
+    _, found = decided(*cycles(START, 20), *starved, *ends, *cycles(begin + 4 * T, 10))
+    assert misses(found) == ["wake"] * 3
+    assert len({c.closing_ns for c in found if c.missed}) == 1
+
+
+def test_a_new_quantum_misses_nothing() -> None:
+    change = START + 20 * T
+    streams, found = decided(*cycles(START, 20), *cycles(change, 80, T // 4), tick(change + 20 * T))
+    assert (misses(found), len(found)) == ([], 100)
+    assert one(streams).driver.period_ns == T // 4
+
+
+def test_another_follower_that_finishes_last_is_no_miss() -> None:
+    """The server reads completions that no traced thread wrote."""
+    begin = START + 20 * T
+    parts = []
+    for k in range(10):
+        at = begin + k * T
+        parts += [tick(at), signal(at), serve(at + 50 * US), taken(at + 5 * MS)]
+    _, found = decided(*cycles(START, 20), *parts, tick(begin + 10 * T))
+    assert (misses(found), len(found)) == ([], 30)
+
+
+def test_an_async_stream_is_judged_by_its_wakeups() -> None:
+    begin = START + 200 * T
+    late = [tick(begin), signal(begin), tick(begin + T), serve(begin + T + MS)]
+    streams, found = decided(*cycles(START, 200, done=None), *late, tick(begin + 2 * T))
+    assert misses(found) == ["wake"]
+    assert not one(streams).completion_expected
+
+
+def test_streams_that_ended_become_counts() -> None:
+    parts = []
+    for n in range(600):
+        begin = START + n * 10 * T
+        parts += cycles(begin, 9, wake=1000 + n, done=None)
+    parts += [tick(START + k * T) for k in range(6000, 7000)]
+    streams, found = decided(*parts)
+    assert misses(found) == []
+    kept = streams.all_kept()
+    assert len(kept) <= 64
+    assert streams.past.cycles + sum(s.cycles for s in kept) == len(found)
+    assert streams.past.streams + len(kept) == 600
+    assert len(streams.eventfds) <= 64
+    assert streams.streams == []
+
+
+def test_a_long_stream_keeps_its_place_beside_short_ones() -> None:
+    parts = cycles(START, 100, done=None)
+    for n in range(300):
+        parts += cycles(START + (100 + n * 10) * T, 9, wake=1000 + n, done=None)
+    again = START + 3200 * T
+    streams, found = decided(*parts, *cycles(again, 50, done=None), tick(again + 50 * T))
+    assert [s.cycles for s in streams.all_kept() if s.wake.id == WAKE] == [150]
+    assert np.all([not c.missed for c in found])
