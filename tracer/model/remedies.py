@@ -2,25 +2,29 @@
 """What each remedy alone would have avoided, per missed cycle and per episode.
 
 Owns the counting over origins; the replay itself is counterfactual.py's. A carried miss
-is avoided iff its origin is. Results are cached per origin: lock names may still change,
-so a result is kept for the set of item_state words it was made with.
+is avoided iff its origin is. Results are cached per origin: lock names and roles may still
+change, so a result is kept for those it was made with, as far as they concern it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from tracer.model.counterfactual import Names, remedy_removal
-from tracer.model.leaves import LOCK, Word
+from tracer.model.counterfactual import Case, Names, remedy_removal
+from tracer.model.leaves import Word
 from tracer.model.summary import REMEDIES, Remedy
 from tracer.model.verdicts import EpisodeState, MissState
+
+#: item_state words, movable threads and G's among those of a case.
+_Relevant = tuple[frozenset[Word], frozenset[int], frozenset[int]]
 
 
 class Remedies:
     """Replays of origins under every remedy."""
 
     def __init__(self) -> None:
-        self._cache: dict[tuple[int, str], tuple[frozenset[Word], bool]] = {}
+        self._cache: dict[tuple[int, str], tuple[_Relevant, bool]] = {}
+        self._objects: dict[int, tuple[frozenset[Word], frozenset[int]]] = {}
 
     def avoids(self, origin: MissState, remedy: str, names: Names) -> bool:
         """Whether an origin would have met its deadline under a remedy."""
@@ -28,8 +32,11 @@ class Remedies:
         cached = self._cache.get((origin.id, remedy))
         if case is None:
             return cached[1] if cached is not None else False
-        words = frozenset(leaf.word for leaf in case.leaves if leaf.kind == LOCK and leaf.word is not None)
-        relevant = words & names.item_state
+        objects = self._objects.get(origin.id)
+        if objects is None:
+            objects = self._objects[origin.id] = _objects(case)
+        words, tids = objects
+        relevant = words & names.item_state, tids & names.movable, tids & names.gpu
         if cached is not None and cached[0] == relevant:
             return cached[1]
         met = origin.judgement is not None and case.meets(remedy_removal(case, remedy, names))
@@ -74,3 +81,13 @@ class Remedies:
         """Drop results of misses that are no longer kept."""
         for key in [k for k in self._cache if k[0] < before_id]:
             del self._cache[key]
+        for number in [n for n in self._objects if n < before_id]:
+            del self._objects[number]
+
+
+def _objects(case: Case) -> tuple[frozenset[Word], frozenset[int]]:
+    """The lock words and threads that a remedy may concern in a case."""
+    words = {word for leaf in case.leaves for word in (leaf.word, leaf.after) if word is not None}
+    tids = {tid for leaf in case.leaves for tid in (leaf.tid, leaf.off_tid)}
+    tids |= {leaf.holder.tid for leaf in case.leaves if leaf.holder is not None}
+    return frozenset(words), frozenset(tids)
