@@ -92,6 +92,10 @@ class Rows:
         shown = misses if limit is None else misses[-limit:]
         verdict, todo = self._verdict(misses, episodes, table, causes)
         episode_of = {e.id: merged for merged, members in episodes for e in members}
+        rows = tuple(self._miss(m, episode_of[m.episode.id].id) for m in shown)
+        self._misses = {m.id: self._misses[m.id] for m in shown}  # rows have thousands of segments: no more
+        if misses and misses[0].id > 1:
+            self._remedies.forget(misses[0].id)
         return Summary(
             host=a.facts.host_facts(),
             targets=tuple(
@@ -121,7 +125,7 @@ class Rows:
             held=a.held.rows(HELD_ROWS),
             write_path=a.write_paths.rows(),
             episodes=tuple(merged for merged, _ in (episodes if limit is None else episodes[-limit:])),
-            misses=tuple(self._miss(m, episode_of[m.episode.id].id) for m in shown),
+            misses=rows,
             misses_by_cause=dict(sorted(causes.items(), key=lambda i: (-i[1], i[0]))),
             counterfactual=table,
             findings=found,
