@@ -254,7 +254,18 @@ def settime(
 
 
 def epoll_ctl(
-    tid: int, start: int, end: int, *, epfd: int = 3, fd: int, data: int, eventfd: int = -1, ctl_op: int = 1
+    tid: int,
+    start: int,
+    end: int,
+    *,
+    epfd: int = 3,
+    fd: int = 9,
+    data: int = 9,
+    eventfd: int = -1,
+    ctl_op: int = 1,
+    generation: int = 0,
+    held_in: int = 0,
+    readable_in: int = 0,
 ) -> Records:
     """An epoll_ctl (ADD by default)."""
     return one(
@@ -269,6 +280,9 @@ def epoll_ctl(
         data=data,
         eventfd_id=eventfd,
         ctl_op=ctl_op,
+        generation=generation,
+        held_in=held_in,
+        readable_in=readable_in,
     )
 
 

@@ -97,6 +97,18 @@ def test_item_state_is_told_where_bystanders_find_it_held_as_often_as_ws_interru
     assert found.lock(VMM, ITEM)[:3] == ("item_state", f"context {W}", "behaviour")
 
 
+def test_item_state_is_told_by_epoll_ctl_where_no_item_is_ever_read() -> None:
+    """A worker that serves only its channel still registers what the guest asks for."""
+    parts = [r.words(VMM, 1, 1, [ITEM, QUEUE])]
+    for t in range(1_000_000, 9_000_000, 1_000_000):
+        parts.append(r.epoll_ctl(W, t, t + 900, generation=1, held_in=1, readable_in=3))
+        parts.append(r.write(W, t + 2_000, t + 2_900, eventfd=IRQ, generation=1, held_in=2, readable_in=3))
+    found = names(r.trace(contend(G, W, ITEM, 10_000), contend(G, W, QUEUE, 30_000), parts))
+    assert found.lock(VMM, ITEM)[:3] == ("item_state", f"context {W}", "behaviour")
+    assert "8 of 8 epoll_ctl" in found.lock(VMM, ITEM)[3]
+    assert found.lock(VMM, QUEUE)[2] == "none"
+
+
 def test_fewer_than_eight_turns_name_nothing() -> None:
     assert names(r.trace(contend(G, W, ITEM, 10_000), turns(1, 1, n=7))).lock(VMM, ITEM)[2] == "none"
 

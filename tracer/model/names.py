@@ -8,19 +8,20 @@ stays ``lock@0x...``.
 
 What tells ``item_state`` from its neighbours (rutabaga.md, in every variant; turns.py counts):
 
-======================  ==========  =================  ==================  ================
-word                    users       at W's read of     at the irq write    as condvar's
-                                    an item            right after it      mutex
-======================  ==========  =================  ==================  ================
-item_state              one W, G    held               held                no
-context_resources       one W, G    held               free                no
-control_queue and       W, G, ...   free               held                no
+======================  ==========  ===============  =================  ===========  ============
+word                    users       at W's read of   at the irq write   at W's       as condvar's
+                                    an item          right after it     epoll_ctl    mutex
+======================  ==========  ===============  =================  ===========  ============
+item_state              one W, G    held             held               held         no
+context_resources       one W, G    held             free               free         no
+control_queue and       W, G, ...   free             held               free         no
 fence_state, intc
-jobs                    one W, G    free               free                yes
-======================  ==========  =================  ==================  ================
+jobs                    one W, G    free             free               free         yes
+======================  ==========  ===============  =================  ===========  ============
 
 Not *all* of W's interrupts: most of them under churn follow received fds, and item_state is
-free there. Eight turns are enough: a neighbour would have to be held by chance at all eight.
+free there. Eight samples are enough: a neighbour would have to be held by chance at all eight.
+epoll_ctl tells the contexts whose worker never gets as far as a read.
 """
 
 from __future__ import annotations
@@ -198,21 +199,28 @@ class Names:
         return self._by_surroundings(word, worker, commanders)
 
     def _by_turns(self, word: Word, worker: int) -> tuple[str, str] | None:
-        """From what is held over W's turns with an item; None where too few were watched."""
+        """From what is held over W's turns with an item, and where it adds an item to its epoll set.
+
+        None where too little was watched.
+        """
         if self.turns is None or self.held is None:
             return None
-        turn = self.turns.of(word.tgid, word.word, worker)
-        if turn.n < _TURNS:
+        key = word.tgid, word.word
+        turn = self.turns.of(*key, worker)
+        added, adds = self.held.count(*key, (worker,), Kind.EPOLL_CTL)
+        if turn.n + adds < _TURNS:
             return None
         said = (
             f"held at {turn.at_read} of {turn.n} reads of its worker that an interrupt followed, "
-            f"and at {turn.at_irq} of these interrupts"
+            f"at {turn.at_irq} of these interrupts, and at {added} of {adds} epoll_ctl"
         )
-        if turn.at_both >= _SURE * turn.n:
-            base = self.held.base(word.tgid, word.word) or 0.0
-            if base <= _BUSY or is_inside(turn.at_both, turn.n, base):
+        if turn.at_both >= _SURE * turn.n and added >= _SURE * adds:
+            held, n, base = turn.at_both + added, turn.n + adds, self.held.base(*key) or 0.0
+            if base <= _BUSY or is_inside(held, n, base):
                 return ITEM_STATE, said
             return "", said + f", but at {base:.0%} of others' calls too"
+        if turn.n < _TURNS:
+            return None
         if turn.at_read <= _RARELY * turn.n and turn.at_irq >= _MOSTLY * turn.n:
             return "", said + ": one of the fence handler's locks (control_queue, fence_state, intc)"
         return "", said + ": not over the turn"
