@@ -1,0 +1,303 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Verdicts against truth: matching, labelling, and the figures. Pure: no process, no file.
+
+Owns the rules: a miss is the audio server's if both name the same eventfd and the same deadline; its
+cause is known if its window overlaps exactly one injection whose realised delay is at least its lateness.
+Never looks at how a verdict was made. Times are ns, CLOCK_MONOTONIC.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+#: Causes that say nothing definite; on single-cause truth they are errors.
+VAGUE: Final = ("mixed", "unknown")
+#: Names of leaves as causes.
+_CAUSE_OF: Final = {"guest": "guest_late", "host": "host_late"}
+#: Kinds that fulfil two definitions at once: G is busy with another's command *while* W awaits its re-arm.
+ALSO: Final[Mapping[str, frozenset[str]]] = {"not_rearmed.g": frozenset({"head_of_line"})}
+_Z: Final = 1.96
+
+
+@dataclass(frozen=True, slots=True)
+class Injection:
+    """What was done to a cycle. ``delay_ns`` None: without end (a write that never came)."""
+
+    kind: str
+    cause: str
+    locks: frozenset[str]
+    begin_ns: int
+    end_ns: int
+    delay_ns: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Cycle:
+    """One row of the audio server's own log; ``leg`` "none": in time. ``closing_ns`` 0: never."""
+
+    wake_eventfd: int
+    cycle: int
+    start_ns: int
+    deadline_ns: int
+    closing_ns: int
+    leg: str
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """One missed cycle as xdtrace tells it; ``segments`` as (kind, via, ns)."""
+
+    id: int
+    episode: int
+    wake_eventfd: int
+    cycle: int
+    start_ns: int
+    deadline_ns: int
+    late_ns: int | None
+    leg: str
+    cause: str
+    lock: str | None
+    sufficient: tuple[str, ...]
+    carried_from: int | None
+    segments: tuple[tuple[str, str, int], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Labelled:
+    """A miss whose cause is known, with the verdict on it. ``episode`` is unique over runs."""
+
+    episode: str
+    injection: Injection
+    leg: str
+    verdict: Verdict
+
+
+@dataclass
+class Score:
+    """Everything counted over runs."""
+
+    cycles: int = 0
+    hit: int = 0
+    false_misses: int = 0
+    not_seen: int = 0
+    wrong_leg: int = 0
+    late_bias_ns: list[int] = field(default_factory=list)
+    labelled: list[Labelled] = field(default_factory=list)
+    unlabelled: Counter[str] = field(default_factory=Counter)
+    stolen: int = 0
+    carried: int = 0
+    carried_right: int = 0
+    negative_cycles: int = 0
+    negative_false: int = 0
+
+
+def cause_of(name: str) -> str:
+    """The cause that an entry of ``sufficient`` or a segment's kind stands for."""
+    kind = name.partition(":")[0]
+    return _CAUSE_OF.get(kind, kind)
+
+
+def longest_segment(verdict: Verdict) -> str:
+    """The naive rule: what the most time of the window was spent in."""
+    total: Counter[str] = Counter()
+    for kind, via, ns in verdict.segments:
+        total[via or cause_of(kind)] += ns
+    return total.most_common(1)[0][0] if total else "unknown"
+
+
+def wilson_lower(share: float, n: int) -> float:
+    """Lower 95 % Wilson bound of a share seen in *n* independent trials; 0 for none."""
+    if n == 0:
+        return 0.0
+    z2 = _Z * _Z
+    middle = share + z2 / (2 * n)
+    spread = _Z * math.sqrt(share * (1 - share) / n + z2 / (4 * n * n))
+    return max(0.0, (middle - spread) / (1 + z2 / n))
+
+
+def match(
+    cycles: Sequence[Cycle], verdicts: Sequence[Verdict], tolerance_ns: int
+) -> tuple[list[tuple[Cycle, Verdict]], list[Cycle], list[Verdict]]:
+    """Pair missed cycles with verdicts one to one: same eventfd, nearest deadline within the tolerance.
+
+    Returns:
+        pairs; missed cycles without a verdict; verdicts without a missed cycle.
+    """
+    missed = [c for c in cycles if c.leg != "none"]
+    near = sorted(
+        (abs(c.deadline_ns - v.deadline_ns), i, j)
+        for i, c in enumerate(missed)
+        for j, v in enumerate(verdicts)
+        if c.wake_eventfd == v.wake_eventfd and abs(c.deadline_ns - v.deadline_ns) <= tolerance_ns
+    )
+    ours: dict[int, int] = {}
+    theirs: set[int] = set()
+    for _, i, j in near:
+        if i not in ours and j not in theirs:
+            ours[i] = j
+            theirs.add(j)
+    pairs = [(missed[i], verdicts[j]) for i, j in sorted(ours.items())]
+    unseen = [c for i, c in enumerate(missed) if i not in ours]
+    return pairs, unseen, [v for j, v in enumerate(verdicts) if j not in theirs]
+
+
+def sole_injection(cycle: Cycle, nominal_ns: int, injections: Iterable[Injection]) -> Injection | None:
+    """The one injection that the window [nominal start, closing] overlaps, if it explains the lateness."""
+    end = cycle.closing_ns or cycle.deadline_ns + 2_000_000_000
+    over = [i for i in injections if i.begin_ns <= end and i.end_ns >= nominal_ns]
+    if len(over) != 1:
+        return None
+    late = end - cycle.deadline_ns
+    return over[0] if over[0].delay_ns is None or over[0].delay_ns >= late else None
+
+
+def add_run(
+    score: Score,
+    run: str,
+    cycles: Sequence[Cycle],
+    verdicts: Sequence[Verdict],
+    injections: Sequence[Injection],
+    tolerance_ns: int,
+    negative: bool = False,
+) -> list[Labelled]:
+    """Count one run in; gives the labelled misses whose label is wrong.
+
+    Args:
+        negative: no miss was provoked: what is false is counted apart as well.
+    """
+    pairs, unseen, invented = match(cycles, verdicts, tolerance_ns)
+    score.cycles += len(cycles)
+    score.hit += len(pairs)
+    score.not_seen += len(unseen)
+    score.false_misses += len(invented)
+    if negative:
+        score.negative_cycles += len(cycles)
+        score.negative_false += len(invented)
+    found: dict[int, Injection | None] = {}
+    wrong: list[Labelled] = []
+    for cycle, verdict in pairs:
+        score.wrong_leg += cycle.leg != verdict.leg
+        if verdict.late_ns is not None and cycle.closing_ns:
+            score.late_bias_ns.append(verdict.late_ns - (cycle.closing_ns - cycle.deadline_ns))
+        found[verdict.id] = injection = sole_injection(cycle, verdict.start_ns, injections)
+        if verdict.carried_from is not None:
+            if injection is not None:
+                score.carried += 1
+                score.carried_right += found.get(verdict.carried_from) == injection
+            continue
+        stolen = sum(ns for kind, _, ns in verdict.segments if kind == "stolen")
+        if stolen > (verdict.late_ns or 0) / 10:
+            score.stolen += 1
+            injection = None
+        if injection is None:
+            score.unlabelled[verdict.cause] += 1
+            continue
+        known = Labelled(f"{run}/{verdict.episode}", injection, cycle.leg, verdict)
+        score.labelled.append(known)
+        if not right(known):
+            wrong.append(known)
+    return wrong
+
+
+def right(known: Labelled) -> bool:
+    """Whether the label is the injected cause."""
+    return known.verdict.cause in _accepted(known)
+
+
+def in_set(known: Labelled) -> bool:
+    """Whether the injected cause is among the sufficient ones."""
+    return bool(_accepted(known) & {cause_of(name) for name in known.verdict.sufficient}) or (
+        known.injection.cause == "forward_failed" and right(known)
+    )
+
+
+def _accepted(known: Labelled) -> frozenset[str]:
+    return frozenset({known.injection.cause}) | ALSO.get(known.injection.kind, frozenset())
+
+
+def _share(flags: Sequence[bool], groups: Sequence[str]) -> dict[str, float]:
+    n = len(flags)
+    share = sum(flags) / n if n else 0.0
+    clusters = len(set(groups))
+    return {"share": share, "lower": wilson_lower(share, clusters), "n": n, "episodes": clusters}
+
+
+def figures(score: Score) -> dict[str, Any]:
+    """All figures as plain data: what ``--json`` prints, and the table is drawn from."""
+    known = score.labelled
+    by: dict[str, list[Labelled]] = defaultdict(list)
+    kinds: dict[str, Counter[str]] = defaultdict(Counter)
+    confusion: dict[str, Counter[str]] = defaultdict(Counter)
+    said: dict[str, list[bool]] = defaultdict(list)
+    for one in known:
+        by[f"{one.injection.cause}/{one.leg}"].append(one)
+        kinds[one.injection.kind][one.verdict.cause] += 1
+        label = one.injection.cause if right(one) else one.verdict.cause
+        confusion[one.injection.cause][label] += 1
+        said[label].append(right(one))
+    rows = {}
+    for name, group in sorted(by.items()):
+        episodes = [one.episode for one in group]
+        cause = name.partition("/")[0]
+        rows[name] = {
+            "label": _share([right(one) for one in group], episodes),
+            "set": _share([in_set(one) for one in group], episodes),
+            "precision": sum(said[cause]) / len(said[cause]) if said[cause] else None,
+        }
+    truth = Counter(one.injection.cause for one in known)
+    majority = truth.most_common(1)[0][0] if truth else ""
+    locks = [one for one in known if one.injection.cause == "lock" and one.verdict.cause == "lock"]
+    definite = [one for one in known if one.verdict.cause not in VAGUE]
+    episodes = [one.episode for one in known]
+    total = max(1, len(known))
+    others = sum(score.unlabelled.values())
+    bias = sorted(score.late_bias_ns)
+    found = score.hit + score.false_misses
+    due = score.hit + score.not_seen
+    return {
+        "cycles": score.cycles,
+        "detection": {
+            "precision": score.hit / found if found else 1.0,
+            "recall": score.hit / due if due else 1.0,
+            "misses": due,
+            "false": score.false_misses,
+            "not_seen": score.not_seen,
+            "wrong_leg": score.wrong_leg,
+        },
+        "cause": {
+            "precision": sum(map(right, definite)) / max(1, len(definite)),
+            "recall": _share([right(one) for one in known], episodes),
+            "set": _share([in_set(one) for one in known], episodes),
+        },
+        "by_cause": rows,
+        "by_kind": {kind: dict(counts) for kind, counts in sorted(kinds.items())},
+        "confusion": {cause: dict(counts) for cause, counts in sorted(confusion.items())},
+        "lock_named_right": sum(_same_lock(one) for one in locks) / len(locks) if locks else None,
+        "unknown_share": sum(one.verdict.cause == "unknown" for one in known) / total,
+        "mixed_share": sum(one.verdict.cause == "mixed" for one in known) / total,
+        "unlabelled": {
+            "share": others / max(1, others + len(known)),
+            "stolen": score.stolen,
+            "by_cause": dict(score.unlabelled),
+        },
+        "carried": {"n": score.carried, "origin_right": score.carried_right},
+        "late_bias_us": bias[len(bias) // 2] / 1000 if bias else None,
+        "negatives_cycles": score.negative_cycles,
+        "negatives_false_misses": score.negative_false,
+        "negatives_bound": (
+            3 / score.negative_cycles if score.negative_cycles and not score.negative_false else None
+        ),
+        "naive": {
+            "always_item_state": sum("item_state" in one.injection.locks for one in known) / total,
+            "majority_class": truth[majority] / total,
+            "longest_segment": sum(longest_segment(o.verdict) in _accepted(o) for o in known) / total,
+        },
+    }
+
+
+def _same_lock(one: Labelled) -> bool:
+    return (one.verdict.lock or "").partition("@")[0].partition("#")[0].strip() in one.injection.locks
