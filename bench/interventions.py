@@ -85,6 +85,14 @@ def _real(variant: str) -> Iterator[Intervention]:
         yield Intervention(
             short, f"CPU hogs: {name}", on(*hogs), on(*after), "not_scheduled", prediction, "item_state"
         )
+    yield Intervention(
+        "hogs-realtime",
+        "CPU hogs: SCHED_FIFO for W, G and vCPUs",
+        on(*hogs),
+        Condition(variant, (*hogs, realtime), realtime_vcpus=True),
+        "not_scheduled",
+        "no not_scheduled",
+    )
     pipe = on(*_SHORT, "--load", "pipe")
     fast = on(*pipe.arguments, "--reader", "fast")
     yield Intervention(
@@ -145,9 +153,9 @@ def _mini() -> Iterator[Intervention]:
 
 
 def interventions(programs: list[str], only: list[str]) -> list[Intervention]:
-    """Those of the programs, all of them or those named."""
+    """Those of the programs: all, or those named (NAME or PROGRAM:NAME)."""
     found = [i for program in programs for i in (_mini() if program == "minivmm" else _real(program))]
-    return [i for i in found if not only or i.name in only]
+    return [i for i in found if not only or {i.name, f"{i.before.program}:{i.name}"} & set(only)]
 
 
 def _options() -> argparse.Namespace:
@@ -157,7 +165,9 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=0, help="runs a side (5)")
     parser.add_argument("--seconds", type=float, default=6.0, help="per run")
     parser.add_argument("--variant", action="append", choices=PROGRAMS, help="may be repeated (all)")
-    parser.add_argument("--only", action="append", default=[], metavar="NAME", help="may be repeated (all)")
+    parser.add_argument(
+        "--only", action="append", default=[], metavar="[PROGRAM:]NAME", help="may be repeated"
+    )
     parser.add_argument("--list", action="store_true", help="name the interventions and end")
     parser.add_argument("--keep", type=Path, metavar="DIR", help="record each run into a trace there")
     parser.add_argument("--save", type=Path, metavar="FILE", help="append each run to it, a JSON line each")

@@ -15,36 +15,42 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Self
 
 from bench.common import ROOT
 from tracer.capture.session import Session, Settings
 from tracer.cli.minivmm import MiniVmm, binary
 from tracer.cli.run import Ending, run
 from tracer.model.analysis import Analysis
-from tracer.model.counterfactual import Key
+from tracer.model.counterfactual import Case, Names, remedy_removal
 from tracer.model.leaves import NOT_SCHEDULED
 from tracer.model.phases import HEAD_OF_LINE, SERIALISED
 from tracer.model.summary import REMEDIES, Summary
 from tracer.trace import TraceWriter
 from tracer.views.base import Action
 
+#: The real device's own choice for its --realtime.
+_PRIORITY = 70
+
 #: Candidates taken out of every path at once, beside the remedies that a report lists.
-CANDIDATES: Mapping[str, Callable[[Key], bool]] = {
-    f"no {kind}": lambda key, kind=kind: key[0] == kind  # type: ignore[misc]
-    for kind in (NOT_SCHEDULED, SERIALISED, HEAD_OF_LINE)
-}
+CANDIDATES: Mapping[str, str] = {f"no {kind}": kind for kind in (NOT_SCHEDULED, SERIALISED, HEAD_OF_LINE)}
 
 
 @dataclass(frozen=True)
 class Condition:
-    """A target and how it is run; ``program``: minivmm, or the variant of the real device."""
+    """A target and how it is run.
+
+    Attributes:
+        program: minivmm, or the variant of the real device.
+        realtime_vcpus: give the VMM's vCPUs SCHED_FIFO before it starts.
+    """
 
     program: str
     arguments: tuple[str, ...]
+    realtime_vcpus: bool = False
 
     def __str__(self) -> str:
-        return " ".join((self.program, *self.arguments))
+        return " ".join((self.program, *self.arguments)) + (" (vCPUs FIFO)" if self.realtime_vcpus else "")
 
     @property
     def period_s(self) -> float:
@@ -70,7 +76,9 @@ class Run:
 
     Attributes:
         truth: what the audio server counted; seen: what xdtrace did.
-        remaining: misses and episodes that are left, by remedy or candidate, as replayed.
+        remaining: by remedy or candidate, as replayed: misses and episodes left as a report counts them (a
+            carried miss goes with its origin), and misses left when each carried cycle is held against the
+            replayed closing.
         steal_percent: of all CPUs' time; load_average: of the machine's last minute, our run in it.
         lost: records lost; trace: folder, "" if none was kept.
     """
@@ -80,7 +88,7 @@ class Run:
     truth: Count
     seen: Count
     by_cause: Mapping[str, int]
-    remaining: Mapping[str, tuple[int, int]]
+    remaining: Mapping[str, tuple[int, int, int]]
     steal_percent: float
     load_average: float
     lost: int
@@ -91,7 +99,7 @@ class Run:
         """Read a line that ``json.dumps(asdict(run))`` wrote."""
         data = json.loads(line)
         data["truth"], data["seen"] = Count(**data["truth"]), Count(**data["seen"])
-        data["remaining"] = {key: (value[0], value[1]) for key, value in data["remaining"].items()}
+        data["remaining"] = {key: (v[0], v[1], v[2]) for key, v in data["remaining"].items()}
         return cls(**data)
 
 
@@ -133,6 +141,14 @@ def program_of(name: str) -> Path:
     return found
 
 
+def _realtime(tgid: int) -> None:
+    """Give the vCPUs of a VMM SCHED_FIFO; what they start does not inherit it."""
+    for task in Path(f"/proc/{tgid}/task").iterdir():
+        if (task / "comm").read_text(encoding="utf-8").startswith("fc_vcpu"):
+            policy = os.SCHED_FIFO | os.SCHED_RESET_ON_FORK
+            os.sched_setscheduler(int(task.name), policy, os.sched_param(_PRIORITY))
+
+
 def _cpu_time() -> tuple[int, int]:
     """Ticks stolen, and all ticks, over all CPUs since boot (proc(5), /proc/stat)."""
     fields = Path("/proc/stat").read_text(encoding="ascii").split("\n", 1)[0].split()[1:9]
@@ -156,6 +172,8 @@ def traced(condition: Condition, seconds: float, seed: int, trace: Path | None) 
         target = stack.enter_context(MiniVmm(program_of(condition.program), arguments))
         session = stack.enter_context(Session([target.vmm], Settings()))
         writer = stack.enter_context(TraceWriter(trace, force=True)) if trace else None
+        if condition.realtime_vcpus:
+            _realtime(target.vmm)
         target.start()
         summary = run(
             session,
@@ -189,29 +207,52 @@ def traced(condition: Condition, seconds: float, seed: int, trace: Path | None) 
     )
 
 
-def _remaining(analysis: Analysis, summary: Summary) -> dict[str, tuple[int, int]]:
-    left: dict[str, tuple[int, int]] = {}
+def _remaining(analysis: Analysis, summary: Summary) -> dict[str, tuple[int, int, int]]:
+    """Misses and episodes left, as a report counts them; and misses left counted cycle by cycle."""
+    roles = {role: frozenset(analysis.registry.with_role(role)) for role in ("W", "G", "task")}
+    words = {
+        (target.tgid, word)
+        for target in analysis.registry.targets.values()
+        if target.role == "vmm"
+        for word in analysis.names.item_states(target.tgid)
+    }
+    names = Names(frozenset(words), roles["W"] | roles["G"] | roles["task"], roles["G"])
+    left: dict[str, tuple[int, int, int]] = {}
     for name in REMEDIES:
         row = summary.counterfactual[name]
-        left[name] = (row.of - row.avoided, row.episodes_of - row.episodes_avoided)
-    for name, taken in CANDIDATES.items():
-        left[name] = _without(analysis, taken)
+        replays = _replays(analysis, lambda case, name=name: case.replay(remedy_removal(case, name, names)))  # type: ignore[misc]
+        cycles = _left(analysis, replays, carried=False)[0]
+        left[name] = (row.of - row.avoided, row.episodes_of - row.episodes_avoided, cycles)
+    for name, kind in CANDIDATES.items():
+        replays = _replays(analysis, lambda case, kind=kind: _without(case, kind))  # type: ignore[misc]
+        left[name] = (*_left(analysis, replays, carried=True), _left(analysis, replays, carried=False)[0])
     return left
 
 
-def _without(analysis: Analysis, taken: Callable[[Key], bool]) -> tuple[int, int]:
-    """Misses and episodes left when candidates are taken out of every origin's path; as remedies are."""
-    avoided: dict[int, bool] = {}
+def _without(case: Case, kind: str) -> int:
+    """The closing time of a path without all leaves that count for a kind of candidate."""
+    gone = {at: 1.0 for key, members in case.members.items() if key[0] == kind for at in members}
+    return case.replay(gone, unqueued=kind == HEAD_OF_LINE)
+
+
+def _replays(analysis: Analysis, replay: Callable[[Case], int]) -> dict[int, int]:
+    """The replayed closing time of each origin that was judged, ns."""
+    misses = analysis.verdicts.misses
+    return {m.id: replay(m.case) for m in misses if m.case is not None and m.judgement is not None}
+
+
+def _left(analysis: Analysis, replays: Mapping[int, int], *, carried: bool) -> tuple[int, int]:
+    """Misses and episodes left after replay.
+
+    Args:
+        carried: a carried miss goes when its origin does, as in a report; else when the origin's
+            replayed closing is within its own deadline.
+    """
     left, episodes = 0, set()
     for miss in analysis.verdicts.misses:
-        origin: Any = miss.origin or miss
-        if origin.id not in avoided:
-            case = origin.case if origin.judgement is not None else None
-            keys = [] if case is None else [key for key in case.members if taken(key)]
-            avoided[origin.id] = case is not None and bool(
-                case.avoided_without(dict.fromkeys(keys, 1.0)) if keys else case.meets({})
-            )
-        if not avoided[origin.id]:
+        origin = miss.origin or miss
+        deadline = (origin if carried else miss).cycle.deadline_ns
+        if origin.id not in replays or replays[origin.id] > deadline:
             left += 1
             episodes.add(miss.episode.id)
     return left, len(episodes)
