@@ -25,6 +25,8 @@ from tracer.schema import Kind
 MEMORY_CALLS: Final = frozenset({9, 10, 11, 12, 28})
 #: close on x86-64 and arm64: it ends a command that wrote to a dup.
 CLOSE: Final = frozenset({3, 57})
+#: What a G idles in: a blocking read of its queue (libkrun), or epoll_wait before the read (crosvm).
+IDLE_CALLS: Final = (int(Kind.READ), int(Kind.EPOLL_WAIT))
 
 
 class Commands:
@@ -39,8 +41,8 @@ class Commands:
 
     @staticmethod
     def idle(window: Window, gpu: int) -> list[tuple[int, int]]:
-        """When G slept in a blocking read, as (out, woken), in order."""
-        reads = [c for c in window.calls(gpu) if c.kind == Kind.READ]
+        """When G slept idle (``IDLE_CALLS``), as (out, woken), in order."""
+        reads = [c for c in window.calls(gpu) if c.kind in IDLE_CALLS]
         found = []
         for off in window.offs(gpu):
             if not off.woken or not off.slept:
@@ -154,7 +156,7 @@ class Commands:
             if begin is None:
                 begin = call.end
             # Waking W is the POLL that goes with our command; a read takes the kick.
-            if not call.is_wake and call.kind != Kind.READ:
+            if not call.is_wake and call.kind not in IDLE_CALLS:
                 return max(begin, low), True
         return max(begin or low, low), False
 
@@ -188,7 +190,7 @@ class Commands:
             while gap < len(idle) and idle[gap][1] <= call.enter:
                 begin = max(begin, idle[gap][1])
                 gap += 1
-            if call.kind == Kind.READ:
+            if call.kind in IDLE_CALLS:
                 begin = max(begin, call.end)
                 continue
             if call.kind == Kind.FUTEX and self._is_own(call, tgid):
