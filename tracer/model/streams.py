@@ -134,7 +134,8 @@ class Streams:
         self._objects |= {s.wake.id: "stream" for s in self.streams if s.alive}
 
     def _births(self, rows: Records) -> None:
-        for row in rows[(rows["eventfd_id"] >= 0) & np.isin(rows["op"], EVENTFD2)]:
+        born = ((rows["op"] == EVENTFD2[0]) | (rows["op"] == EVENTFD2[1])) & (rows["eventfd_id"] >= 0)
+        for row in rows.take(np.flatnonzero(born)):
             number = int(row["eventfd_id"])
             if number in self.eventfds:
                 stream = self._by_eventfd.pop(number, None)
