@@ -94,7 +94,7 @@ def trials(quick: bool, rounds: int, seed: int) -> Iterator[Trial]:
             scale = 3 if period.startswith("1024") else 1
             for path in paths:
                 seed += 1
-                yield Trial(everything, path, period, 9.0 * scale, seed)
+                yield Trial(everything, path, period, 8.0 * scale, seed)
             for victim in VICTIMS:
                 seed += 1
                 path = paths[seed % len(paths)]
@@ -223,8 +223,8 @@ def _keep(folder: Path, kept: Path, trial: Trial, wrong: list[Labelled]) -> None
             )
 
 
-def measure(trial: Trial, score: Score, kept: Path | None) -> bool:
-    """One run into the score; whether verdicts were the same with the kicks visible."""
+def measure(trial: Trial, score: Score, kept: Path | None) -> None:
+    """One run into the score."""
     with tempfile.TemporaryDirectory(prefix="xdtrace-accuracy-") as name:
         folder = Path(name)
         capture(trial, folder)
@@ -235,7 +235,6 @@ def measure(trial: Trial, score: Score, kept: Path | None) -> bool:
         wrong = add_run(score, run, cycles, seen, injections, trial.period_ns // 4, trial.negative)
         if wrong and kept is not None:
             _keep(folder, kept, trial, wrong)
-        return seen == verdicts(analysed(TraceReader(folder / "run.xdt")))
 
 
 def table(result: dict[str, Any]) -> str:
@@ -260,11 +259,11 @@ def table(result: dict[str, Any]) -> str:
     )
     if n["longest_segment"] >= c["recall"]["share"]:
         lines.append("the longest segment does as well: this matrix is too easy to tell a good rule from it")
-    for key in ("lock_named_right", "mixed_share", "unknown_share", "unlabelled", "carried"):
+    for key in ("failed_runs", "lock_named_right", "mixed_share", "unknown_share", "unlabelled", "carried"):
         lines.append(f"{key}: {result[key]}")
     lines.append(
         f"lateness bias {result['late_bias_us']} us (median); negatives {result['negatives_cycles']} cycles, "
-        f"{result['negatives_false_misses']} false; same verdicts with kicks seen: {result['kicks_ignored']}"
+        f"{result['negatives_false_misses']} false; {result['runs']} runs"
     )
     return "\n".join([*lines, str(result["host"])])
 
@@ -278,13 +277,17 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=1000, help="of the first run")
     parser.add_argument("--keep", type=Path, help="keep runs with wrong labels in this folder")
     options = parser.parse_args()
-    score, same, runs = Score(), 0, []
+    score, runs, failed = Score(), 0, 0
     for trial in trials(options.quick, options.rounds or (1 if options.quick else 12), options.seed):
-        same += measure(trial, score, options.keep)
-        runs.append(trial)
-        print(f"{len(runs)}: {trial}", file=sys.stderr, flush=True)
+        try:
+            measure(trial, score, options.keep)
+            runs += 1
+        except RuntimeError as error:
+            failed += 1
+            print(error, file=sys.stderr)
+        print(f"{runs}: {trial}", file=sys.stderr, flush=True)
     result = figures(score)
-    result["kicks_ignored"] = f"{same} of {len(runs)}"
+    result["runs"], result["failed_runs"] = runs, failed
     result["host"] = {
         "kernel": platform.release(),
         "cpus": os.cpu_count(),

@@ -20,6 +20,8 @@ VAGUE: Final = ("mixed", "unknown")
 _CAUSE_OF: Final = {"guest": "guest_late", "host": "host_late"}
 #: Kinds that fulfil two definitions at once: G is busy with another's command *while* W awaits its re-arm.
 ALSO: Final[Mapping[str, frozenset[str]]] = {"not_rearmed.g": frozenset({"head_of_line"})}
+#: How long after its deadline an unanswered miss is looked at.
+GRACE_NS: Final = 2_000_000_000
 _Z: Final = 1.96
 
 
@@ -88,7 +90,7 @@ class Score:
     late_bias_ns: list[int] = field(default_factory=list)
     labelled: list[Labelled] = field(default_factory=list)
     unlabelled: Counter[str] = field(default_factory=Counter)
-    stolen: int = 0
+    reasons: Counter[str] = field(default_factory=Counter)
     carried: int = 0
     carried_right: int = 0
     negative_cycles: int = 0
@@ -145,14 +147,16 @@ def match(
     return pairs, unseen, [v for j, v in enumerate(verdicts) if j not in theirs]
 
 
-def sole_injection(cycle: Cycle, nominal_ns: int, injections: Iterable[Injection]) -> Injection | None:
-    """The one injection that the window [nominal start, closing] overlaps, if it explains the lateness."""
-    end = cycle.closing_ns or cycle.deadline_ns + 2_000_000_000
-    over = [i for i in injections if i.begin_ns <= end and i.end_ns >= nominal_ns]
-    if len(over) != 1:
-        return None
-    late = end - cycle.deadline_ns
-    return over[0] if over[0].delay_ns is None or over[0].delay_ns >= late else None
+def overlapping(cycle: Cycle, nominal_ns: int, injections: Iterable[Injection]) -> list[Injection]:
+    """Those that overlap the window [nominal start, closing] of a miss."""
+    end = cycle.closing_ns or cycle.deadline_ns + GRACE_NS
+    return [i for i in injections if i.begin_ns <= end and i.end_ns >= nominal_ns]
+
+
+def explains(injection: Injection, cycle: Cycle) -> bool:
+    """Whether the realised delay is at least the lateness."""
+    late = (cycle.closing_ns or cycle.deadline_ns + GRACE_NS) - cycle.deadline_ns
+    return injection.delay_ns is None or injection.delay_ns >= late
 
 
 def add_run(
@@ -177,30 +181,38 @@ def add_run(
     if negative:
         score.negative_cycles += len(cycles)
         score.negative_false += len(invented)
-    found: dict[int, Injection | None] = {}
+    found: dict[int, list[Injection]] = {}
     wrong: list[Labelled] = []
     for cycle, verdict in pairs:
         score.wrong_leg += cycle.leg != verdict.leg
         if verdict.late_ns is not None and cycle.closing_ns:
             score.late_bias_ns.append(verdict.late_ns - (cycle.closing_ns - cycle.deadline_ns))
-        found[verdict.id] = injection = sole_injection(cycle, verdict.start_ns, injections)
+        found[verdict.id] = over = overlapping(cycle, verdict.start_ns, injections)
         if verdict.carried_from is not None:
-            if injection is not None:
+            if len(over) == 1:
                 score.carried += 1
-                score.carried_right += found.get(verdict.carried_from) == injection
+                score.carried_right += over[0] in found.get(verdict.carried_from, [])
             continue
-        stolen = sum(ns for kind, _, ns in verdict.segments if kind == "stolen")
-        if stolen > (verdict.late_ns or 0) / 10:
-            score.stolen += 1
-            injection = None
-        if injection is None:
+        reason = _why_unlabelled(cycle, verdict, over)
+        if reason:
+            score.reasons[reason] += 1
             score.unlabelled[verdict.cause] += 1
             continue
-        known = Labelled(f"{run}/{verdict.episode}", injection, cycle.leg, verdict)
+        known = Labelled(f"{run}/{verdict.episode}", over[0], cycle.leg, verdict)
         score.labelled.append(known)
         if not right(known):
             wrong.append(known)
     return wrong
+
+
+def _why_unlabelled(cycle: Cycle, verdict: Verdict, over: Sequence[Injection]) -> str:
+    """Why the cause of a miss is not known for sure, "" if it is."""
+    if len(over) != 1:
+        return "several injections" if over else "no injection"
+    if not explains(over[0], cycle):
+        return "later than the injected delay"
+    stolen = sum(ns for kind, _, ns in verdict.segments if kind == "stolen")
+    return "stolen CPU" if stolen > (verdict.late_ns or 0) / 10 else ""
 
 
 def right(known: Labelled) -> bool:
@@ -281,7 +293,7 @@ def figures(score: Score) -> dict[str, Any]:
         "mixed_share": sum(one.verdict.cause == "mixed" for one in known) / total,
         "unlabelled": {
             "share": others / max(1, others + len(known)),
-            "stolen": score.stolen,
+            "reasons": dict(score.reasons),
             "by_cause": dict(score.unlabelled),
         },
         "carried": {"n": score.carried, "origin_right": score.carried_right},

@@ -114,12 +114,15 @@ pub fn vcpu(args: Args, shared: &'static Shared, mem: Arc<GuestMemory>) {
 
 /// G, around a command of context 0 that takes more than half a millisecond.
 pub fn around_command(long: bool, run: impl FnOnce()) {
-    let begin = sys::now_ns();
+    let (begin, cpu) = (sys::now_ns(), process::cpu_ns());
     run();
-    if long {
-        if let Some((plan, _)) = take(&[Kind::BusySyscall, Kind::BusyCpu, Kind::RearmG], true) {
-            inject::log(&plan, begin, sys::now_ns());
-        }
+    if !long {
+        return;
+    }
+    match take(&[Kind::BusySyscall, Kind::BusyCpu, Kind::RearmG], true) {
+        Some((plan, Kind::BusyCpu)) => inject::log_part(&plan, begin, sys::now_ns(), process::cpu_ns() - cpu),
+        Some((plan, _)) => inject::log(&plan, begin, sys::now_ns()),
+        None => {}
     }
 }
 

@@ -51,7 +51,7 @@ fn is_own(item: u32) -> bool {
 
 fn before_wake(_stream: u32, _cycle: u64) {
     if let Some((plan, _)) = take(&[Kind::Host], false) {
-        timed(&plan, compute);
+        compute(&plan);
     }
     if peek(&[Kind::OffD]).is_some() {
         let _ = sys::write_u64(&inject::fds().client, 1); // a client that D wakes before ours
@@ -64,7 +64,7 @@ fn before_serve(_context: u32, item: u32) {
     }
     match take(&[Kind::SlowWake, Kind::CpuWake], false) {
         Some((plan, Kind::SlowWake)) => timed(&plan, slow_call),
-        Some((plan, _)) => timed(&plan, compute),
+        Some((plan, _)) => compute(&plan),
         None => {}
     }
 }
@@ -72,7 +72,7 @@ fn before_serve(_context: u32, item: u32) {
 fn under_lock(_context: u32, item: u32) {
     let kinds: &[Kind] = if is_own(item) { &[Kind::ItemState] } else { &[Kind::SlowW, Kind::CpuW] };
     match take(kinds, false) {
-        Some((plan, Kind::CpuW)) => timed(&plan, compute),
+        Some((plan, Kind::CpuW)) => compute(&plan),
         Some((plan, _)) => timed(&plan, slow_call),
         None => {}
     }
@@ -91,21 +91,21 @@ fn received() {
 fn before_poll(item: u32) {
     if is_own(item) {
         if let Some((plan, _)) = take(&[Kind::RearmGuest], true) {
-            timed(&plan, compute);
+            compute(&plan);
         }
     }
 }
 
 fn before_kick(_context: u32, _item: u32) {
     if let Some((plan, _)) = take(&[Kind::Guest], false) {
-        timed(&plan, compute);
+        compute(&plan);
     }
 }
 
 fn before_write() -> bool {
     match take(&[Kind::SlowG, Kind::CpuG, Kind::Failed], false) {
         Some((plan, Kind::SlowG)) => timed(&plan, slow_call),
-        Some((plan, Kind::CpuG)) => timed(&plan, compute),
+        Some((plan, Kind::CpuG)) => compute(&plan),
         Some((plan, _)) => {
             timed(&plan, |_| {
                 let _ = crate::process::write_closed(&1u64.to_ne_bytes());

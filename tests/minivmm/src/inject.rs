@@ -99,6 +99,7 @@ struct Entry {
     cycle: AtomicU64,
     begin_ns: AtomicU64,
     end_ns: AtomicU64,
+    delay_ns: AtomicU64,
     start_ns: AtomicU64,
 }
 
@@ -182,8 +183,13 @@ pub fn take(kinds: &[Kind], early: bool) -> Option<(Plan, Kind)> {
     (ready && state().taken.swap(found.0.id, Ordering::AcqRel) != found.0.id).then(|| found)
 }
 
-/// Writes down what was done.
+/// Writes down what was done, all of the time from `begin_ns` to `end_ns`.
 pub fn log(plan: &Plan, begin_ns: u64, end_ns: u64) {
+    log_part(plan, begin_ns, end_ns, end_ns - begin_ns);
+}
+
+/// The same, where only `delay_ns` of that time was ours.
+pub fn log_part(plan: &Plan, begin_ns: u64, end_ns: u64, delay_ns: u64) {
     let state = state();
     let at = state.count.fetch_add(1, Ordering::AcqRel);
     if let Some(entry) = state.entries.get(at) {
@@ -192,6 +198,7 @@ pub fn log(plan: &Plan, begin_ns: u64, end_ns: u64) {
         entry.start_ns.store(plan.start_ns, Ordering::Release);
         entry.begin_ns.store(begin_ns, Ordering::Release);
         entry.end_ns.store(end_ns, Ordering::Release);
+        entry.delay_ns.store(delay_ns, Ordering::Release);
     }
 }
 
@@ -200,6 +207,13 @@ pub fn timed(plan: &Plan, delay: impl FnOnce(u64)) {
     let begin = sys::now_ns();
     delay(plan.amount_ns);
     log(plan, begin, sys::now_ns());
+}
+
+/// Computes. What other threads took of the CPU meanwhile is not ours, so the delay is CPU time.
+pub fn compute(plan: &Plan) {
+    let (begin, cpu) = (sys::now_ns(), process::cpu_ns());
+    process::work(plan.amount_ns);
+    log_part(plan, begin, sys::now_ns(), process::cpu_ns() - cpu);
 }
 
 /// D at a cycle's start, before it wakes anybody: judges the one before, plans the next but one.
@@ -252,13 +266,9 @@ pub fn write_truth(path: &str) -> std::io::Result<()> {
             out,
             "{{\"stream\":0,\"cycle\":{},\"kind\":\"{}\",\"cause\":\"{}\",\"leg\":\"{}\",\"lock\":\"{}\",\"start_ns\":{},\"begin_ns\":{},\"end_ns\":{},\"delay_ns\":{},\"clock\":\"monotonic\"}}",
             entry.cycle.load(Ordering::Acquire), kind, cause, leg, locks,
-            entry.start_ns.load(Ordering::Acquire), begin, end, end - begin
+            entry.start_ns.load(Ordering::Acquire), begin, end,
+            entry.delay_ns.load(Ordering::Acquire)
         )?;
     }
     out.flush()
-}
-
-/// What a computing thread does.
-pub fn compute(ns: u64) {
-    process::work(ns);
 }

@@ -196,6 +196,11 @@ pub fn write_closed(buf: &[u8]) -> bool {
     unsafe { write(c_int::MAX, buf.as_ptr().cast(), buf.len()) >= 0 }
 }
 
+/// CPU time of the calling thread.
+pub fn cpu_ns() -> u64 {
+    sys::clock_ns(3)
+}
+
 /// All CPUs' steal time since boot, ns (field 8 of /proc/stat's first line, in 10 ms ticks).
 pub fn steal_ns() -> u64 {
     let stat = std::fs::read_to_string("/proc/stat").unwrap_or_default();

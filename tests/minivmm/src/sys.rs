@@ -143,9 +143,13 @@ pub fn arm(fd: &OwnedFd, at_ns: u64, interval_ns: u64) -> Result<()> {
 }
 
 pub fn now_ns() -> u64 {
+    clock_ns(CLOCK_MONOTONIC)
+}
+
+pub fn clock_ns(clock: c_int) -> u64 {
     let mut ts = timespec(0);
     // SAFETY: fills the struct.
-    unsafe { clock_gettime(CLOCK_MONOTONIC, &mut ts) };
+    unsafe { clock_gettime(clock, &mut ts) };
     ts.sec as u64 * 1_000_000_000 + ts.nsec as u64
 }
 
