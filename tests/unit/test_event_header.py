@@ -96,8 +96,9 @@ def test_sizes(header: dict[str, int]) -> None:
 def test_every_column_lies_where_the_compiler_puts_it(header: dict[str, int], struct: str) -> None:
     family = STRUCTS[struct]
     assert header[f"sizeof(struct {struct})"] == family.itemsize
+    assert family.fields
     for name in family.names or ():
-        dtype, offset = (family.fields or {})[name][:2]
+        dtype, offset = family.fields[name][:2]
         field = member(struct, name)
         assert header[f"offsetof(struct {struct}, {field})"] == offset, name
         assert header[f"sizeof(((struct {struct} *)0)->{field})"] == np.dtype(dtype).itemsize, name

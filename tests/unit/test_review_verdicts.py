@@ -41,13 +41,14 @@ from world import (
 from tracer.model import verdicts
 from tracer.model.analysis import Analysis
 from tracer.model.counterfactual import Case, Names, remedy_removal
+from tracer.model.counterfactual import judge as judge_case
 from tracer.model.leaves import Holder, Leaf
-from tracer.model.phases import GPU, HEAD_OF_LINE, WORKER, Path, Phase
+from tracer.model.phases import GPU, HEAD_OF_LINE, WORKER, Habits, Path, Phase
 from tracer.model.remedies import Remedies
 from tracer.model.streams import Stream
 from tracer.model.summary import Summary
 from tracer.model.verdicts import EpisodeState
-from tracer.schema import Batch, Flag, Kind, Records, Target, end_ns
+from tracer.schema import OFFCPU, RW, Batch, Flag, Kind, Records, Target, end_ns
 
 LATE = 40 * MS
 
@@ -108,7 +109,7 @@ def test_a_stream_that_changes_its_driver_keeps_its_deadlines() -> None:
     for _ in range(80):
         world.cycle()
     records = world.finish().copy()
-    rw = records.view(r.RW)
+    rw = records.view(RW)
     timer = (rw["kind"] == Kind.READ) & (rw["tid"] == D) & ((rw["flags"] & Flag.TIMERFD) != 0)
     rw["fd"][timer & (records["enter_ns"] > world.start_of(40) - MS)] = 5
     before = [world.start_of(i // 2) + (9 + 2 * (i % 2)) * MS for i in range(10, 70)]
@@ -124,7 +125,7 @@ def test_a_stream_whose_driver_stopped_for_good_is_watched_on_its_new_one() -> N
     for _ in range(100):
         world.cycle()
     records = world.finish().copy()
-    rw = records.view(r.RW)
+    rw = records.view(RW)
     timer = (rw["kind"] == Kind.READ) & (rw["tid"] == D) & ((rw["flags"] & Flag.TIMERFD) != 0)
     rw["fd"][timer & (records["enter_ns"] > world.start_of(80) - MS)] = 5
     analysis = Analysis()
@@ -168,7 +169,7 @@ def test_a_stream_whose_target_changes_is_not_missed_for_ever() -> None:
     for _ in range(100):
         world.cycle()
     records = world.finish().copy()
-    rw = records.view(r.RW)
+    rw = records.view(RW)
     done = (rw["eventfd_id"] == DONE_ID) & (rw["kind"] <= Kind.WRITE)
     rw["eventfd_id"][done & (records["enter_ns"] > world.start_of(40))] = 48
     summary = analyse(world, records)
@@ -184,7 +185,7 @@ def test_another_client_that_finishes_late_is_no_miss_of_ours() -> None:
     for _ in range(60):
         world.cycle()
     records = world.finish().copy()
-    rw = records.view(r.RW)
+    rw = records.view(RW)
     theirs = (rw["eventfd_id"] == DONE_ID) & (rw["tid"] == G) & (records["enter_ns"] > world.start_of(30))
     late = (rw["eventfd_id"] == DONE_ID) & (rw["tid"] == D)
     k = np.flatnonzero(late & (records["enter_ns"] > world.start_of(40)))[0]
@@ -200,7 +201,7 @@ def test_a_failed_write_for_somebody_else_is_not_the_cause() -> None:
         world.cycle(Delays(guest=LATE) if i == 24 else None)
     records = world.finish()
     done = np.flatnonzero(
-        (records.view(r.RW)["eventfd_id"] == DONE_ID)
+        (records.view(RW)["eventfd_id"] == DONE_ID)
         & (records["tid"] == G)
         & (records["enter_ns"] > world.start_of(25))
     )[0]
@@ -216,7 +217,7 @@ def test_a_refused_completion_is_forward_failed() -> None:
     for _ in range(150):
         world.cycle()
     records = world.finish().copy()
-    rw = records.view(r.RW)
+    rw = records.view(RW)
     done = rw["eventfd_id"] == DONE_ID
     gone = (records["enter_ns"] > world.start_of(24)) & done
     rw["ret"][gone & (rw["tid"] == G)] = -22
@@ -232,7 +233,7 @@ def test_a_guest_that_never_kicks_is_late_although_g_sleeps() -> None:
     for i in range(180):
         world.cycle(Delays(guest=3500 * MS) if i == 24 else None)
     records = world.finish()
-    off = records.view(r.OFFCPU)
+    off = records.view(OFFCPU)
     sleeps = [
         records[i : i + 1]
         for i in np.flatnonzero((records["kind"] == Kind.OFFCPU) & (records["dur_ns"] > 1000 * MS)).tolist()
@@ -271,7 +272,7 @@ def test_a_cycle_of_a_driver_that_catches_up_is_left_out_of_the_causes() -> None
     for i in range(40):
         world.cycle(Delays(guest=50 * MS) if i == 24 else None)
     records = world.finish().copy()
-    rw = records.view(r.RW)
+    rw = records.view(RW)
     late = world.start_of(26) - world.start_of(25) - 3 * MS
     mine = (records["tid"] == D) & (rw["eventfd_id"] != DONE_ID) & (records["kind"] <= Kind.WRITE)
     moved = (
@@ -493,10 +494,10 @@ def test_a_cycle_that_was_late_is_no_baseline() -> None:
         world.cycle(Delays(write=30 * MS) if i in (24, 30, 36, 42) else None)
     second = []
     for part in list(world.parts):
-        rw = part.view(r.RW)
+        rw = part.view(RW)
         if int(rw["kind"][0]) <= Kind.WRITE and int(rw["eventfd_id"][0]) == WAKE_ID:
             twin = part.copy()
-            twin.view(r.RW)["eventfd_id"] = WAKE_ID + 100
+            twin.view(RW)["eventfd_id"] = WAKE_ID + 100
             twin["enter_ns"] += np.uint64(500)
             second.append(twin)
     world.add(*second)
@@ -545,7 +546,7 @@ def test_a_worker_that_exits_is_one_episode_and_not_a_miss_per_cycle() -> None:
     dead = world.start_of(30) - 3 * MS
     after = end_ns(records) > dead
     mine = np.isin(records["tid"], (W, G)) | (
-        (records["kind"] == Kind.READ) & (records.view(r.RW)["eventfd_id"] == DONE_ID)
+        (records["kind"] == Kind.READ) & (records.view(RW)["eventfd_id"] == DONE_ID)
     )
     records = r.trace([records[~(after & mine)], r.life(W, dead, op=4, comm="cross domain", tgid=VMM)])
     summary = analyse(world, records)
@@ -602,7 +603,7 @@ def two_vmms() -> tuple[Batch, World]:
     for world, parity in ((ours, 0), (theirs, 1)):
         rows = world.finish().copy()
         cycle = (rows["enter_ns"].astype(np.int64) - world.start_of(0)) // world.period
-        rw, off = rows.view(r.RW), rows.view(r.OFFCPU)
+        rw, off = rows.view(RW), rows.view(OFFCPU)
         done = (rows["tid"] == G) & (rows["kind"] == Kind.WRITE) & (rw["eventfd_id"] == DONE_ID)
         stuck = (cycle >= 41) & (cycle <= 43)
         last = np.where(stuck, parity == 1, cycle % 2 == parity)
@@ -618,7 +619,7 @@ def two_vmms() -> tuple[Batch, World]:
             own = (rows["kind"] <= Kind.WRITE) & np.isin(rw["eventfd_id"], (WAKE_ID, IRQ_ID, KICK_ID))
             rw["eventfd_id"][own] += 100
             signals = rows[own & (rows["tid"] == D)].copy()
-            signals.view(r.RW)["eventfd_id"] -= 100
+            signals.view(RW)["eventfd_id"] -= 100
             signals["enter_ns"] -= np.uint64(500)
             parts.append(signals)
         parts.append(rows[keep])
@@ -660,10 +661,10 @@ def test_a_label_that_depends_on_an_inferred_kick_is_mixed(monkeypatch: pytest.M
     (miss,) = analysis.verdicts.misses
     judge = analysis.verdicts
     monkeypatch.setattr(judge, "_case", lambda cycle, window, habits, kick: busy(kick == 1))
-    found = verdicts.judge(busy(False), {})
+    found = judge_case(busy(False), {})
     assert found.cause == "slow_syscall"
     window = judge._finder.window(miss.cycle)
-    bound = judge._within_bounds(miss.cycle, window, verdicts.Habits(), busy(False), {}, found)
+    bound = judge._within_bounds(miss.cycle, window, Habits(), busy(False), {}, found)
     assert bound.cause == "mixed"
 
 
@@ -704,7 +705,8 @@ def damaged(world: World, records: Records, rng: random.Random, share: float) ->
     if rng.random() < 0.3:
         whole = r.trace(out)
         silent, since = rng.choice((W, G, V, D)), world.start_of(rng.randrange(26, 32))
-        return whole[~((whole["tid"] == silent) & (end_ns(whole) > since))]
+    whole_trace: Records = r.trace(out)
+    return whole_trace
     return r.trace(out)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import random
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -41,7 +42,7 @@ def analyse(world: World, records: Records, cuts: list[int] | None = None) -> Su
     analysis = Analysis()
     ends = end_ns(records)
     bounds = [0, *sorted(cuts or []), len(records)]
-    for i, (low, high) in enumerate(zip(bounds[:-1], bounds[1:], strict=True)):
+    for i, (low, high) in enumerate(pairwise(bounds)):
         part = records[low:high]
         watermark = int(ends[high - 1]) - 1 if high > low and high < len(records) else int(ends[-1])
         analysis.feed(world.batch(part, watermark if high > low else 0, first=i == 0))

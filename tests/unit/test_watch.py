@@ -12,7 +12,7 @@ from tracer.model.registry import Registry
 from tracer.model.step import Step
 from tracer.model.turns import Turns
 from tracer.model.watch import Watch
-from tracer.schema import Target, Thread
+from tracer.schema import Records, Target, Thread
 
 VMM = 100
 W, G, FENCE = 1, 2, 3
@@ -36,7 +36,7 @@ class World:
         self.watch = Watch(self.locks, Names(known, self.locks, self.held, turns=self.turns))
         self.now = 0
 
-    def step(self, *parts: r.Records) -> None:
+    def step(self, *parts: Records) -> None:
         self.now += SECOND
         step = Step(r.trace(*parts, r.loss(self.now, 0)), self.now)
         self.locks.step(step)

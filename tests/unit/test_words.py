@@ -55,7 +55,7 @@ def test_more_words_than_room_take_turns_and_named_ones_stay() -> None:
     words = words_of(dict.fromkeys([*found, 0x99], 0), limit=3)
     words.learn(TGID, waits(*((word, MUTEX, 2) for word in found)))
     assert words.prefer(TGID, [0x99])
-    seen = set()
+    seen: set[int] = set()
     for _ in range(len(found)):
         assert len(words.of(TGID)) == 3 and words.of(TGID)[0] == 0x99
         seen.update(words.of(TGID))

@@ -67,9 +67,7 @@ class PathFinder:
                 for others is one phase a turn, and G's other commands are left out.
         """
         stop = cycle.end_ns
-        path = Path(
-            [Phase(cycle.nominal_ns, cycle.signal_ns, HOST, cycle.driver.tid)], cycle.deadline_ns
-        )
+        path = Path([Phase(cycle.nominal_ns, cycle.signal_ns, HOST, cycle.driver.tid)], cycle.deadline_ns)
         tgid = cycle.stream.tgid
         worker = Worker(window, cycle.reader_tid or cycle.stream.context, self._locks, tgid)
         gpu = self._roles.gpu_worker(tgid)

@@ -114,8 +114,7 @@ class Rows:
             todo=todo,
             threads=self._threads(),
             drivers=tuple(
-                DriverRow(d.id, d.tgid, d.period_ns, dict(d.events), d.total)
-                for d in a.streams.all_drivers()
+                DriverRow(d.id, d.tgid, d.period_ns, dict(d.events), d.total) for d in a.streams.all_drivers()
             ),
             streams=tuple(self._stream(s) for s in self._shown_streams()),
             locks=tuple(
