@@ -27,7 +27,8 @@ import numpy as np
 if __package__ in (None, ""):  # run as a file
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from bench.score import Cycle, Injection, Labelled, Score, Verdict, add_run, figures
+from bench.figures import figures, table
+from bench.score import Cycle, Injection, Labelled, Score, Verdict, add_run
 from tracer.capture.session import Session, Settings
 from tracer.cli.minivmm import SETTLE_S, MiniVmm, binary
 from tracer.model.analysis import Analysis
@@ -235,37 +236,6 @@ def measure(trial: Trial, score: Score, kept: Path | None) -> None:
         wrong = add_run(score, run, cycles, seen, injections, trial.period_ns // 4, trial.negative)
         if wrong and kept is not None:
             _keep(folder, kept, trial, wrong)
-
-
-def table(result: dict[str, Any]) -> str:
-    """The figures as text."""
-    d, c, n = result["detection"], result["cause"], result["naive"]
-    lines = [
-        f"cycles {result['cycles']}, missed {d['misses']}: precision {d['precision']:.4f} recall "
-        f"{d['recall']:.4f} (invented {d['false']}, not seen {d['not_seen']}, other leg {d['wrong_leg']})",
-        f"{'cause/leg':28} {'n':>5} {'epis':>5} {'label':>7} {'>=':>6} {'set':>7} {'>=':>6} {'prec':>6}",
-    ]
-    for name, row in [*result["by_cause"].items(), ("all", {**c, "label": c["recall"]})]:
-        label, sets, precision = row["label"], row["set"], row["precision"]
-        lines.append(
-            f"{name:28} {label['n']:5} {label['episodes']:5} {label['share']:7.3f} {label['lower']:6.3f} "
-            f"{sets['share']:7.3f} {sets['lower']:6.3f} "
-            + ("     –" if precision is None else f"{precision:6.3f}")
-        )
-    lines += [f"  {kind:26} {counts}" for kind, counts in result["by_kind"].items()]
-    lines += [f"  truth {cause:20} told as {told}" for cause, told in result["confusion"].items()]
-    lines.append(
-        "naive rules: " + ", ".join(f"{rule.replace('_', ' ')} {share:.3f}" for rule, share in n.items())
-    )
-    if n["longest_segment"] >= c["recall"]["share"]:
-        lines.append("the longest segment does as well: this matrix is too easy to tell a good rule from it")
-    for key in ("failed_runs", "lock_named_right", "mixed_share", "unknown_share", "unlabelled", "carried"):
-        lines.append(f"{key}: {result[key]}")
-    lines.append(
-        f"lateness bias {result['late_bias_us']} us (median); negatives {result['negatives_cycles']} cycles, "
-        f"{result['negatives_false_misses']} false; {result['runs']} runs"
-    )
-    return "\n".join([*lines, str(result["host"])])
 
 
 def main() -> None:

@@ -8,11 +8,10 @@ Never looks at how a verdict was made. Times are ns, CLOCK_MONOTONIC.
 
 from __future__ import annotations
 
-import math
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Final
 
 #: Causes that say nothing definite; on single-cause truth they are errors.
 VAGUE: Final = ("mixed", "unknown")
@@ -22,7 +21,6 @@ _CAUSE_OF: Final = {"guest": "guest_late", "host": "host_late"}
 ALSO: Final[Mapping[str, frozenset[str]]] = {"not_rearmed.g": frozenset({"head_of_line"})}
 #: How long after its deadline an unanswered miss is looked at.
 GRACE_NS: Final = 2_000_000_000
-_Z: Final = 1.96
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,24 +99,6 @@ def cause_of(name: str) -> str:
     """The cause that an entry of ``sufficient`` or a segment's kind stands for."""
     kind = name.partition(":")[0]
     return _CAUSE_OF.get(kind, kind)
-
-
-def longest_segment(verdict: Verdict) -> str:
-    """The naive rule: what the most time of the window was spent in."""
-    total: Counter[str] = Counter()
-    for kind, via, ns in verdict.segments:
-        total[via or cause_of(kind)] += ns
-    return total.most_common(1)[0][0] if total else "unknown"
-
-
-def wilson_lower(share: float, n: int) -> float:
-    """Lower 95 % Wilson bound of a share seen in *n* independent trials; 0 for none."""
-    if n == 0:
-        return 0.0
-    z2 = _Z * _Z
-    middle = share + z2 / (2 * n)
-    spread = _Z * math.sqrt(share * (1 - share) / n + z2 / (4 * n * n))
-    return max(0.0, (middle - spread) / (1 + z2 / n))
 
 
 def match(
@@ -217,99 +197,15 @@ def _why_unlabelled(cycle: Cycle, verdict: Verdict, over: Sequence[Injection]) -
 
 def right(known: Labelled) -> bool:
     """Whether the label is the injected cause."""
-    return known.verdict.cause in _accepted(known)
+    return known.verdict.cause in accepted(known)
 
 
 def in_set(known: Labelled) -> bool:
     """Whether the injected cause is among the sufficient ones."""
-    return bool(_accepted(known) & {cause_of(name) for name in known.verdict.sufficient}) or (
+    return bool(accepted(known) & {cause_of(name) for name in known.verdict.sufficient}) or (
         known.injection.cause == "forward_failed" and right(known)
     )
 
 
-def _accepted(known: Labelled) -> frozenset[str]:
+def accepted(known: Labelled) -> frozenset[str]:
     return frozenset({known.injection.cause}) | ALSO.get(known.injection.kind, frozenset())
-
-
-def _share(flags: Sequence[bool], groups: Sequence[str]) -> dict[str, float]:
-    n = len(flags)
-    share = sum(flags) / n if n else 0.0
-    clusters = len(set(groups))
-    return {"share": share, "lower": wilson_lower(share, clusters), "n": n, "episodes": clusters}
-
-
-def figures(score: Score) -> dict[str, Any]:
-    """All figures as plain data: what ``--json`` prints, and the table is drawn from."""
-    known = score.labelled
-    by: dict[str, list[Labelled]] = defaultdict(list)
-    kinds: dict[str, Counter[str]] = defaultdict(Counter)
-    confusion: dict[str, Counter[str]] = defaultdict(Counter)
-    said: dict[str, list[bool]] = defaultdict(list)
-    for one in known:
-        by[f"{one.injection.cause}/{one.leg}"].append(one)
-        kinds[one.injection.kind][one.verdict.cause] += 1
-        label = one.injection.cause if right(one) else one.verdict.cause
-        confusion[one.injection.cause][label] += 1
-        said[label].append(right(one))
-    rows = {}
-    for name, group in sorted(by.items()):
-        episodes = [one.episode for one in group]
-        cause = name.partition("/")[0]
-        rows[name] = {
-            "label": _share([right(one) for one in group], episodes),
-            "set": _share([in_set(one) for one in group], episodes),
-            "precision": sum(said[cause]) / len(said[cause]) if said[cause] else None,
-        }
-    truth = Counter(one.injection.cause for one in known)
-    majority = truth.most_common(1)[0][0] if truth else ""
-    locks = [one for one in known if one.injection.cause == "lock" and one.verdict.cause == "lock"]
-    definite = [one for one in known if one.verdict.cause not in VAGUE]
-    episodes = [one.episode for one in known]
-    total = max(1, len(known))
-    others = sum(score.unlabelled.values())
-    bias = sorted(score.late_bias_ns)
-    found = score.hit + score.false_misses
-    due = score.hit + score.not_seen
-    return {
-        "cycles": score.cycles,
-        "detection": {
-            "precision": score.hit / found if found else 1.0,
-            "recall": score.hit / due if due else 1.0,
-            "misses": due,
-            "false": score.false_misses,
-            "not_seen": score.not_seen,
-            "wrong_leg": score.wrong_leg,
-        },
-        "cause": {
-            "precision": sum(map(right, definite)) / max(1, len(definite)),
-            "recall": _share([right(one) for one in known], episodes),
-            "set": _share([in_set(one) for one in known], episodes),
-        },
-        "by_cause": rows,
-        "by_kind": {kind: dict(counts) for kind, counts in sorted(kinds.items())},
-        "confusion": {cause: dict(counts) for cause, counts in sorted(confusion.items())},
-        "lock_named_right": sum(_same_lock(one) for one in locks) / len(locks) if locks else None,
-        "unknown_share": sum(one.verdict.cause == "unknown" for one in known) / total,
-        "mixed_share": sum(one.verdict.cause == "mixed" for one in known) / total,
-        "unlabelled": {
-            "share": others / max(1, others + len(known)),
-            "reasons": dict(score.reasons),
-            "by_cause": dict(score.unlabelled),
-        },
-        "carried": {"n": score.carried, "origin_right": score.carried_right},
-        "late_bias_us": bias[len(bias) // 2] / 1000 if bias else None,
-        "negatives_cycles": score.negative_cycles,
-        "negatives_false_misses": score.negative_false,
-        "negatives_bound": (
-            3 / score.negative_cycles if score.negative_cycles and not score.negative_false else None
-        ),
-        "naive": {
-            "always_item_state": sum("item_state" in one.injection.locks for one in known) / total,
-            "majority_class": truth[majority] / total,
-            "longest_segment": sum(longest_segment(o.verdict) in _accepted(o) for o in known) / total,
-        },
-    }
-
-
-def _same_lock(one: Labelled) -> bool:
-    return (one.verdict.lock or "").partition("@")[0].partition("#")[0].strip() in one.injection.locks

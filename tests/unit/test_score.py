@@ -1,0 +1,158 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The scorer's rules: what is matched, what is labelled, what a figure says."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from bench.figures import figures, longest_segment, wilson_lower
+from bench.score import Cycle, Injection, Score, Verdict, add_run, match, overlapping
+
+PERIOD = 1000
+DONE = Injection("lock.intc", "lock", frozenset({"intc"}), begin_ns=900, end_ns=2300, delay_ns=1400)
+LATE = Cycle(7, 1, start_ns=1000, deadline_ns=2000, closing_ns=2350, leg="completion")
+TOLD = Verdict(
+    id=1,
+    episode=1,
+    wake_eventfd=7,
+    cycle=1,
+    start_ns=990,
+    deadline_ns=2003,
+    late_ns=347,
+    leg="completion",
+    cause="lock",
+    lock="intc",
+    sufficient=("lock:intc",),
+    carried_from=None,
+    segments=(("host", "", 60), ("lock", "", 1300)),
+)
+
+
+def scored(*told: Verdict, injections: tuple[Injection, ...] = (DONE,), cycle: Cycle = LATE) -> Score:
+    score = Score()
+    add_run(score, "run", [cycle], told, injections, PERIOD // 4)
+    return score
+
+
+def test_a_miss_matches_one_verdict_of_the_same_eventfd_and_deadline_only() -> None:
+    other = replace(TOLD, id=2, wake_eventfd=8)
+    far = replace(TOLD, id=3, deadline_ns=2300)
+    twice = replace(TOLD, id=4, deadline_ns=2010)
+    pairs, unseen, invented = match([LATE], [twice, other, far, TOLD], 250)
+    assert pairs == [(LATE, TOLD)]
+    assert unseen == []
+    assert [v.id for v in invented] == [4, 2, 3]
+
+
+def test_a_cycle_in_time_matches_nothing() -> None:
+    pairs, unseen, invented = match([replace(LATE, leg="none")], [TOLD], 250)
+    assert (pairs, unseen, invented) == ([], [], [TOLD])
+
+
+def test_what_nobody_told_is_not_seen() -> None:
+    result = figures(scored())
+    assert (result["detection"]["recall"], result["detection"]["not_seen"]) == (0.0, 1)
+
+
+def test_a_right_label_counts_for_its_cause_and_leg() -> None:
+    result = figures(scored(TOLD))
+    row = result["by_cause"]["lock/completion"]
+    assert (row["label"]["share"], row["set"]["share"], row["precision"]) == (1.0, 1.0, 1.0)
+    assert result["lock_named_right"] == 1.0
+    assert result["late_bias_us"] == pytest.approx(-0.003)
+
+
+def test_another_lock_of_the_same_cause_is_told_apart() -> None:
+    assert figures(scored(replace(TOLD, lock="item_state")))["lock_named_right"] == 0.0
+
+
+@pytest.mark.parametrize("said", ["mixed", "unknown", "serialised"])
+def test_a_label_that_is_not_the_cause_is_an_error_although_the_set_has_it(said: str) -> None:
+    row = figures(scored(replace(TOLD, cause=said)))["by_cause"]["lock/completion"]
+    assert (row["label"]["share"], row["set"]["share"]) == (0.0, 1.0)
+
+
+@pytest.mark.parametrize(
+    ("injections", "reason"),
+    [
+        ((), "no injection"),
+        ((DONE, replace(DONE, kind="guest_late", cause="guest_late")), "several injections"),
+        ((replace(DONE, delay_ns=349),), "later than the injected delay"),
+    ],
+)
+def test_without_one_injection_that_explains_the_lateness_there_is_no_label(
+    injections: tuple[Injection, ...], reason: str
+) -> None:
+    score = scored(TOLD, injections=injections)
+    assert (score.labelled, dict(score.reasons)) == ([], {reason: 1})
+
+
+def test_a_delay_as_long_as_the_lateness_explains_it() -> None:
+    assert len(scored(TOLD, injections=(replace(DONE, delay_ns=350),)).labelled) == 1
+
+
+def test_a_write_that_never_came_explains_any_lateness() -> None:
+    lost = replace(DONE, kind="forward_failed", cause="forward_failed", end_ns=901, delay_ns=None)
+    told = replace(TOLD, cause="forward_failed", sufficient=())
+    row = figures(scored(told, injections=(replace(lost, end_ns=1100),)))["by_cause"]
+    assert row["forward_failed/completion"]["set"]["share"] == 1.0
+
+
+def test_stolen_cpu_above_a_tenth_of_the_lateness_takes_the_label_away() -> None:
+    stolen = replace(TOLD, segments=(*TOLD.segments, ("stolen", "", 35)))
+    assert dict(scored(stolen).reasons) == {"stolen CPU": 1}
+    assert len(scored(replace(stolen, segments=(("stolen", "", 34),))).labelled) == 1
+
+
+def test_the_window_of_a_miss_ends_with_its_closing() -> None:
+    after = replace(DONE, begin_ns=2351, end_ns=2500)
+    before = replace(DONE, begin_ns=100, end_ns=989)
+    assert overlapping(LATE, TOLD.start_ns, [before, DONE, after]) == [DONE]
+
+
+def test_a_carried_miss_is_scored_by_its_origin_and_apart() -> None:
+    second = replace(LATE, cycle=2, start_ns=2000, deadline_ns=3000, closing_ns=3100)
+    first = replace(LATE, closing_ns=3100)
+    long = replace(DONE, end_ns=3050, delay_ns=2150)
+    carried = replace(TOLD, id=2, start_ns=1990, deadline_ns=3003, carried_from=1)
+    score = Score()
+    add_run(score, "run", [first, second], [TOLD, carried], [long], PERIOD // 4)
+    assert (len(score.labelled), score.carried, score.carried_right) == (1, 1, 1)
+    lost = Score()
+    add_run(lost, "run", [first, second], [TOLD, replace(carried, carried_from=9)], [long], PERIOD // 4)
+    assert (lost.carried, lost.carried_right) == (1, 0)
+
+
+def test_what_is_false_in_a_negative_run_is_counted_as_such() -> None:
+    score = Score()
+    add_run(score, "run", [replace(LATE, leg="none")], [TOLD], [], PERIOD // 4, negative=True)
+    result = figures(score)
+    assert (result["negatives_cycles"], result["negatives_false_misses"]) == (1, 1)
+    assert result["detection"]["precision"] == 0.0
+    assert result["negatives_bound"] is None
+
+
+def test_the_longest_segment_adds_up_what_belongs_together() -> None:
+    told = replace(TOLD, segments=(("lock", "", 50), ("guest", "serialised", 30), ("host", "serialised", 30)))
+    assert longest_segment(told) == "serialised"
+    assert longest_segment(replace(TOLD, segments=(("guest", "", 9),))) == "guest_late"
+
+
+@pytest.mark.parametrize(
+    ("share", "n", "bound"), [(1.0, 200, 0.9812), (0.95, 200, 0.9103), (0.5, 10, 0.2366), (0.0, 5, 0.0)]
+)
+def test_the_bound_is_wilsons(share: float, n: int, bound: float) -> None:
+    assert wilson_lower(share, n) == pytest.approx(bound, abs=2e-4)
+
+
+def test_the_bound_counts_episodes_not_misses() -> None:
+    score = Score()
+    for run in ("a", "b"):
+        twice = [TOLD, replace(TOLD, id=2, start_ns=1990, deadline_ns=3003)]
+        later = replace(LATE, start_ns=2000, deadline_ns=3000, closing_ns=3100)
+        add_run(score, run, [LATE, later], twice, [replace(DONE, end_ns=3000)], PERIOD // 4)
+    label = figures(score)["by_cause"]["lock/completion"]["label"]
+    assert (label["n"], label["episodes"]) == (4, 2)
+    assert label["lower"] == wilson_lower(1.0, 2)
