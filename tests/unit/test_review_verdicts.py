@@ -705,8 +705,8 @@ def damaged(world: World, records: Records, rng: random.Random, share: float) ->
     if rng.random() < 0.3:
         whole = r.trace(out)
         silent, since = rng.choice((W, G, V, D)), world.start_of(rng.randrange(26, 32))
-    whole_trace: Records = r.trace(out)
-    return whole_trace
+        kept: Records = whole[~((whole["tid"] == silent) & (end_ns(whole) > since))]
+        return kept
     return r.trace(out)
 
 
