@@ -24,6 +24,7 @@ from tracer.model.rows import Rows
 from tracer.model.step import Step
 from tracer.model.streams import Streams
 from tracer.model.summary import Summary
+from tracer.model.symptoms import Symptoms
 from tracer.model.timeline import Sequencer, Timeline
 from tracer.model.turns import Turns
 from tracer.model.verdicts import Verdicts
@@ -76,7 +77,9 @@ class Analysis:
         cutter = LeafCutter(self.registry, self.locks)
         self.verdicts = Verdicts(self.registry, self.timeline, finder, cutter, self.roles)
         self.delay, self.stuck = RunDelay(), Stuck()
+        self.symptoms = Symptoms(self.registry, self.held)
         self._rows = Rows(self, Remedies())
+        self.verdicts.settle = self._rows.settle
 
     # --- feeding -------------------------------------------------------------------
 
@@ -113,6 +116,7 @@ class Analysis:
         watched |= {s.driver.tid for s in self.streams.streams}
         self.delay.step(step, watched)
         self.stuck.step(step)
+        self.symptoms.step(step)
         lost = step.of(Kind.LOSS)
         if len(lost):
             self.verdicts.note_losses(lost.view(RECORD))
@@ -156,6 +160,7 @@ class Analysis:
             self.facts.losses,
             self.facts.elapsed_ns,
             self.facts.steal_ns,
+            tuple(self.symptoms.findings(self.locks, self.verdicts.misses)),
         )
 
     def summary(self, misses: int | None = None) -> Summary:

@@ -95,12 +95,14 @@ class Evidence:
     losses: Losses
     elapsed_ns: int
     steal_ns: int
+    symptoms: tuple[Finding, ...] = ()
 
 
 def findings(seen: Evidence) -> tuple[Finding, ...]:
     """All findings, alerts first."""
     rank = {"alert": 0, "warn": 1, "info": 2}
-    found = [*_alerts(seen), *_audio(seen), *_scheduling(seen), *_device(seen), *_tracing(seen)]
+    found = [*_alerts(seen), *seen.symptoms, *_audio(seen), *_scheduling(seen), *_device(seen)]
+    found += _tracing(seen)
     return tuple(sorted(found, key=lambda f: rank.get(f.level, 1)))
 
 
