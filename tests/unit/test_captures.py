@@ -1,0 +1,81 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Real captures of delays made on purpose, one per cause, with the verdicts they must get.
+
+Each is 0.28 s of the mini-VMM (tests/minivmm/README.md, "Injected delays") at 256/48000. Expected
+is what the injector and the audio server wrote down, not what xdtrace said.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from bench.accuracy import analysed, verdicts, without_kicks
+from tracer.model.summary import Miss
+from tracer.schema import RW, Kind, view
+from tracer.trace import TraceReader
+
+DATA = Path(__file__).resolve().parents[1] / "data" / "captures"
+EXPECTED: dict[str, list[dict[str, Any]]] = json.loads((DATA / "expected.json").read_text(encoding="utf-8"))
+CAUSES = (
+    "guest_late",
+    "head_of_line",
+    "host_late",
+    "lock",
+    "not_rearmed",
+    "not_scheduled",
+    "on_cpu",
+    "serialised",
+    "slow_syscall",
+)
+#: The edges of neighbouring segments may move with a vCPU's write; what is said of a miss may not.
+SAID = [field.name for field in fields(Miss) if field.name not in ("segments", "detail", "kick", "todo")]
+
+
+def capture(name: str) -> TraceReader:
+    return TraceReader(DATA / f"{name}.xdt.tar")
+
+
+def test_every_cause_has_its_capture() -> None:
+    assert set(EXPECTED) == set(CAUSES)
+    assert {path.name for path in DATA.glob("*.tar")} == {f"{cause}.xdt.tar" for cause in CAUSES}
+    assert all({miss["cause"] for miss in misses} == {name} for name, misses in EXPECTED.items())
+
+
+@pytest.mark.parametrize("name", CAUSES)
+def test_a_real_delay_gets_its_cause(name: str) -> None:
+    found = {(v.wake_eventfd, v.deadline_ns): v for v in verdicts(analysed(without_kicks(capture(name))))}
+    for expected in EXPECTED[name]:
+        told = found[(expected["wake_eventfd"], expected["deadline_ns"])]
+        assert (told.leg, told.cause) == (expected["leg"], expected["cause"]), told
+        assert told.carried_from is None
+        if expected["cause"] == "lock":
+            assert told.lock in expected["locks"]
+
+
+@pytest.mark.parametrize("name", CAUSES)
+def test_a_vcpus_eventfd_writes_change_no_verdict(name: str) -> None:
+    dropped = sum(len(b.records) for b in capture(name)) - sum(
+        len(b.records) for b in without_kicks(capture(name))
+    )
+    assert dropped > 50  # a kick per turn at least: else nothing was tried
+    seen, unseen = analysed(capture(name)), analysed(without_kicks(capture(name)))
+    said = [[getattr(m, field) for field in SAID] for m in seen.misses]
+    assert said
+    assert said == [[getattr(m, field) for field in SAID] for m in unseen.misses]
+
+
+def test_only_writes_of_vcpus_are_taken_out() -> None:
+    batches = zip(capture("lock"), without_kicks(capture("lock")), strict=True)
+    vcpus: set[int] = set()
+    for whole, rest in batches:
+        vcpus |= {t.tid for t in whole.threads if t.comm.startswith("fc_vcpu")}
+        writes = view(whole.records, RW)
+        kicks = (whole.records["kind"] == Kind.WRITE) & (writes["eventfd_id"] >= 0)
+        kicks &= np.isin(whole.records["tid"], sorted(vcpus))
+        assert np.array_equal(rest.records, whole.records[~kicks])
