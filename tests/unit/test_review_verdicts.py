@@ -69,10 +69,6 @@ def feed(world: World, records: Records) -> Analysis:
 # --- nominal starts and drivers -------------------------------------------------------
 
 
-@pytest.mark.xfail(
-    strict=True,
-    reason="streams.Driver.start: phase of the first start, not the lower envelope: a period early",
-)
 def test_the_nominal_start_is_on_the_grid_of_the_earliest_starts() -> None:
     world = World()
     # The first start seen came 60 us after its expiry, the others 5 or 25 us.
@@ -85,7 +81,6 @@ def test_the_nominal_start_is_on_the_grid_of_the_earliest_starts() -> None:
         assert abs(nominal - world.start_of(i)) < 1 * MS, (i, nominal - world.start_of(i))
 
 
-@pytest.mark.xfail(strict=True, reason="nominal starts a period early make host_late sufficient")
 def test_a_late_guest_is_not_blamed_on_the_host_for_a_jittering_timer() -> None:
     world = World()
     for i in range(36):
@@ -119,7 +114,6 @@ def test_a_stream_that_changes_its_driver_keeps_its_deadlines() -> None:
     assert summary.misses == (), [m.detail for m in summary.misses[:3]]
 
 
-@pytest.mark.xfail(strict=True, reason="a pending cycle whose driver never starts again blocks its stream")
 def test_a_stream_whose_driver_stopped_for_good_is_watched_on_its_new_one() -> None:
     world = World()
     for _ in range(100):
@@ -160,9 +154,6 @@ def test_events_are_forgotten_although_a_cycle_never_ends() -> None:
 # --- completions -------------------------------------------------------------------------
 
 
-@pytest.mark.xfail(
-    strict=True, reason="streams._match_completions never looks again once 8 completions were seen"
-)
 def test_a_stream_whose_target_changes_is_not_missed_for_ever() -> None:
     """The sink was switched: from cycle 40 on the same stream completes to another eventfd."""
     world = World()
@@ -176,9 +167,6 @@ def test_a_stream_whose_target_changes_is_not_missed_for_ever() -> None:
     assert summary.misses == (), (len(summary.misses), summary.misses[0].detail)
 
 
-@pytest.mark.xfail(
-    strict=True, reason="streams._decide counts a cycle closed by an untraced completion as our miss"
-)
 def test_another_client_that_finishes_late_is_no_miss_of_ours() -> None:
     """From cycle 30 on somebody untraced writes the completion, once after the deadline."""
     world = World()
@@ -461,9 +449,6 @@ def test_a_lock_that_comes_twice_in_a_chain_is_counted_once() -> None:
     assert case.totals() == {("lock", *A): 100, ("lock", *B): 100}
 
 
-@pytest.mark.xfail(
-    strict=True, reason="Case.replay: a queue that no known command of G explains is gone at once"
-)
 def test_a_queue_without_a_known_command_does_not_vanish_for_a_nanosecond() -> None:
     """G took our command 100 later than it was kicked, and nobody knows why (records lost, say)."""
     leaves = [
@@ -509,10 +494,6 @@ def test_a_cycle_that_was_late_is_no_baseline() -> None:
         assert all((e.cycle.closing_ns or 0) <= e.cycle.deadline_ns for e in state.on_time)
 
 
-@pytest.mark.xfail(
-    strict=True,
-    reason="remedies: what was dropped (KEEP_CASES) before the first summary counts as not avoided",
-)
 def test_remedies_do_not_depend_on_how_often_one_looked(monkeypatch: pytest.MonkeyPatch) -> None:
     """Live asks for a summary every second, a report once: the table is the same."""
     monkeypatch.setattr(verdicts, "KEEP_CASES", 4)
@@ -580,7 +561,6 @@ def episode_state(number: int, stream: Stream, end: int | None, start: int = 100
     return EpisodeState(number, stream, start, end, misses=1)
 
 
-@pytest.mark.xfail(strict=True, reason="rows._episodes: one without an end overlaps nothing")
 def test_streams_of_one_worker_that_died_are_one_episode() -> None:
     world = World()
     analysis = feed(world, play_on(world))
@@ -654,7 +634,6 @@ def busy(bound_low: bool) -> Case:
     )
 
 
-@pytest.mark.xfail(strict=True, reason="verdicts._within_bounds keeps a label that another bound contradicts")
 def test_a_label_that_depends_on_an_inferred_kick_is_mixed(monkeypatch: pytest.MonkeyPatch) -> None:
     world = World()
     analysis = feed(world, play_on(world, Delays(guest=LATE)))

@@ -16,6 +16,8 @@ from tracer.model.eventfds import Eventfd
 
 #: Cycles looked back on to tell several completion eventfds apart.
 RANKED_CYCLES: Final = 64
+#: A completion eventfd that was not written for so long may have been replaced (shorter than the grace).
+SILENT_NS: Final = 500_000_000
 
 
 def match(peers: Sequence[Stream], fits: Sequence[Eventfd]) -> None:
@@ -35,6 +37,17 @@ def match(peers: Sequence[Stream], fits: Sequence[Eventfd]) -> None:
         best = max(mine, key=lambda number: (mine[number], -number), default=-1)
         if best >= 0 and mine[best] >= MIN_COMPLETIONS and mine[best] * 10 >= sum(mine.values()) * 7:
             stream.completion = next(e for e in fits if e.id == best)
+
+
+def went_elsewhere(stream: Stream, fits: Sequence[Eventfd], now_ns: int) -> bool:
+    """Whether a stream's target changed: its completion eventfd fell silent, and another took over."""
+    done = stream.completion
+    if done is None or not done.written.end:
+        return False
+    silent = done.written.end[-1]
+    if silent > now_ns - SILENT_NS:
+        return False
+    return any(len(e.written.end) - e.written.after(silent) >= MIN_COMPLETIONS for e in fits if e is not done)
 
 
 def keeps_step(eventfd: Eventfd, windows: Sequence[tuple[int, int]]) -> bool:

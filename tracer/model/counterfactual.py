@@ -107,7 +107,7 @@ class Case:
         for phase, length in zip(phases, lengths, strict=True):
             ours_in_via = phase.who == GPU and phase.via in (SERIALISED, NOT_REARMED)
             foreign = 0
-            if ours_in_via:
+            if ours_in_via or phase.queued:
                 low = bisect_right(ends, phase.start_ns)
                 high = bisect_left(self._starts, phase.end_ns)
                 for a, b in self.path.foreign[low:high]:
@@ -155,7 +155,8 @@ class Case:
                 continue  # taken out altogether, its queue too
             else:
                 served = self._served(now, taken or (), removed)
-                now = min(served + (0 if queued else max(0, kept - foreign)), max(end, now))
+                # What no known command of G explains (our own work, a queue nobody saw) stays.
+                now = min(served + max(0, kept - foreign), max(end, now))
         return now
 
     def _served(self, now: int, taken: Iterable[int], removed: Removal) -> int:

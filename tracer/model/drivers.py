@@ -30,6 +30,7 @@ class Driver:
     dropped: int = 0  # starts trimmed off the front: cycle number of starts[0]
     interval_ns: int = 0
     expiry_ns: int = 0
+    phase_known: bool = False  # the expiry was set while we watched, not guessed from starts
     period_ns: int = 0
     total: int = 0
     events: dict[str, int] = field(default_factory=lambda: {"late_start": 0, "skipped": 0, "catch_up": 0})
@@ -38,18 +39,14 @@ class Driver:
         """The timer was set: the expiry in force from now on."""
         self.interval_ns = interval_ns
         self.expiry_ns = (value_ns if absolute else at_ns + value_ns) if value_ns else 0
+        self.phase_known = bool(value_ns)
 
     def start(self, at_ns: int, expirations: int) -> None:
         """A cycle starts; its nominal start is the first expiry not served yet, never later than now."""
         period = self.interval_ns or self.period_ns
         nominal = at_ns
         if self.interval_ns:
-            if self.expiry_ns and self.expiry_ns <= at_ns:
-                latest = self.expiry_ns + (at_ns - self.expiry_ns) // self.interval_ns * self.interval_ns
-            else:
-                # Phase unknown or ahead of what was seen: the lower envelope of the starts.
-                latest = at_ns
-            self.expiry_ns = latest
+            latest = self.expiry_ns = self._expiry_before(at_ns)
             nominal = latest - max(0, expirations - 1) * self.interval_ns
         elif self.expiry_ns and self.expiry_ns <= at_ns:
             nominal = self.expiry_ns
@@ -66,6 +63,19 @@ class Driver:
         self.starts.append(at_ns)
         self.nominal.append(nominal)
         self.total += 1
+
+    def _expiry_before(self, at_ns: int) -> int:
+        """The latest expiry of a periodic timer at or before a start.
+
+        Where the phase was not seen being set it is the lower envelope of the starts: one that comes a
+        little before the grid moves the grid; one that comes much before it is only very late.
+        """
+        if not self.expiry_ns or (self.phase_known and self.expiry_ns > at_ns):
+            return at_ns
+        since, period = at_ns - self.expiry_ns, self.interval_ns
+        if not self.phase_known and -since % period < period // 4:
+            return at_ns
+        return self.expiry_ns + since // period * period
 
     def update_period(self) -> None:
         """Period from the timer's interval, else the median of the last 64 distances of starts."""

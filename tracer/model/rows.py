@@ -16,6 +16,7 @@ from tracer.model.leaves import LOCK, Word
 from tracer.model.remedies import Remedies
 from tracer.model.streams import MIN_CYCLES, Stream
 from tracer.model.summary import (
+    REMEDIES,
     DriverRow,
     Episode,
     Finding,
@@ -129,6 +130,13 @@ class Rows:
             counterfactual=table,
             findings=found,
         )
+
+    def settle(self, miss: MissState) -> None:
+        """A miss's path is about to be let go: judge it under every remedy while it is there."""
+        if miss.judgement is not None:
+            names = self._remedy_names()
+            for remedy in REMEDIES:
+                self._remedies.avoids(miss, remedy, names)
 
     # --- names -------------------------------------------------------------------
 
@@ -310,12 +318,18 @@ class Rows:
     def _episodes(self, states: Iterable[EpisodeState]) -> list[tuple[Episode, list[EpisodeState]]]:
         """Episodes of several streams with overlapping delay and the same culprit are one."""
         merged: list[list[EpisodeState]] = []
-        open_: dict[tuple[str, str], tuple[int, list[EpisodeState]]] = {}
+        open_: dict[tuple[str, str], tuple[float, list[EpisodeState]]] = {}
         for state in states:
             key = self._culprit(state)
-            end = state.end_ns if state.end_ns is not None else state.start_ns
+            end = float("inf") if state.end_ns is None else state.end_ns
             before = open_.get(key)
-            if before is not None and before[0] > state.start_ns and before[1][-1].stream is not state.stream:
+            known = key[0] != "unknown" or state.end_ns is None
+            if (
+                known
+                and before is not None
+                and before[0] > state.start_ns
+                and before[1][-1].stream is not state.stream
+            ):
                 before[1].append(state)
                 open_[key] = (max(before[0], end), before[1])
                 continue

@@ -127,7 +127,7 @@ class Streams:
         for stream in self.streams:
             if stream.exact and stream.alive:
                 self._take_signals(stream)
-        self._match_completions()
+        self._match_completions(step.end_ns)
         for driver in self.drivers.values():
             driver.update_period()
         self._objects = {s.completion.id: "completion" for s in self.streams if s.completion is not None}
@@ -273,10 +273,11 @@ class Streams:
         stream.taken_over = signals.total
         stream.context = stream.wake.read.main_tid() or stream.context
 
-    def _match_completions(self) -> None:
+    def _match_completions(self, end_ns: int) -> None:
         """Find each stream's completion eventfd: the one its VMM writes and its data loop reads."""
         groups: dict[tuple[int, int], list[Stream]] = {}
-        wanted = set()
+        wanted: set[tuple[int, int]] = set()
+        silent: set[tuple[int, int]] = set()
         for stream in self.streams:
             if stream.exact and stream.alive:
                 key = (stream.tgid, id(stream.driver))
@@ -284,17 +285,28 @@ class Streams:
                 if not stream.completion_expected and stream.taken_over >= stream.match_at:
                     stream.match_at = stream.taken_over * 3 // 2 + 1
                     wanted.add(key)
-        for key in sorted(wanted, key=lambda k: groups[k][0].serial):
+                elif stream.completion_expected and stream.pending and not stream.pending[0].closing_ns:
+                    silent.add(key)
+        for key in sorted(wanted | silent, key=lambda k: groups[k][0].serial):
             peers = groups[key]
-            tgid, loop = peers[0].tgid, peers[0].driver.tid
-            fits = [
-                e
-                for e in (self.eventfds[number] for number in sorted(self._answers))
-                if e.written.total
-                and self._registry.tgid(e.written.main_tid()) == tgid
-                and e.taken.main_tid() == loop
-            ]
+            fits = self._answered(peers[0].tgid, peers[0].driver.tid)
+            if key not in wanted:
+                moved = [s for s in peers if completions.went_elsewhere(s, fits, end_ns)]
+                if not moved:
+                    continue
+                gone = {s.completion.id for s in moved if s.completion is not None}
+                peers, fits = moved, [e for e in fits if e.id not in gone]
             completions.match(peers, fits)
+
+    def _answered(self, tgid: int, loop: int) -> list[Eventfd]:
+        """Eventfds that a VMM writes and a data loop reads."""
+        return [
+            e
+            for e in (self.eventfds[number] for number in sorted(self._answers))
+            if e.written.total
+            and self._registry.tgid(e.written.main_tid()) == tgid
+            and e.taken.main_tid() == loop
+        ]
 
     # --- cycles ------------------------------------------------------------------
 
@@ -327,7 +339,8 @@ class Streams:
             if deadline is None:
                 # A driver that has stopped leaves its last cycle without a deadline.
                 cycle.leg = "ended"
-                return not final and end_ns >= cycle.start_ns + GRACE_NS + SETTLE_NS
+                left = stream.pending[-1].driver is not driver  # nothing follows on a driver it has left
+                return final or left or end_ns >= cycle.start_ns + GRACE_NS + SETTLE_NS
             cycle.deadline_ns = deadline
         cycle.leg = ""
         period = driver.interval_ns or driver.period_ns
@@ -342,6 +355,8 @@ class Streams:
         if expected:
             completions.close(cycle)
             in_time = cycle.closing_ns is not None and cycle.closing_ns <= cycle.deadline_ns
+            if not in_time and woke_in_time and cycle.closing_ns is not None and cycle.write_ns is None:
+                in_time = True  # nobody traced wrote it: another client finished last
             cycle.leg = "" if in_time else ("completion" if woke_in_time else "wake")
         else:
             cycle.closing_ns = cycle.read_ns

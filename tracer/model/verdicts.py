@@ -9,6 +9,7 @@ not cut again. Everything depends on record time alone.
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from statistics import median_low
 from typing import Final
@@ -35,6 +36,8 @@ BASELINE_BEFORE_NS: Final = 5_000_000
 KEEP_MISSES: Final = 20_000
 #: Misses whose path is kept for replay under remedies.
 KEEP_CASES: Final = 2_000
+#: ... and leaves of such paths in all, which bounds their memory (about 150 MB).
+KEEP_LEAVES: Final = 500_000
 
 
 @dataclass(slots=True)
@@ -106,6 +109,9 @@ class Verdicts:
         self._finder = finder
         self._cutter = cutter
         self._roles = roles
+        self.settle: Callable[[MissState], None] = lambda miss: None
+        self._cases: deque[MissState] = deque()
+        self._leaves = 0
         self.misses: deque[MissState] = deque(maxlen=KEEP_MISSES)
         self.episodes: deque[EpisodeState] = deque(maxlen=KEEP_MISSES)
         self.states: dict[int, StreamState] = {}
@@ -195,8 +201,21 @@ class Verdicts:
         if not miss.driver_fault:
             state.by_cause[miss.cause] = state.by_cause.get(miss.cause, 0) + 1
         self.misses.append(miss)
-        if len(self.misses) > KEEP_CASES:
-            self.misses[-KEEP_CASES].case = None
+        if miss.case is not None:
+            self._cases.append(miss)
+            self._leaves += len(miss.case.leaves)
+        while self._cases and (
+            self._cases[0].id <= miss.id - KEEP_CASES or (self._leaves > KEEP_LEAVES and len(self._cases) > 1)
+        ):
+            self._drop(self._cases.popleft())
+
+    def _drop(self, miss: MissState) -> None:
+        """Let go of a miss's path, after whoever needs it has had a last look."""
+        if miss.case is None:
+            return
+        self.settle(miss)
+        self._leaves -= len(miss.case.leaves)
+        miss.case = None
 
     # --- one origin ---------------------------------------------------------------
 
@@ -252,13 +271,8 @@ class Verdicts:
         for kick in (path.kick_low_ns, path.kick_high_ns):
             other = judge(self._case(cycle, window, habits, kick), baseline)
             if other.cause != found.cause:
-                causes = {found.cause, other.cause}
-                cause = (
-                    "mixed" if causes & {"head_of_line", "guest_late"} or "mixed" in causes else found.cause
-                )
-                if cause == "mixed":
-                    union = dict.fromkeys((*found.sufficient, *other.sufficient))
-                    return Judgement("mixed", None, tuple(union), found.jointly, found.excess)
+                either = dict.fromkeys((*found.sufficient, *other.sufficient))
+                return Judgement("mixed", None, tuple(either), found.jointly, found.excess)
         return found
 
     def _usual(self, state: StreamState) -> tuple[dict[Key, int], Habits, str]:
