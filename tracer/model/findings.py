@@ -120,7 +120,8 @@ def _alerts(seen: Evidence) -> Iterator[Finding]:
         if not seen.locks.is_mutex(seen.registry.tgid(tid), word):
             continue
         yield Finding(
-            f"{seen.registry.comm(tid)!r} (tid {tid}) has waited {age / 1e9:.1f} s for lock {word:#x}",
+            f"{seen.registry.comm(tid)!r} (tid {tid}) has waited {age / 1e9:.1f} s for "
+            f"{seen.locks.label(seen.registry.tgid(tid), word)}",
             "the lock stays held that long: its holder is blocked or gone",
             f"look at what the holder waits for: /proc/{seen.registry.tgid(tid)}/task/*/syscall "
             "and xdtrace's Held table",
