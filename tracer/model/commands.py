@@ -19,7 +19,7 @@ from tracer.model.spans import Call
 from tracer.model.streams import Cycle
 from tracer.model.window import BEFORE_NS, State, Window
 from tracer.model.worker import Worker
-from tracer.schema import Kind
+from tracer.schema import Flag, Kind
 
 #: Memory syscalls belong to whatever command runs (mmap, mprotect, munmap, brk, madvise on x86-64).
 MEMORY_CALLS: Final = frozenset({9, 10, 11, 12, 28})
@@ -43,6 +43,9 @@ class Commands:
     def idle(window: Window, gpu: int) -> list[tuple[int, int]]:
         """When G slept idle (``IDLE_CALLS``), as (out, woken), in order."""
         reads = [c for c in window.calls(gpu) if c.kind in IDLE_CALLS]
+        # A queue's kicks come by eventfd: a read of anything else is work. (Without BTF nothing is flagged.)
+        kicks = [c for c in reads if c.kind != Kind.READ or c.flags & Flag.EVENTFD]
+        reads = kicks or reads
         found = []
         for off in window.offs(gpu):
             if not off.woken or not off.slept:

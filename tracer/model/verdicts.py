@@ -336,7 +336,7 @@ class Verdicts:
             bad = bad[(bad["enter_ns"] >= start) & (end_ns(bad) <= cycle.end_ns)]
             bad = bad[~np.isin(bad["ret"], (-4, -11))]
             # Ours only: to the stream's target, or (nothing having come) to an fd that is none any more.
-            unnamed = (bad["eventfd_id"] < 0) & (cycle.write_ns is None)
+            unnamed = (bad["eventfd_id"] < 0) & (cycle.write_ns is None or _answered_later(cycle))
             bad = bad[unnamed | (bad["eventfd_id"] == done)]
             if len(bad):
                 return f"a write by {self._registry.comm(tid)} failed with errno {-int(bad['ret'][0])}"
@@ -365,6 +365,10 @@ def _carried_over(before: Cycle, cycle: Cycle) -> bool:
     return cycle.closing_ns - moved <= cycle.deadline_ns
 
 
-def kick_of(path: Path) -> str:
-    """How the kick's time is known: exact, inferred or none."""
-    return path.kick
+def _answered_later(cycle: Cycle) -> bool:
+    """Whether the closing completion answers a later cycle: W read e_n again before it was written."""
+    read = cycle.stream.wake.read
+    if cycle.read_ns is None or cycle.write_enter_ns is None:
+        return False
+    i = read.after(cycle.read_ns)
+    return i < len(read.end) and read.end[i] < cycle.write_enter_ns
