@@ -29,7 +29,7 @@ from tracer.model.leaves import (
 from tracer.model.phases import GPU, HEAD_OF_LINE, NOT_REARMED, SERIALISED, Path
 from tracer.schema import Kind
 
-#: The largest excess is the label if it is at least this much the next one's (domain.md).
+#: The largest excess is the label if it is at least this much the next one's (docs/how-it-works.md).
 DOMINANCE: Final = 1.25
 #: Two candidates are "the same milliseconds" if they share this part of the larger one.
 SAME_SHARE: Final = 0.8

@@ -7,7 +7,7 @@ times. Blame is holders.py's, tables are lockrows.py's; this is the face of both
 fixed size for ever (at most MAX_WORDS words, the longest unused go first).
 
 No owner is stored in a std mutex: the thread that wakes a word was its last holder. That is
-an inference, and everything called holder here is inferred (domain.md).
+an inference, and everything called holder here is inferred (docs/how-it-works.md).
 """
 
 from __future__ import annotations

@@ -16,7 +16,7 @@ from typing import Any
 
 SCHEMA = 1
 
-#: Every cause a miss can be shown with (domain.md, "Names shown").
+#: Every cause a miss can be shown with (docs/how-it-works.md).
 CAUSES = (
     "lock",
     "not_scheduled",
@@ -224,7 +224,7 @@ class WritePath:
 class Segment:
     """A piece of a miss's window; ``ns`` long, in order; they sum to the window exactly.
 
-    ``kind``: a leaf of domain.md; ``via``: serialised, head_of_line, not_rearmed or "";
+    ``kind``: a leaf (docs/how-it-works.md); ``via``: serialised, head_of_line, not_rearmed or "";
     ``tid``: the responsible thread, 0 for an unseen one; ``object``: lock, syscall ... concerned.
     """
 

@@ -3,7 +3,7 @@
 
 Owns one count per (lock word, worker), over pairs of W's calls: a read, and as its next call but futexes an
 eventfd write. Whoever holds a word at both ends holds it over the turn, and of all locks only
-``item_state`` is (rutabaga.md, in every variant). Looking at pairs and not at all interrupts
+``item_state`` is (measured on the published crates). Looking at pairs and not at all interrupts
 matters: under churn W serves the channel in 96 of 100 turns, and those hold no item_state.
 """
 
