@@ -6,7 +6,7 @@ profile; behaviour; else the address. Behaviour names only what it can tell apar
 stripped binary too: a wrong name would put the blame on the wrong lock, so in doubt a word
 stays ``lock@0x...``.
 
-What tells ``item_state`` from its neighbours (measured on the published crates, in every variant; turns.py counts):
+What tells ``item_state`` from its neighbours (measured on the published crates; turns.py counts):
 
 ======================  ==========  ===============  =================  ===========  ============
 word                    users       at W's read of   at the irq write   at W's       as condvar's
