@@ -28,7 +28,7 @@ target=$(cd "$target" && pwd)
 for v in "${variants[@]}"; do
 	for p in "${profiles[@]}"; do
 		# One directory per variant: they hold different versions of the same crates.
-		nice cargo build --quiet --manifest-path "$here/$v/Cargo.toml" --profile "$p" --target-dir "$target/$v" -j "${XD_JOBS:-1}" >&2
+		nice cargo build --quiet --manifest-path "$here/$v/Cargo.toml" --profile "$p" --target-dir "$target/$v" -j "${XD_JOBS:-$(nproc)}" >&2
 		echo "$target/$v/$p/rd-$v"
 	done
 done
