@@ -2,7 +2,8 @@
 """What tracing costs its target: the mini-VMM bare, under xdtrace, under perf trace, under strace.
 
 Peers: ``perf trace -p`` and ``strace -f -e trace=futex,read,write -p``, output to /dev/null; interleaved
-rounds in an order that rotates. A *round trip* is from the audio server's signal to the read of its
+rounds in an order that rotates. *write* is what the mini-VMM's own clock says of each completion's write path
+(lock, dup, write, close; MINIVMM_WRITE_TIMES). A *round trip* is from the audio server's signal to the read of its
 completion, on the audio server's own clocks (its --log): through W, the lock, the guest (given no latency of
 its own) and G's write; missed cycles are in it. Also: an untraced process's syscall (raw_syscalls slows every
 task), a traced syscall by held words, and the parts of attaching.
@@ -92,7 +93,8 @@ def _traced(tracer: str, tgid: int) -> Iterator[subprocess.Popen[bytes] | None]:
 
 def _round_trips(results: Results, load: str, tracer: str, seconds: float) -> None:
     with tempfile.TemporaryDirectory() as folder:
-        log = Path(folder) / "log"
+        log, times = Path(folder) / "log", Path(folder) / "times"
+        os.environ["MINIVMM_WRITE_TIMES"] = str(times)
         arguments = [
             "--duration",
             str(seconds),
@@ -110,7 +112,9 @@ def _round_trips(results: Results, load: str, tracer: str, seconds: float) -> No
                 time.sleep(0.05)
             target_s = _cpu_s(vmm.vmm) - before[0]
             tracer_s = _cpu_s(child.pid) - before[1] if child else 0.0
+        del os.environ["MINIVMM_WRITE_TIMES"]
         cycles = [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()]
+        writes = np.fromfile(times, dtype=np.uint64) / 1000 if times.exists() else np.empty(0)
     trips = [
         (cycle["closing_ns"] - cycle["signal_ns"]) / 1000
         for cycle in cycles
@@ -121,6 +125,8 @@ def _round_trips(results: Results, load: str, tracer: str, seconds: float) -> No
         return
     results.add(
         f"{load}: {tracer}",
+        write_p50_us=float(np.percentile(writes, 50)) if len(writes) else float("nan"),
+        write_p99_us=float(np.percentile(writes, 99)) if len(writes) else float("nan"),
         round_trip_p50_us=float(np.percentile(trips, 50)),
         round_trip_p99_us=float(np.percentile(trips, 99)),
         cycles=len(trips),

@@ -20,6 +20,7 @@ mod server;
 mod shared;
 mod sys;
 mod table;
+mod times;
 mod truth;
 mod vmm;
 mod wav;

@@ -12,6 +12,7 @@ use crate::args::WritePath;
 use crate::process;
 use crate::shared::word;
 use crate::sys;
+use crate::times::WriteTimes;
 use crate::worker::{CrossDomainState, Job};
 use std::collections::BTreeMap;
 use std::os::unix::io::OwnedFd;
@@ -102,6 +103,7 @@ pub struct CrossDomainContext {
     pub resample_evt: Arc<OwnedFd>,
     pub watched: BTreeMap<u32, ()>,
     forwarders: BTreeMap<u32, Forwarder>,
+    times: WriteTimes,
 }
 
 impl CrossDomainContext {
@@ -113,13 +115,28 @@ impl CrossDomainContext {
         resample_evt: Arc<OwnedFd>,
     ) -> CrossDomainContext {
         let (watched, forwarders) = (BTreeMap::new(), BTreeMap::new());
-        CrossDomainContext { write_path, item_state, state, wait_ctx, resample_evt, watched, forwarders }
+        let times = WriteTimes::new();
+        CrossDomainContext {
+            write_path,
+            item_state,
+            state,
+            wait_ctx,
+            resample_evt,
+            watched,
+            forwarders,
+            times,
+        }
     }
 
     /// Executes one command of the guest; POLL is all in its fence (gpu.rs).
     pub fn submit_cmd(&mut self, cmd: &[u8]) {
         match cmd[0] {
-            CMD_WRITE => self.write(word(cmd, 8), word(cmd, 12) != 0, &cmd[WRITE_HEADER..]),
+            CMD_WRITE => {
+                let hang_up = word(cmd, 12) != 0;
+                let began = if hang_up { None } else { self.times.begin() };
+                self.write(word(cmd, 8), hang_up, &cmd[WRITE_HEADER..]);
+                self.times.end(began);
+            }
             CMD_READ_EVENTFD_NEW => self.read_eventfd_new(word(cmd, 8)),
             _ => {}
         }
