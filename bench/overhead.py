@@ -2,11 +2,11 @@
 """What tracing costs its target: the mini-VMM bare, under xdtrace, under perf trace, under strace.
 
 Peers: ``perf trace -p`` and ``strace -f -e trace=futex,read,write -p``, output to /dev/null; interleaved
-rounds in an order that rotates. *write* is what the mini-VMM's own clock says of each completion's write path
-(lock, dup, write, close; MINIVMM_WRITE_TIMES). A *round trip* is from the audio server's signal to the read of its
-completion, on the audio server's own clocks (its --log): through W, the lock, the guest (given no latency of
-its own) and G's write; missed cycles are in it. Also: an untraced process's syscall (raw_syscalls slows every
-task), a traced syscall by held words, and the parts of attaching.
+rounds in an order that rotates. *write* is what the mini-VMM's own clock says of each completion's write
+path (lock, dup, write, close; MINIVMM_WRITE_TIMES). A *round trip* is from the audio server's signal to the
+read of its completion, on the audio server's own clocks (its --log): through W, the lock, the guest (given
+no latency of its own) and G's write; missed cycles are in it. Also: an untraced process's syscall
+(raw_syscalls slows every task), a traced syscall by held words, and the parts of attaching.
 """
 
 from __future__ import annotations
