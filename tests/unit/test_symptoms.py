@@ -14,7 +14,7 @@ from tracer.model.registry import Registry
 from tracer.model.step import Step
 from tracer.model.symptoms import Symptoms
 from tracer.model.verdicts import MissState
-from tracer.schema import Fd, Target, Thread
+from tracer.schema import Fd, Records, Target, Thread
 
 VMM = 100
 W, G = 1, 2
@@ -35,7 +35,7 @@ class World:
         self.held = Held(self.known, self.locks)
         self.symptoms = Symptoms(self.known, self.held)
 
-    def step(self, end: int, *parts: r.Records) -> None:
+    def step(self, end: int, *parts: Records) -> None:
         step = Step(r.trace(*parts), end)
         self.locks.step(step)
         self.held.step(step)
