@@ -43,11 +43,6 @@
 #define XD_MIN_OTHER_NS 10000
 #endif
 
-/* A waking seen this long before the thread left the CPU still belongs to that span. */
-#ifndef XD_EARLY_WAKE_NS
-#define XD_EARLY_WAKE_NS 50000
-#endif
-
 /* 1: offsets of pid and tgid in a task_struct are known by BTF; 0: they are learnt from xdtrace's own task. */
 #ifndef XD_HAVE_TASK
 #define XD_HAVE_TASK 0

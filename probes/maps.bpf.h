@@ -45,7 +45,7 @@ struct xd_thread {
 	u64 paused_ns; /* when */
 
 	u64 out_ns;   /* left the CPU, 0: on it, or unknown */
-	u64 woken_ns; /* first waking since the last switch-in */
+	u64 woken_ns; /* waking that has not been used up while on the CPU; off it, the first */
 	u32 waker_tid;
 	u32 waker_tgid;
 	u32 stolen_ns;

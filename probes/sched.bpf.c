@@ -4,7 +4,7 @@
  * runnable, woken when and by whom, who ran instead, what the hypervisor stole.
  *
  * Not traced: time on the CPU (it is what lies between two spans).
- * Cost: sched_switch and sched_waking of the whole host pay an array lookup each;
+ * Cost: sched_switch, sched_waking and sched_wakeup of the whole host pay an array lookup each;
  * interrupt entries and exits a per-CPU increment.
  */
 #define XD_TASK_DEAD 0x80
@@ -53,12 +53,6 @@ int xd_sched_switch(struct bpf_raw_tracepoint_args *ctx)
 			if (thread->steal_in && steal > thread->steal_in)
 				thread->stolen_ns = steal - thread->steal_in;
 #endif
-			if (thread->woken_ns) {
-				if (now - thread->woken_ns <= XD_EARLY_WAKE_NS)
-					thread->woken_ns = now;
-				else
-					thread->woken_ns = 0;
-			}
 			thread->state = state;
 			thread->preempted = ctx->args[0] != 0;
 			thread->cpu_out = bpf_get_smp_processor_id();
@@ -85,7 +79,7 @@ int xd_sched_switch(struct bpf_raw_tracepoint_args *ctx)
 		if (span) {
 			xd_head_set(&span->head, XD_OFFCPU, thread->out_flags, thread->state, next_tid, thread->out_ns,
 				    now - thread->out_ns);
-			/* A waking on another CPU may read its time just before this thread's switch did. */
+			/* A waking that overtook this thread's way off the CPU is dated to when it was off. */
 			span->woken_ns = thread->woken_ns && thread->woken_ns < thread->out_ns ? thread->out_ns
 											       : thread->woken_ns;
 			span->waker_tid = thread->woken_ns ? thread->waker_tid : 0;
@@ -119,8 +113,8 @@ int xd_sched_waking(struct bpf_raw_tracepoint_args *ctx)
 	if (!thread)
 		return 0;
 	now = bpf_ktime_get_ns();
-	/* The first waking counts; one that is stale while the thread still runs does not. */
-	if (thread->woken_ns && (thread->out_ns || now - thread->woken_ns <= XD_EARLY_WAKE_NS))
+	/* The first waking of a span counts. Before it, the newest: an older one has been used up. */
+	if (thread->woken_ns && thread->out_ns)
 		return 0;
 	cpu = xd_this_cpu();
 	id = bpf_get_current_pid_tgid();
@@ -128,6 +122,26 @@ int xd_sched_waking(struct bpf_raw_tracepoint_args *ctx)
 	thread->waker_tgid = id >> 32;
 	thread->waker_in_irq = cpu && cpu->irq_depth > 0;
 	thread->woken_ns = now;
+	return 0;
+}
+
+/*
+ * The waking is complete: the thread is runnable. If it is off the CPU, the waking ended this
+ * span. If it still runs (it had not slept yet, and now will not), the waking ended none: whoever
+ * wakes it from its next sleep is somebody else. A waking that comes while the thread is on its way
+ * off the CPU is complete only after the switch, so no clock decides which one it was.
+ */
+int xd_sched_wakeup(struct bpf_raw_tracepoint_args *ctx)
+{
+	u64 id = xd_task_ids(ctx->args[0]);
+	u32 tid = id;
+	struct xd_thread *thread;
+
+	if (!xd_maybe_target(id >> 32))
+		return 0;
+	thread = xd_threads.lookup(&tid);
+	if (thread && !thread->out_ns)
+		thread->woken_ns = 0;
 	return 0;
 }
 

@@ -13,6 +13,7 @@
 #include <string.h>
 #include <sys/epoll.h>
 #include <sys/eventfd.h>
+#include <sys/prctl.h>
 #include <sys/socket.h>
 #include <sys/syscall.h>
 #include <sys/timerfd.h>
@@ -139,6 +140,62 @@ again:
 	return unused;
 }
 
+static int overtaken, overtaken_tid;
+static long overtaken_served;
+
+/* A nanosleep so short that its timer has fired before the thread has left the CPU; then a real sleep. */
+static void *sleeps_after_a_waking(void *unused)
+{
+	struct timespec shortest = {0, 1};
+	uint64_t value;
+
+	prctl(PR_SET_TIMERSLACK, 1);
+	__atomic_store_n(&overtaken_tid, gettid(), __ATOMIC_SEQ_CST);
+	for (long i = 0; i < rounds; i++) {
+		nanosleep(&shortest, NULL);
+		if (read(overtaken, &value, 8) != 8)
+			abort();
+		__atomic_store_n(&overtaken_served, i + 1, __ATOMIC_SEQ_CST);
+	}
+	return unused;
+}
+
+static int asleep_in_read(const char *path)
+{
+	char text[32] = {0};
+	int fd = open(path, O_RDONLY);
+	long got = read(fd, text, sizeof(text) - 1);
+
+	close(fd);
+	return got > 0 && text[0] != 'r' && atoi(text) == SYS_read; /* "running" while on a CPU */
+}
+
+static void overtake(long n)
+{
+	uint64_t value = 88001;
+	char path[64];
+	pthread_t thread;
+
+	overtaken = eventfd(0, EFD_CLOEXEC);
+	rounds = n;
+	overtaken_tid = 0;
+	overtaken_served = 0;
+	pthread_create(&thread, NULL, sleeps_after_a_waking, NULL);
+	while (!__atomic_load_n(&overtaken_tid, __ATOMIC_SEQ_CST))
+		sched_yield();
+	snprintf(path, sizeof(path), "/proc/self/task/%d/syscall", overtaken_tid);
+	for (long i = 0; i < n; i++) {
+		while (!asleep_in_read(path))
+			sched_yield();
+		if (write(overtaken, &value, 8) != 8)
+			abort();
+		while (__atomic_load_n(&overtaken_served, __ATOMIC_SEQ_CST) <= i)
+			sched_yield();
+	}
+	pthread_join(thread, NULL);
+	close(overtaken);
+}
+
 static void nap(long n)
 {
 	struct timespec ms = {0, 1000000};
@@ -204,6 +261,8 @@ int main(int argc, char **argv)
 			pthread_join(sleeper, NULL);
 		} else if (!strcmp(command, "nap"))
 			nap(n);
+		else if (!strcmp(command, "overtake"))
+			overtake(n);
 		else if (!strcmp(command, "timers"))
 			timers(n);
 		else if (!strcmp(command, "fork")) {

@@ -48,6 +48,7 @@ TRACEPOINTS = (
     ("task_newtask", "xd_task_newtask"),
     ("task_rename", "xd_task_rename"),
     ("sched_waking", "xd_sched_waking"),
+    ("sched_wakeup", "xd_sched_wakeup"),
     ("sched_switch", "xd_sched_switch"),
     ("sys_exit", "xd_sys_exit"),
     ("sys_enter", "xd_sys_enter"),
