@@ -182,11 +182,11 @@ def render(compared: Sequence[Comparison], found: Mapping[str, Mapping[str, int]
     sides: dict[str, Side] = {}
     for one in compared:
         sides.update({one.before.condition: one.before, one.after.condition: one.after})
-    text = _table(_SIDE, [_side(side) for _, side in sorted(sides.items())])
-    text += "\n" + _table(_COMPARISON, [_comparison(one) for one in compared])
+    text = markdown(_SIDE, [_side(side) for _, side in sorted(sides.items())])
+    text += "\n" + markdown(_COMPARISON, [_comparison(one) for one in compared])
     columns = list(next(iter(found.values()), {}))
     rows = [(name, *(f"{row[column]:,}" for column in columns)) for name, row in sorted(found.items())]
-    return text + "\n" + _table(("program", *(name.replace("_", " ") for name in columns)), rows)
+    return text + "\n" + markdown(("program", *(name.replace("_", " ") for name in columns)), rows)
 
 
 def _side(side: Side) -> tuple[str, ...]:
@@ -237,6 +237,7 @@ def _range(values: Sequence[float]) -> str:
     return f"{middle} [{least}–{most}]" if len(values) > 1 else middle
 
 
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+def markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A Markdown table, as docs/ keeps it."""
     lines = [head, ["---"] * len(head), *rows]
     return "".join("| " + " | ".join(line) + " |\n" for line in lines)

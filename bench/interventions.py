@@ -13,11 +13,9 @@ import argparse
 import json
 import os
 import platform
-import random
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -26,6 +24,7 @@ if __package__ in (None, ""):  # run as a file
 
 from bench.compared import Comparison, detection, render
 from bench.runs import Condition, Run, traced
+from bench.series import absolute, add_options, measure, saved
 
 VARIANTS = ("locked", "dup", "refcount")
 PROGRAMS = (*VARIANTS, "minivmm")
@@ -160,48 +159,27 @@ def interventions(programs: list[str], only: list[str]) -> list[Intervention]:
 
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="./dev bench interventions", description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="one round: an illustration")
-    parser.add_argument("--json", action="store_true", help="one JSON line")
-    parser.add_argument("--rounds", type=int, default=0, help="runs a side (5)")
-    parser.add_argument("--seconds", type=float, default=6.0, help="per run")
+    add_options(parser, rounds=5)
     parser.add_argument("--variant", action="append", choices=PROGRAMS, help="may be repeated (all)")
     parser.add_argument(
         "--only", action="append", default=[], metavar="[PROGRAM:]NAME", help="may be repeated"
     )
     parser.add_argument("--list", action="store_true", help="name the interventions and end")
     parser.add_argument("--keep", type=Path, metavar="DIR", help="record each run into a trace there")
-    parser.add_argument("--save", type=Path, metavar="FILE", help="append each run to it, a JSON line each")
-    parser.add_argument("--load", type=Path, metavar="FILE", help="no runs: the tables of what was saved")
     chosen = parser.parse_args()
-    for name in ("keep", "save", "load"):  # bcc changes the working directory
-        path = getattr(chosen, name)
-        setattr(chosen, name, path.absolute() if path else None)
+    absolute(chosen, "keep", "save", "load")
     return chosen
 
 
 def _measure(chosen: argparse.Namespace, conditions: list[Condition]) -> list[Run]:
-    runs: list[Run] = []
-    order = random.Random(1)
-    rounds = chosen.rounds or (1 if chosen.quick else 5)
-    with ExitStack() as stack:
-        if chosen.keep:
-            chosen.keep.mkdir(mode=0o700, parents=True, exist_ok=True)
-        save = stack.enter_context(chosen.save.open("a", encoding="utf-8")) if chosen.save else None
-        for number in range(1, rounds + 1):
-            for at in order.sample(range(len(conditions)), len(conditions)):
-                trace = chosen.keep / f"{at}-{number}.xdt" if chosen.keep else None
-                try:
-                    one = traced(conditions[at], chosen.seconds, number, trace)
-                except RuntimeError as error:  # shown, and no reason to lose the other runs
-                    print(f"left out: {error}", file=sys.stderr, flush=True)
-                    continue
-                runs.append(one)
-                if save:
-                    save.write(json.dumps(asdict(one)) + "\n")
-                    save.flush()
-                line = f"round {number}: {one.condition}: {one.truth.misses} of {one.truth.cycles} missed"
-                print(f"{line}, xdtrace {one.seen.misses}", file=sys.stderr, flush=True)
-    return runs
+    if chosen.keep:
+        chosen.keep.mkdir(mode=0o700, parents=True, exist_ok=True)
+
+    def one(condition: Condition, number: int) -> Run:
+        name = f"{conditions.index(condition)}-{number}.xdt"
+        return traced(condition, chosen.seconds, number, chosen.keep / name if chosen.keep else None)
+
+    return measure(conditions, chosen.rounds or (1 if chosen.quick else 5), chosen, one)
 
 
 def main() -> None:
@@ -214,8 +192,7 @@ def main() -> None:
         return
     conditions = {str(c): c for one in wanted for c in (one.before, one.after)}
     if chosen.load:
-        lines = chosen.load.read_text(encoding="utf-8").splitlines()
-        runs = [run for run in map(Run.from_json, lines) if run.condition in conditions]
+        runs = [run for run in saved(chosen.load) if run.condition in conditions]
     else:
         runs = _measure(chosen, list(conditions.values()))
     sides = {name: [run for run in runs if run.condition == name] for name in conditions}

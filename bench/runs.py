@@ -156,16 +156,19 @@ def _cpu_time() -> tuple[int, int]:
     return ticks[7], sum(ticks)
 
 
-def traced(condition: Condition, seconds: float, seed: int, trace: Path | None) -> Run:
+def traced(
+    condition: Condition, seconds: float, seed: int, trace: Path | None = None, log: Path | None = None
+) -> Run:
     """Run a target from its first cycle to its last under a session with live analysis, as attach does.
 
     Args:
-        trace: record into this folder too.
+        trace: record into this folder too; log: have the audio server log its cycles there.
 
     Raises:
         HostError: no target, no probes. RuntimeError: the target said nothing at its end.
     """
     arguments = [*condition.arguments, "--duration", f"{seconds:g}", "--seed", str(seed)]
+    arguments += ["--log", str(log)] if log else []
     before = _cpu_time()
     analysis = Analysis()
     with ExitStack() as stack:
