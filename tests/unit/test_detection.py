@@ -36,7 +36,8 @@ def test_every_condition_is_run_once_a_round() -> None:
 
 
 def test_a_piece_goes_on_where_the_saved_runs_end(tmp_path: Path) -> None:
-    kept, ran = tmp_path / "runs", []
+    kept = tmp_path / "runs"
+    ran: list[tuple[Condition, int]] = []
 
     def one(at: Condition, number: int) -> Run:
         if len(ran) == 3:
