@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from tracer.model.lead import lead
 from tracer.model.summary import (
     BlameRow,
     CostStats,
@@ -213,6 +214,14 @@ def missing() -> Summary:
         miss(2),
         *(miss(n, carried_from=2, segments=CARRIED, detail="", sufficient=()) for n in range(3, 8)),
     )
+    table = {
+        "item_state": Remedy(1, 7, {"serialised": 6}, 1, 2),
+        "dup": Remedy(1, 7, {"serialised": 6}, 1, 2),
+        "fair": Remedy(6, 7, {"lock": 1}, 1, 2),
+        "own_context": Remedy(6, 7, {"lock": 1}, 1, 2),
+        "realtime": Remedy(5, 7, {"serialised": 1, "lock": 1}, 1, 2),
+        "no_steal": Remedy(0, 7, {"serialised": 6, "lock": 1}, 0, 2),
+    }
     return base(
         verdict="Still happening: 2 episodes (7 missed cycles) in the last minute, the last 3 s ago; "
         "W served other events first in most of them (serialised).",
@@ -225,14 +234,8 @@ def missing() -> Summary:
             Episode(1, 1_000 * MS, 1_138 * MS, ("s1",), 6, "serialised", "channel"),
             Episode(2, 3_000 * MS, None, ("s1",), 1, "lock", "item_state"),
         ),
-        counterfactual={
-            "item_state": Remedy(1, 7, {"serialised": 6}, 1, 2),
-            "dup": Remedy(1, 7, {"serialised": 6}, 1, 2),
-            "fair": Remedy(6, 7, {"lock": 1}, 1, 2),
-            "own_context": Remedy(6, 7, {"lock": 1}, 1, 2),
-            "realtime": Remedy(5, 7, {"serialised": 1, "lock": 1}, 1, 2),
-            "no_steal": Remedy(0, 7, {"serialised": 6, "lock": 1}, 0, 2),
-        },
+        counterfactual=table,
+        lead=lead(table),
         blame=(
             BlameRow("item_state", "write", "write(eventfd)", "process_receive", 12 * MS, 4 * MS, 0, 72),
             BlameRow("item_state", "handle_fence", "futex(jobs)", "write", 22_100_000, 22_100_000, 1, 2),

@@ -55,3 +55,18 @@ class LogHistogram:
         rank = min(self.n, max(1, int(np.ceil(q * self.n))))
         bucket = int(np.searchsorted(np.cumsum(self._counts), rank))
         return min(self.max, int(2.0 ** ((bucket + 0.5) / PER_OCTAVE)))
+
+    def bins(self, per_octave: int = 2) -> list[tuple[int, int, int]]:
+        """(from ns, to ns, count) of each part of an octave, from the first to the last that counts any.
+
+        Args:
+            per_octave: a divisor of PER_OCTAVE.
+        """
+        if self._counts is None or not self.n:
+            return []
+        counts = self._counts.reshape(-1, PER_OCTAVE // per_octave).sum(axis=1)
+        filled = np.flatnonzero(counts)
+        return [
+            (round(2.0 ** (i / per_octave)), round(2.0 ** ((i + 1) / per_octave)), int(counts[i]))
+            for i in range(int(filled[0]), int(filled[-1]) + 1)
+        ]

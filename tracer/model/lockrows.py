@@ -11,7 +11,7 @@ from typing import Protocol
 
 from tracer.model.blame import Cell
 from tracer.model.registry import Registry
-from tracer.model.summary import BlameRow, HoldStats, LockRow, WaitStats
+from tracer.model.summary import BlameRow, HolderRow, HoldStats, LockRow, WaitBin, WaitStats
 from tracer.model.words import Word
 
 
@@ -36,13 +36,13 @@ class LockRows:
         self.registry = registry
         self.namer = namer
 
-    def locks(self, words: Iterable[Word], limit: int) -> tuple[LockRow, ...]:
-        """The locks, ranked by misses caused, then by time waited."""
+    def locks(self, words: Iterable[Word], limit: int, *, bins: bool = False) -> tuple[LockRow, ...]:
+        """The locks, ranked by misses caused, then by time waited; ``bins``: with ``wait_bins``."""
         locks = [w for w in words if w.kind in ("mutex", "pthread") and w.contended]
         locks.sort(key=lambda w: (-w.misses, -w.waits.total, w.tgid, w.word))
-        return tuple(self._row(w) for w in locks[:limit])
+        return tuple(self._row(w, bins) for w in locks[:limit])
 
-    def _row(self, word: Word) -> LockRow:
+    def _row(self, word: Word, bins: bool) -> LockRow:
         name, instance, named_by, evidence = self._name(word.tgid, word.word)
         kind = "condvar_relock" if word.kind == "mutex" and word.is_relock else word.kind
         return LockRow(
@@ -70,6 +70,7 @@ class LockRows:
             evidence=evidence,
             top_waiter=self._top(word.waiters),
             top_holder=self._top(word.wakers),
+            wait_bins=tuple(WaitBin(*row) for row in word.waits.bins()) if bins else (),
         )
 
     def _top(self, counts: dict[int, int]) -> str:
@@ -111,4 +112,18 @@ class LockRows:
             for key, (total, longest, misses, waits) in merged.items()
         ]
         rows.sort(key=lambda r: (-r.misses, -r.wait_ns_total, r.lock, r.holder_operation, r.victim_operation))
+        return tuple(rows[:limit])
+
+    def holders(self, cells: Iterable[Cell], limit: int) -> tuple[HolderRow, ...]:
+        """Blame by lock and holder's operation; ranked like blame."""
+        merged: dict[tuple[str, str], list[int]] = {}
+        for cell in cells:
+            operation = self._operation(cell.tgid, cell.holder_caller, cell.holder_tid)
+            sums = merged.setdefault((self.label(cell.tgid, cell.word), operation), [0, 0, 0, 0])
+            sums[0] += cell.total_ns
+            sums[1] = max(sums[1], cell.max_ns)
+            sums[2] += cell.misses
+            sums[3] += cell.waits
+        rows = [HolderRow(*key, *sums) for key, sums in merged.items()]
+        rows.sort(key=lambda r: (-r.misses, -r.wait_ns_total, r.lock, r.operation))
         return tuple(rows[:limit])

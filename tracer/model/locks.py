@@ -17,11 +17,12 @@ from collections.abc import Iterable
 import numpy as np
 
 from tracer.model.acquire import CONTENDED, LOCK_WAIT, PTHREAD_WAIT, STD_WAIT, WAKE, Acquirer, classify
+from tracer.model.blame import Cell
 from tracer.model.holders import Holders
 from tracer.model.lockrows import LockRows, Namer
 from tracer.model.registry import Registry
 from tracer.model.step import Step
-from tracer.model.summary import BlameRow, LockRow
+from tracer.model.summary import BlameRow, HolderRow, LockRow
 from tracer.model.words import (
     SEEN_PRIVATE_OTHER,
     SEEN_PTHREAD,
@@ -300,15 +301,21 @@ class Locks:
 
     # ---- summary
 
-    def rows(self, limit: int = 50) -> tuple[LockRow, ...]:
-        """The locks, ranked by misses caused, then by time waited."""
-        return self._rows.locks(self._with_pending().values(), limit)
+    def rows(self, limit: int = 50, *, bins: bool = False) -> tuple[LockRow, ...]:
+        """The locks, ranked by misses caused, then by time waited; ``bins``: with ``wait_bins``."""
+        return self._rows.locks(self._with_pending().values(), limit, bins=bins)
 
     def blame(self, limit: int = 50) -> tuple[BlameRow, ...]:
         """Blame cells with names, those of equal names together; ranked by misses, then total wait."""
+        return self._rows.blame(self._cells(), limit)
+
+    def by_holder(self, limit: int = 50) -> tuple[HolderRow, ...]:
+        """Blame by lock and holder's operation alone."""
+        return self._rows.holders(self._cells(), limit)
+
+    def _cells(self) -> list[Cell]:
         cells = self.holders.cells_now(self._acquirer.pending()).cells.values()
-        locks = [c for c in cells if self.kind(c.tgid, c.word) in ("mutex", "pthread")]
-        return self._rows.blame(locks, limit)
+        return [c for c in cells if self.kind(c.tgid, c.word) in ("mutex", "pthread")]
 
     def label(self, tgid: int, word: int) -> str:
         """A lock's name with its instance, as tables show it."""

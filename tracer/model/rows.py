@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Final
 import numpy as np
 
 from tracer.model.counterfactual import Names as RemedyNames
+from tracer.model.lead import REMEDY_TEXT, lead
 from tracer.model.leaves import LOCK, Word
 from tracer.model.remedies import Remedies
 from tracer.model.streams import MIN_CYCLES, Stream
@@ -51,21 +52,11 @@ if TYPE_CHECKING:
 #: Rows listed of each table.
 LOCK_ROWS: Final = 50
 HELD_ROWS: Final = 100
+HOLDER_ROWS: Final = 200
 #: A lock is named with a miss if it was waited for at least 1/LOCK_MATTERS of the lateness.
 LOCK_MATTERS: Final = 4
 #: Streams that ended are shown this long.
 SHOW_ENDED_NS: Final = 10_000_000_000
-
-REMEDY_TEXT: Final = {
-    "item_state": "no waits on item_state",
-    "dup": "write path dup",
-    "refcount": "write path refcount",
-    "task": "write path task",
-    "fair": "a fair worker",
-    "own_context": "a context of its own",
-    "realtime": "real-time priority for W and G",
-    "no_steal": "no steal",
-}
 
 
 class Rows:
@@ -113,13 +104,18 @@ class Rows:
             steal_ns=a.facts.steal_ns,
             verdict=verdict,
             todo=todo,
+            lead=lead(table),
+            holders=a.locks.by_holder(HOLDER_ROWS) if limit is None else (),
             threads=self._threads(),
             drivers=tuple(
                 DriverRow(d.id, d.tgid, d.period_ns, dict(d.events), d.total) for d in a.streams.all_drivers()
             ),
-            streams=tuple(self._stream(s) for s in self._shown_streams()),
+            streams=tuple(self._stream(s, limit is None) for s in self._shown_streams()),
             locks=tuple(
-                sorted(a.locks.rows(LOCK_ROWS), key=lambda r: (-r.misses_caused, -r.wait_ns.total, r.address))
+                sorted(
+                    a.locks.rows(LOCK_ROWS, bins=limit is None),
+                    key=lambda r: (-r.misses_caused, -r.wait_ns.total, r.address),
+                )
             ),
             blame=a.locks.blame(LOCK_ROWS),
             held=a.held.rows(HELD_ROWS),
@@ -178,7 +174,7 @@ class Rows:
             )
         ]
 
-    def _stream(self, stream: Stream) -> StreamRow:
+    def _stream(self, stream: Stream, whole: bool) -> StreamRow:
         state = self._a.verdicts.state(stream)
         slack = Slack()
         if state.slack:
@@ -210,6 +206,8 @@ class Rows:
             alive=stream.alive,
             recent=tuple(state.recent),
             audible={"yes": state.by_leg.get("wake", 0), "unknown": state.by_leg.get("completion", 0)},
+            slack_bin_ns=state.bins.width_ns if whole else 0,
+            slack_bins=state.bins.rows() if whole else (),
         )
 
     def _miss(self, miss: MissState, episode: int) -> Miss:

@@ -97,12 +97,29 @@ class Slack:
 
 
 @dataclass(frozen=True, slots=True)
+class SlackBin:
+    """Cycles whose deadline lies in one stretch of time: what a picture of slack over time is drawn from.
+
+    ``least_ns`` and ``mean_ns``: slack of those on time. ``late_ns``: of the latest missed one, 0 if
+    none closed.
+    """
+
+    start_ns: int
+    cycles: int
+    misses: int
+    least_ns: int | None
+    mean_ns: int | None
+    late_ns: int | None
+
+
+@dataclass(frozen=True, slots=True)
 class StreamRow:
     """A stream: one eventfd that the audio server signals every cycle.
 
     ``context`` is W's tid. ``misses`` counts every missed cycle, the ``carried`` ones included.
     ``recent``: slack per recent cycle (oldest first) for a sparkline, ns, None = missed.
-    ``audible``: misses by yes, no, unknown.
+    ``audible``: misses by yes, no, unknown. ``slack_bins``: the whole recording in at most 256 stretches
+    of ``slack_bin_ns``, in the last summary only.
     """
 
     id: str
@@ -125,6 +142,17 @@ class StreamRow:
     alive: bool = True
     recent: tuple[int | None, ...] = ()
     audible: Mapping[str, int] = field(default_factory=dict)
+    slack_bin_ns: int = 0
+    slack_bins: tuple[SlackBin, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class WaitBin:
+    """Waits of at least ``from_ns`` and less than ``to_ns``."""
+
+    from_ns: int
+    to_ns: int
+    waits: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,7 +177,10 @@ class HoldStats:
 
 @dataclass(frozen=True, slots=True)
 class LockRow:
-    """A lock word. ``kind``: mutex (Rust std), pthread, condvar_relock, other."""
+    """A lock word. ``kind``: mutex (Rust std), pthread, condvar_relock, other.
+
+    ``wait_bins``: how long the waits were, half an octave each, in the last summary only.
+    """
 
     name: str
     instance: str
@@ -165,6 +196,7 @@ class LockRow:
     evidence: str = ""
     top_waiter: str = ""
     top_holder: str = ""
+    wait_bins: tuple[WaitBin, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,6 +211,18 @@ class BlameRow:
     wait_ns_max: int
     misses: int
     waits: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class HolderRow:
+    """Blame by lock and what its holder did, over all syscalls and victims."""
+
+    lock: str
+    operation: str
+    wait_ns_total: int
+    wait_ns_max: int
+    misses: int
+    waits: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -343,6 +387,7 @@ class Summary:
     """Everything xdtrace has to say at one moment of record time.
 
     ``verdict``: is it still happening, since when, how often, why; ``todo``: the one thing to do about it.
+    ``lead``: what each remedy alone would have avoided, in one sentence.
     """
 
     host: Mapping[str, str | int | float]
@@ -366,6 +411,8 @@ class Summary:
     findings: tuple[Finding, ...] = ()
     schema: int = SCHEMA
     todo: str = ""
+    lead: str = ""
+    holders: tuple[HolderRow, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """The JSON form (schema 1): nested dicts and lists of plain values."""

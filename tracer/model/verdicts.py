@@ -22,6 +22,7 @@ from tracer.model.path import PathFinder
 from tracer.model.phases import DEFAULT_COMMAND_NS, DEFAULT_GUEST_NS, Habits, Path
 from tracer.model.registry import Registry
 from tracer.model.roles import Roles
+from tracer.model.slackbins import SlackBins
 from tracer.model.streams import Cycle, Stream
 from tracer.model.timeline import Timeline
 from tracer.model.window import Window
@@ -57,6 +58,7 @@ class StreamState:
     on_time: deque[OnTime] = field(default_factory=lambda: deque(maxlen=BASELINE_CYCLES))
     slack: deque[int] = field(default_factory=lambda: deque(maxlen=4096))
     recent: deque[int | None] = field(default_factory=lambda: deque(maxlen=64))
+    bins: SlackBins = field(default_factory=SlackBins)
     min_slack: int | None = None
     pending_until: int = 0
     episode: EpisodeState | None = None
@@ -163,6 +165,7 @@ class Verdicts:
                 return  # late, but the miss is named on another stream of the same completion
             state.slack.append(slack)
             state.recent.append(slack)
+            state.bins.add(cycle.deadline_ns, slack)
             state.min_slack = slack if state.min_slack is None else min(state.min_slack, slack)
             if cycle.read_ns is not None and (
                 not cycle.stream.completion_expected or cycle.write_ns is not None
@@ -197,6 +200,7 @@ class Verdicts:
         episode.end_ns = cycle.closing_ns
         state.misses += 1
         state.recent.append(None)
+        state.bins.add(cycle.deadline_ns, None, cycle.late_ns)
         state.by_leg[miss.leg] = state.by_leg.get(miss.leg, 0) + 1
         if not miss.driver_fault:
             state.by_cause[miss.cause] = state.by_cause.get(miss.cause, 0) + 1

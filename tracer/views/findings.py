@@ -8,22 +8,11 @@ from __future__ import annotations
 
 from rich.text import Text
 
-from tracer.model.summary import REMEDIES, Finding, Remedy, Summary
+from tracer.model.lead import REMEDY_TEXT, ranked
+from tracer.model.summary import Finding, Remedy, Summary
 from tracer.views.fmt import BAD, DIM, WARN, clean, count, cut, wrap
 from tracer.views.grid import Block, Cell, Column, heading, table
 from tracer.views.streams import tally
-
-#: How a remedy reads after "each alone would have avoided ...".
-REMEDY_NAMES = {
-    "item_state": "no waits on item_state",
-    "dup": "write path dup",
-    "refcount": "write path refcount",
-    "task": "write path task",
-    "fair": "a fair worker",
-    "own_context": "a context of its own",
-    "realtime": "real-time priority for W and G",
-    "no_steal": "no stolen CPU",
-}
 
 _LEVELS = {"alert": ("!!", BAD), "warn": ("! ", WARN), "info": ("· ", DIM)}
 
@@ -65,16 +54,29 @@ def _entry(finding: Finding, width: int, full: bool) -> list[Text]:
     return lines
 
 
-def render_remedies(summary: Summary) -> Block:
-    """What each remedy alone would have avoided, by replay; the best first."""
-    named = [(name, summary.counterfactual[name]) for name in REMEDIES if name in summary.counterfactual]
-    rows = sorted(named, key=lambda row: (-row[1].episodes_avoided, -row[1].avoided))
+def render_lead(summary: Summary) -> Block:
+    """What would have helped, in one sentence; nothing where no episode was judged."""
+
+    def build(width: int, height: int | None) -> list[Text]:
+        text = clean(summary.lead)
+        return [Text(part, "bold", no_wrap=True) for part in wrap(text, width)] if text else []
+
+    return Block(build)
+
+
+def render_remedies(summary: Summary, *, titled: bool = True) -> Block:
+    """What each remedy alone would have avoided, by replay; the best first.
+
+    Args:
+        titled: with a heading; not where the sentence that it belongs to stands above it.
+    """
+    rows = [(name, summary.counterfactual[name]) for name in ranked(summary.counterfactual)]
 
     def share(got: int, of: int) -> Cell:
         return (f"{count(got)} of {count(of)}", "bold" if got else DIM)
 
     columns: list[Column[tuple[str, Remedy]]] = [
-        Column("remedy", lambda r: REMEDY_NAMES.get(r[0], clean(r[0])), least=14, most=32),
+        Column("remedy", lambda r: REMEDY_TEXT[r[0]], least=14, most=32),
         Column("episodes", lambda r: share(r[1].episodes_avoided, r[1].episodes_of), right=True),
         Column("misses", lambda r: share(r[1].avoided, r[1].of), 1, right=True),
         Column("what remains", lambda r: (tally(r[1].remaining_by_cause), DIM), 2, least=14, most=60),
@@ -84,6 +86,7 @@ def render_remedies(summary: Summary) -> Block:
         if not any(remedy.of or remedy.episodes_of for _, remedy in rows):
             return []
         note = "each alone would have avoided, by replay"
-        return table("What would have helped", note, columns, rows, width, height)
+        lines = table("What would have helped", note, columns, rows, width, height)
+        return lines if titled else lines[1:]
 
     return Block(build)

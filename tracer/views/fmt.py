@@ -16,6 +16,11 @@ from rich.text import Text
 #: Shown where a value is not known; never "0".
 NONE = "–"
 
+#: The width of a pipe, a file, a log: nothing is ever cut there.
+ENDLESS = 1 << 20
+#: Sentences are broken at this many cells, however wide the output.
+READABLE = 120
+
 # The Okabe-Ito palette: told apart with every common colour blindness (https://jfly.uni-koeln.de/color/).
 ORANGE = "#e69f00"
 SKY = "#56b4e9"
@@ -52,6 +57,11 @@ SEGMENT_MARKS: dict[str, tuple[str, str, str]] = {
 _SPARK = "▁▂▃▄▅▆▇█"
 _MISS_MARK = "×"
 _ASCII_PRINTABLE = re.compile(r"[ -~]*\Z")
+
+
+def is_endless(width: int) -> bool:
+    """Whether that is the width of a pipe, or of what an indent leaves of it."""
+    return width >= ENDLESS // 2
 
 
 def clean(name: str) -> str:
@@ -169,7 +179,13 @@ def legend(names: Iterable[str]) -> Text:
 
 
 def wrap(text: str, width: int, *, indent: str = "", lines: int | None = None) -> list[str]:
-    """A sentence in lines of ``width`` cells, broken at spaces; past ``lines`` it ends in an ellipsis."""
+    """A sentence in lines of ``width`` cells, broken at spaces; past ``lines`` it ends in an ellipsis.
+
+    On an endless width lines are readable ones, as many as it takes, and a word is never cut.
+    """
+    endless = is_endless(width)
+    if endless:
+        width, lines = READABLE, None
     out: list[str] = []
     line = ""
     for word in text.split():
@@ -183,4 +199,5 @@ def wrap(text: str, width: int, *, indent: str = "", lines: int | None = None) -
     out.append(line)
     if lines is not None and len(out) > lines:
         out = [*out[: lines - 1], " ".join(out[lines - 1 :])]
-    return [cut(indent + part if i else part, width) for i, part in enumerate(out)]
+    out = [indent + part if i else part for i, part in enumerate(out)]
+    return out if endless else [cut(part, width) for part in out]

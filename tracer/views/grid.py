@@ -16,7 +16,7 @@ from rich.console import Console, ConsoleOptions, RenderResult
 from rich.segment import Segment
 from rich.text import Text
 
-from tracer.views.fmt import DIM, NONE, TITLE, cut, pad
+from tracer.views.fmt import DIM, NONE, TITLE, cut, is_endless, pad
 
 Row = TypeVar("Row")
 #: A cell: plain text, or text with a style, or a Text of its own.
@@ -78,7 +78,7 @@ class Column(Generic[Row]):
         priority: 0 is never dropped; of the others the highest goes first.
         least: the width it is kept with, if need be by dropping other columns; 0: its full width,
             always (numbers). Where none are left to drop, text is cut down to ``_FLOOR``.
-        most: the width beyond which it is cut even where there is room.
+        most: the width beyond which it is cut even where there is room (but in a pipe).
     """
 
     title: str
@@ -138,10 +138,9 @@ def table(
     gap = 1 if width < 80 else 2
     cells = [[_split(column.cell(row)) for row in shown] for column in columns]
     used = [i for i, column in enumerate(cells) if any(text not in ("", NONE) for text, _ in column)]
-    natural = [
-        min(max([cell_len(columns[i].title), *(cell_len(text) for text, _ in cells[i])]), columns[i].most)
-        for i in used
-    ]
+    natural = [max([cell_len(columns[i].title), *(cell_len(text) for text, _ in cells[i])]) for i in used]
+    if not is_endless(width):
+        natural = [min(w, columns[i].most) for i, w in zip(used, natural, strict=True)]
     least = [min(columns[i].least, w) if columns[i].least else w for i, w in zip(used, natural, strict=True)]
     keep = _shown(natural, least, [columns[i].priority for i in used], width, gap)
     widths = {used[k]: natural[k] for k in keep}

@@ -22,6 +22,7 @@ from tracer.views.fmt import (
     count,
     cut,
     duration,
+    is_endless,
     legend,
     pad,
     percent,
@@ -86,7 +87,7 @@ def render_misses(summary: Summary) -> Block:
             return []
         note = f"newest first, of {plural(_total(summary.streams, summary), 'missed cycle')}"
         lines = [heading("Misses", note, width)]
-        groups = _groups(summary.misses[-_RECENT:])
+        groups = _groups(summary.misses if is_endless(width) else summary.misses[-_RECENT:])
         left = len(groups)
         keys: set[str] = set()
         for miss, carried in reversed(groups):

@@ -12,8 +12,8 @@ from collections.abc import Sequence
 from rich.text import Text
 
 from tracer.model.summary import Summary
-from tracer.views.findings import render_findings, render_remedies
-from tracer.views.fmt import cut
+from tracer.views.findings import render_findings, render_lead, render_remedies
+from tracer.views.fmt import cut, is_endless
 from tracer.views.grid import Block, stack
 from tracer.views.header import render_header
 from tracer.views.locks import render_blame, render_held, render_lock_evidence, render_locks
@@ -27,6 +27,7 @@ __all__ = [
     "render_findings",
     "render_header",
     "render_held",
+    "render_lead",
     "render_lock_evidence",
     "render_locks",
     "render_misses",
@@ -116,19 +117,29 @@ def _no_misses(summary: Summary) -> str:
 
 
 def _at_most(most: int, block: Block) -> Block:
-    """The block, cut at ``most`` lines however much room there is."""
-    return Block(lambda width, height: block.lines(width, most if height is None else min(height, most)))
+    """The block, cut at ``most`` lines however much room there is; in a pipe nothing is cut."""
+
+    def build(width: int, height: int | None) -> list[Text]:
+        if is_endless(width):
+            return block.lines(width, height)
+        return block.lines(width, most if height is None else min(height, most))
+
+    return Block(build)
 
 
 def render_report(summary: Summary, *, full: bool = True) -> Block:
-    """Everything below each other, for a page rather than a screen; ``full``: the last summary."""
+    """Everything below each other, for a page rather than a screen.
+
+    Args:
+        full: the last summary, led by what would have helped; else a block among many.
+    """
     if not full:
         tables = (render_streams(summary), render_locks(summary))
         return stack([render_header(summary), *(_at_most(_PAGE // 2, block) for block in tables)])
     return stack(
         [
+            stack([render_lead(summary), render_remedies(summary, titled=not summary.lead)], gap=0),
             render_header(summary),
-            render_remedies(summary),
             render_findings(summary, full=True),
             _at_most(_PAGE, render_streams(summary)),
             _at_most(_PAGE, render_locks(summary)),

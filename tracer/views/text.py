@@ -16,11 +16,9 @@ from rich.text import Text
 
 from tracer.model.summary import Summary
 from tracer.views.base import Action
-from tracer.views.fmt import cut, plural
+from tracer.views.fmt import ENDLESS, cut, plural
 from tracer.views.grid import Block, segments, stack
 from tracer.views.tables import render_report
-
-PIPE_WIDTH = 120
 
 
 class PipeConsole(Console):
@@ -31,14 +29,14 @@ class PipeConsole(Console):
 
 
 def console_for(out: TextIO) -> PipeConsole:
-    """A console of the terminal's width; of ``COLUMNS`` or 120 where ``out`` is no terminal.
+    """A console of the terminal's width; of ``COLUMNS`` where ``out`` is no terminal, else endless.
 
     ``NO_COLOR`` is respected (by rich).
     """
     if out.isatty():
         return PipeConsole(file=out, highlight=False, markup=False, emoji=False)
     columns = os.environ.get("COLUMNS", "")
-    width = int(columns) if columns.isdigit() and int(columns) >= 40 else PIPE_WIDTH
+    width = int(columns) if columns.isdigit() and int(columns) >= 40 else ENDLESS
     return PipeConsole(file=out, width=width, highlight=False, markup=False, emoji=False)
 
 
