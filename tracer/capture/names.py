@@ -64,10 +64,11 @@ class Names:
             with self._lock:
                 self._programs.append(Program(tgid, build_id, "", ""))
             device = self._symbols.device(tgid)
-            locks = self._symbols.lock_symbols(tgid)
-            with self._lock:
-                if device.crate:
+            if device.crate:
+                with self._lock:
                     self._programs.append(Program(tgid, build_id, device.crate, device.version))
+            locks = self._symbols.lock_symbols(tgid)  # last: it may have to ask a server for the debug info
+            with self._lock:
                 self._locks.extend(locks)
 
         self._asked = {key for key in self._asked if key[0] != tgid}

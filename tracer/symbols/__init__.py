@@ -21,6 +21,7 @@ from tracer import schema
 from tracer.symbols import debugfiles, device, elf, maps, statics
 from tracer.symbols.cache import Cache
 from tracer.symbols.client import LOOKUP_TIMEOUT_S, OPEN_TIMEOUT_S, Client
+from tracer.symbols.debuginfod import Debuginfod
 from tracer.symbols.device import Device
 
 __all__ = ["Device", "Symbolizer"]
@@ -54,6 +55,7 @@ class Symbolizer:
         self._debug_dirs = tuple(path.absolute() for path in debug_dirs)
         self._cache = cache or Cache()
         self._client = Client()
+        self._debuginfod = Debuginfod()
         self._lock = threading.RLock()
         self._maps: dict[int, maps.Maps] = {}
         self._modules: dict[tuple[int, int, int, int], _Module | None] = {}
@@ -145,6 +147,7 @@ class Symbolizer:
         """End the child process, if one was started."""
         with self._lock:
             self._client.close()
+            self._debuginfod.close()
 
     def _resolve(self, tgid: int, address: int) -> schema.CallSite:
         wanted = address - 1
@@ -230,6 +233,7 @@ class Symbolizer:
         own = module.elf
         if not own.has_dwarf:
             fd = debugfiles.find(own, os.path.dirname(mapping.path), tgid, self._debug_dirs)
+            fd = fd if fd is not None else self._debuginfod.find(own.build_id)
             if fd is not None:
                 return fd
         if own.has_dwarf or own.has_symtab or ".gnu_debugdata" in own.sections:

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where the debug info of a file is: in itself, beside it, by build id, or at a debuginfod server.
+"""Where the separate debug file of a file is on this host: beside it, or by build id.
 
 Owns the search order of separate debug files. Opens them, and never reads more
-than their headers. debuginfod is asked only where the user has set DEBUGINFOD_URLS.
+than their headers. Servers are asked by debuginfod.py.
 
 Order and places: gdb manual, "Separate Debug Files".
 """
@@ -11,19 +11,13 @@ from __future__ import annotations
 
 import os
 import stat
-import tempfile
-import time
 import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import IO
 
 from tracer.symbols import elf
 
 SYSTEM_DEBUG_DIRS = (Path("/usr/lib/debug"),)
-#: Seconds for one debuginfod server in all, and the largest answer taken.
-DEBUGINFOD_TIMEOUT_S = 5.0
-MAX_DOWNLOAD_BYTES = 512 << 20
 #: A debug file beyond this is not checked against its link's CRC, and so not used by name.
 MAX_CRC_BYTES = 1 << 30
 
@@ -44,7 +38,7 @@ def find(module: elf.Elf, directory: str, tgid: int, debug_dirs: Sequence[Path])
         if _belongs(fd, module):
             return fd
         os.close(fd)
-    return _download(module.build_id) if module.build_id else None
+    return None
 
 
 def open_regular(path: str | Path) -> int | None:
@@ -93,35 +87,3 @@ def _crc(fd: int) -> int | None:
         crc = zlib.crc32(piece, crc)
         offset += len(piece)
     return crc
-
-
-def _download(build_id: str) -> int | None:
-    import http.client  # late: with what it brings, a tenth of a live session's imports
-
-    for server in os.environ.get("DEBUGINFOD_URLS", "").split():
-        if not server.startswith(("http://", "https://")):
-            continue
-        url = f"{server.rstrip('/')}/buildid/{build_id}/debuginfo"
-        try:
-            with tempfile.TemporaryFile() as file:
-                _fetch(url, file)
-                found = elf.read(file.fileno())
-                if found is not None and found.build_id == build_id:
-                    return os.dup(file.fileno())
-        except (OSError, ValueError, http.client.HTTPException):
-            continue
-    return None
-
-
-def _fetch(url: str, file: IO[bytes]) -> None:
-    import urllib.request
-
-    deadline = time.monotonic() + DEBUGINFOD_TIMEOUT_S
-    total = 0
-    with urllib.request.urlopen(url, timeout=DEBUGINFOD_TIMEOUT_S) as answer:
-        while piece := answer.read1(1 << 16):
-            total += len(piece)
-            if total > MAX_DOWNLOAD_BYTES or time.monotonic() > deadline:
-                raise TimeoutError(url)
-            file.write(piece)
-    file.flush()

@@ -21,6 +21,8 @@ struct Churn {
     waiting: Vec<VecDeque<u32>>,
     /// The server's own ends of open short streams, until the guest says that they are gone.
     open: HashMap<u32, [RawFd; 2]>,
+    /// A memfd with each.
+    memory: bool,
     opened: u64,
     skipped: u64,
 }
@@ -72,6 +74,7 @@ pub fn main(o: &Opts, cycle: &'static AtomicU64) {
         next_id: 0,
         waiting: vec![VecDeque::new(); layout.churn_ctx.len()],
         open: HashMap::new(),
+        memory: o.memory,
         opened: 0,
         skipped: 0,
     };
@@ -233,8 +236,12 @@ impl Churn {
     fn send(&mut self, k: usize, conn: RawFd) {
         while let Some(&id) = self.waiting[k].front() {
             let fds = [sys::eventfd(true), sys::eventfd(true)];
-            let frame = Frame { kind: wire::CHURN, id, fds: 2 };
-            if !matches!(sys::send_fds(conn, &frame.encode(), &fds), Ok(true)) {
+            let memory = self.memory.then(sys::memfd);
+            let all: Vec<RawFd> = fds.iter().copied().chain(memory).collect();
+            let frame = Frame { kind: wire::CHURN, id, fds: all.len() as u32 };
+            let sent = matches!(sys::send_fds(conn, &frame.encode(), &all), Ok(true));
+            memory.into_iter().for_each(sys::close);
+            if !sent {
                 fds.iter().for_each(|&fd| sys::close(fd));
                 return;
             }

@@ -12,6 +12,8 @@ use std::collections::{HashMap, VecDeque};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{mpsc, Arc};
 
+/// Resources of contexts are numbered from 1.
+const FIRST_BLOB: u32 = 1000;
 /// A short stream lives so long; in order, so that closing needs no sorting.
 const SHORT_LIFE_NS: u64 = 200_000_000;
 
@@ -32,6 +34,8 @@ struct Shared {
 struct Short {
     id: u32,
     items: [u32; 2],
+    /// Made of the memory that it brought; 0: none.
+    resource: u32,
     close_ns: u64,
     /// The worker has registered the eventfd once a fence of a later turn is signalled; not to be closed before.
     after_turn: u64,
@@ -50,6 +54,7 @@ pub struct Guest {
     streams: Vec<Option<Sustained>>,
     wake_items: HashMap<(u32, u32), usize>,
     next_fence: u64,
+    next_resource: u32,
     gpu_busy: bool,
     rng: Rng,
     cycle: &'static AtomicU64,
@@ -88,6 +93,7 @@ impl Guest {
             streams: (0..o.streams).map(|_| None).collect(),
             wake_items: HashMap::new(),
             next_fence: 1,
+            next_resource: FIRST_BLOB,
             gpu_busy: false,
             rng: Rng::new(o.seed ^ 0x6e57),
             cycle,
@@ -177,10 +183,17 @@ impl Guest {
                         self.vmm.kick();
                     }
                     let close_ns = sys::now_ns() + SHORT_LIFE_NS;
+                    let resource = items.get(2).map_or(0, |&item| {
+                        self.next_resource += 1;
+                        let (ctx, resource) = (c as u32 + 1, self.next_resource);
+                        self.push(Command::Blob { ctx, item, resource }, None);
+                        self.vmm.kick();
+                        resource
+                    });
                     let items = [items[0], items[1]];
                     self.shared.with(|s| {
                         let after_turn = s.turns[c] + 1;
-                        s.churn[c].push_back(Short { id: f.id, items, close_ns, after_turn });
+                        s.churn[c].push_back(Short { id: f.id, items, resource, close_ns, after_turn });
                     });
                 }
                 wire::PIPE => self.shared.with(|s| s.pipe = Some((c as u32, items[0]))),
@@ -265,6 +278,10 @@ fn close_due(s: &mut Shared, c: usize, now: u64) -> bool {
         for item in short.items {
             let bytes = wire::write(item, true, &0u64.to_le_bytes());
             s.driver.push(Command::Submit { ctx: c as u32 + 1, bytes }, None);
+        }
+        if short.resource != 0 {
+            let command = Command::Unref { ctx: c as u32 + 1, resource: short.resource };
+            s.driver.push(command, None);
         }
         gone.extend(Frame { kind: wire::GONE, id: short.id, fds: 0 }.encode());
         s.churn[c].pop_front();

@@ -82,6 +82,13 @@ pub fn pipe() -> (RawFd, RawFd) {
 }
 
 /// The id that the kernel shows for an eventfd in fdinfo; -1 where it does not.
+/// One page of shared memory without a name in the file system.
+pub fn memfd() -> RawFd {
+    let fd = unsafe { libc::memfd_create(c"stream".as_ptr(), libc::MFD_CLOEXEC) };
+    assert!(fd >= 0 && unsafe { libc::ftruncate(fd, 4096) } == 0, "memfd");
+    fd
+}
+
 pub fn eventfd_id(fd: RawFd) -> i64 {
     let text = std::fs::read_to_string(format!("/proc/self/fdinfo/{fd}")).unwrap_or_default();
     text.lines().find_map(|l| l.strip_prefix("eventfd-id:")).and_then(|v| v.trim().parse().ok()).unwrap_or(-1)

@@ -29,6 +29,17 @@ pub enum Command {
         ctx: u32,
         bytes: Vec<u8>,
     },
+    /// Make a resource of a memory item, and attach it.
+    Blob {
+        ctx: u32,
+        item: u32,
+        resource: u32,
+    },
+    /// Detach it, and let go of it.
+    Unref {
+        ctx: u32,
+        resource: u32,
+    },
     /// A command of the GPU context: so much CPU time, with ioctl-like system calls in between.
     Gpu {
         ns: u64,
@@ -243,6 +254,16 @@ impl Vmm {
                 }
                 made
             }
+            Command::Blob { ctx, item, resource } => {
+                let blob =
+                    ResourceCreateBlob { blob_mem: 2, blob_flags: 1, blob_id: item as u64, size: 4096 };
+                rutabaga
+                    .resource_create_blob(ctx, resource, blob, None, None)
+                    .and_then(|()| rutabaga.context_attach_resource(ctx, resource))
+            }
+            Command::Unref { ctx, resource } => rutabaga
+                .context_detach_resource(ctx, resource)
+                .and_then(|()| rutabaga.unref_resource(resource)),
             Command::Gpu { ns } => {
                 for _ in 0..(ns / 200_000).max(1) {
                     sys::burn(ns.min(200_000));
