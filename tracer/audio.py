@@ -1,0 +1,373 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Glitch bursts in a capture of one steady tone: the user's own evidence.
+
+Owns the way from a WAV or FLAC file to bursts. Reads it twice in blocks, so that hours take little memory.
+Knows nothing of traces: who matches bursts with misses does so elsewhere.
+
+A pure tone obeys x[n+1] - 2 cos(w) x[n] + x[n-1] = 0. Where it breaks off or starts again the left side is
+at least A sin(w/2) in one of two samples, wherever in the period that is; the sample-to-sample delta, by
+contrast, sees nothing near a zero crossing. It is counted too, because people compare with it.
+"""
+
+from __future__ import annotations
+
+import math
+from bisect import bisect_left
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+import soundfile
+from numpy.typing import NDArray
+
+from tracer.errors import UsageError
+
+Samples = NDArray[np.float64]
+Runs = list[tuple[int, int]]
+
+#: Length of a piece in which the tone is looked for, and how many are looked at, spread over the file.
+_PIECE: Final = 2048
+_PIECES: Final = 400
+_BLOCK: Final = 1 << 17
+#: Samples: a shorter stretch of zeros is a zero crossing; edges that are closer are one.
+_SHORT: Final = 8
+#: Peak below which a capture is silent (-70 dBFS).
+_SILENT: Final = 3e-4
+#: Share of a piece's power that one sine must explain, and of the pieces that must be such.
+_PURE: Final = 0.99
+_PURE_PIECES: Final = 0.15
+#: An edge is at least A sin(w/2); noise of a normal distribution stays below seven sigma for hours.
+_EDGE_SHARE: Final = 0.25
+_SIGMAS: Final = 7.0
+#: Clipped: as many samples at the peak (a sine: 0.029), and a fundamental above it.
+_FLAT: Final = 0.05
+_OVER: Final = 1.003
+
+
+class AudioError(UsageError):
+    """A capture in which glitches cannot be counted."""
+
+
+class UnreadableAudio(AudioError):
+    """No sound file, or a damaged one."""
+
+
+class SilentCapture(AudioError):
+    """Nothing was recorded."""
+
+
+class ClippedCapture(AudioError):
+    """The tone is cut off at its peaks, which looks like an edge in every period."""
+
+
+class NoSingleTone(AudioError):
+    """Noise, speech, music, or several tones."""
+
+
+class NoisyCapture(AudioError):
+    """A tone under so much noise that edges could hide in it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Burst:
+    """Glitches that follow each other closely.
+
+    ``kind``: "zeros" (silence where the tone should be), "jump" (the tone goes on elsewhere in its period,
+    or clicks), "both". ``edges``: places where the tone breaks. ``phase_cycles``: how far the tone is,
+    afterwards, from where it would have been, in [-0.5, 0.5); None where there is too little of it there.
+    """
+
+    start_s: float
+    end_s: float
+    kind: str
+    edges: int
+    phase_cycles: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Capture:
+    """What a file holds. ``tone_start_s``, ``tone_end_s``: silence outside them is no glitch.
+
+    ``naive_count``: samples that differ from the one before by more than 1.5 x 2 A sin(pi f / rate), on all
+    channels that carry the tone.
+    """
+
+    rate_hz: int
+    channels: int
+    duration_s: float
+    tone_hz: float
+    amplitude: float
+    tone_start_s: float
+    tone_end_s: float
+    bursts: tuple[Burst, ...]
+    naive_count: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Tone:
+    """One channel's tone; ``noise`` is the deviation of the recurrence residual."""
+
+    channel: int
+    omega: float
+    amplitude: float
+    noise: float
+
+    @property
+    def threshold(self) -> float:
+        return max(_EDGE_SHARE * self.amplitude * math.sin(self.omega / 2), _SIGMAS * self.noise)
+
+
+def analyse(path: Path, *, join_s: float = 0.05) -> Capture:
+    """Find the tone of a capture and every place where it breaks.
+
+    Args:
+        path: WAV or FLAC, any number of channels; a channel without signal is left out.
+        join_s: glitches at most this far apart are one burst; 0 keeps each apart.
+
+    Raises:
+        AudioError: a subclass says why nothing can be counted.
+    """
+    if path.suffix.lower() == ".raw":  # which soundfile would take for headerless samples
+        raise UnreadableAudio(f"{path} has no header.", "Give a WAV or FLAC file: pw-record makes one.")
+    try:
+        with soundfile.SoundFile(path) as file:
+            tones = _tones(file)
+            edges, zeros, naive = _scan(file, tones)
+            return _capture(file, tones, edges, zeros, naive, join_s)
+    except (soundfile.LibsndfileError, OSError) as error:
+        raise UnreadableAudio(
+            f"{path} cannot be read as sound: {error}", "Give a WAV or FLAC file: pw-record makes one."
+        ) from error
+
+
+def skipped_quanta(burst: Burst, capture: Capture, quantum: int, most: int = 16) -> int | None:
+    """How many quanta of the tone were left out at a jump: the smallest number that explains its phase.
+
+    None: none up to ``most`` does, or more than one as well (1 kHz at 48 kHz repeats every three of 1024).
+    """
+    if burst.phase_cycles is None:
+        return None
+    per_quantum = quantum * capture.tone_hz / capture.rate_hz
+    off = [abs((k * per_quantum - burst.phase_cycles + 0.5) % 1 - 0.5) for k in range(1, most + 1)]
+    fitting = [k for k, error in enumerate(off, start=1) if error < 0.01]
+    return fitting[0] if len(fitting) == 1 else None
+
+
+def _tones(file: soundfile.SoundFile) -> list[_Tone]:
+    """The tone of every channel that has one; raises what is the matter if none has."""
+    count = min(_PIECES, file.frames // _PIECE)
+    if count == 0:
+        raise SilentCapture(
+            f"{file.name} holds {file.frames} samples: too short.", "Record a few seconds of the tone."
+        )
+    last = file.frames - _PIECE
+    pieces = np.empty((count, _PIECE, file.channels))
+    for i in range(count):
+        file.seek(last * i // max(1, count - 1))
+        pieces[i] = file.read(_PIECE, always_2d=True)
+    if not np.isfinite(pieces).all():
+        raise UnreadableAudio(f"{file.name} holds samples that are no numbers.", "Record it again.")
+    heard = [c for c in range(file.channels) if np.abs(pieces[:, :, c]).max() > _SILENT]
+    if not heard:
+        raise SilentCapture(
+            f"{file.name} is silent.", "Record the monitor of the sink that plays the tone, while it plays."
+        )
+    return [_tone(file.name, channel, pieces[:, :, channel]) for channel in heard]
+
+
+def _tone(name: str, channel: int, pieces: NDArray[np.float64]) -> _Tone:
+    loud = pieces[np.abs(pieces).max(axis=1) > _SILENT]
+    fits = [_sine(piece) for piece in loud]
+    pure = [i for i, (_, _, share) in enumerate(fits) if share >= _PURE]
+    if pure:
+        middle = float(np.median([fits[i][0] for i in pure]))
+        pure = [i for i in pure if abs(fits[i][0] - middle) < 0.005 * middle]
+    flat = [i for i, piece in enumerate(loud) if _is_flat(piece, fits[i][1])]
+    if len(flat) > len(loud) / 2:
+        raise ClippedCapture(f"The tone in {name} is clipped.", "Lower the volume and record again.")
+    if len(pure) < max(1.0, _PURE_PIECES * len(loud)):
+        raise NoSingleTone(
+            f"{name} is no capture of one steady tone: {len(pure)} of {len(loud)} pieces are.",
+            "Play a sine, best of 997 Hz, alone on that sink, and record its monitor.",
+        )
+    omega = float(np.median([fits[i][0] for i in pure]))
+    amplitude = float(np.median([fits[i][1] for i in pure]))
+    residual = [float(np.median(np.abs(_residual(loud[i], omega)))) for i in pure]
+    tone = _Tone(channel, omega, amplitude, float(np.median(residual)) / 0.6745)
+    if _SIGMAS * tone.noise > amplitude * math.sin(omega / 2):
+        raise NoisyCapture(
+            f"The noise in {name} is too loud to see where its tone breaks.",
+            "Record the sink's monitor instead of a microphone, or a louder tone.",
+        )
+    return tone
+
+
+def _is_flat(piece: Samples, amplitude: float) -> bool:
+    """Whether a piece stays at its peak as no sine does (not judged below -40 dBFS, where steps are wide)."""
+    size = np.abs(piece)
+    peak = float(size.max())
+    return peak > 0.01 and float(np.mean(size > 0.999 * peak)) > _FLAT and amplitude > _OVER * peak
+
+
+def _sine(piece: Samples) -> tuple[float, float, float]:
+    """Angular frequency, amplitude, share of power of the best sine (IEEE 1057, four parameters)."""
+    n = np.arange(piece.size, dtype=float)
+    spectrum = np.abs(np.fft.rfft((piece - piece.mean()) * np.hanning(piece.size)))
+    at = int(spectrum[1:-1].argmax()) + 1
+    low, top, high = np.log(spectrum[at - 1 : at + 2] + 1e-30)
+    bend = low - 2 * top + high
+    omega = 2 * math.pi * (at + (0.5 * (low - high) / bend if bend else 0.0)) / piece.size
+    step, rest, a, b = 0.0, piece, 0.0, 0.0
+    for _ in range(4):
+        omega = min(max(omega + step, 1e-3), math.pi - 1e-3)
+        cos, sin = np.cos(omega * n), np.sin(omega * n)
+        base = np.stack([cos, sin, np.ones_like(n), n * (b * cos - a * sin)][: 4 if a or b else 3], axis=1)
+        fit = np.linalg.lstsq(base, piece, rcond=None)[0]
+        rest = piece - base @ fit
+        a, b = float(fit[0]), float(fit[1])
+        step = float(fit[3]) if len(fit) == 4 else 0.0
+        step = step if abs(step) < 2 * math.pi / piece.size else 0.0
+    power = float(np.var(piece))
+    return omega, math.hypot(a, b), 1 - float(np.mean(rest * rest)) / power if power else 0.0
+
+
+def _residual(x: Samples, omega: float) -> Samples:
+    return x[2:] - 2 * math.cos(omega) * x[1:-1] + x[:-2]
+
+
+def _windows(file: soundfile.SoundFile) -> Iterator[tuple[int, int, int, Samples]]:
+    """The file in overlapping windows: where it begins, what of it is new (from, to), the samples."""
+    start, margin = 0, 2 * _SHORT
+    while start < file.frames:
+        begin = max(0, start - margin)
+        file.seek(begin)
+        window = file.read(_BLOCK + 2 * margin, always_2d=True)
+        if not len(window):
+            return  # the header promised more than there is
+        end = begin + len(window)
+        stop = end if end >= file.frames else end - margin
+        yield begin, start - begin, stop - begin, window
+        start = stop
+
+
+def _scan(file: soundfile.SoundFile, tones: list[_Tone]) -> tuple[Runs, Runs, int]:
+    """Edges and stretches of zeros of all channels together, as [first, last] sample, and the naive count."""
+    edges: list[Runs] = [[] for _ in tones]
+    zeros: list[Runs] = [[] for _ in tones]
+    naive = 0
+    for begin, first, stop, window in _windows(file):
+        if not np.isfinite(window).all():
+            raise UnreadableAudio(f"{file.name} holds samples that are no numbers.", "Record it again.")
+        for i, tone in enumerate(tones):
+            x = window[:, tone.channel]
+            broken = np.zeros(len(x), dtype=bool)
+            broken[1:-1] = np.abs(_residual(x, tone.omega)) > tone.threshold
+            quiet = _long_runs(np.abs(x) <= 1e-3 * tone.amplitude)
+            for flags, runs in ((broken, edges[i]), (quiet, zeros[i])):
+                _extend(runs, np.flatnonzero(flags[first:stop]) + begin + first)
+            jumps = np.abs(np.diff(x)) > 1.5 * 2 * tone.amplitude * math.sin(tone.omega / 2)
+            naive += int(np.count_nonzero(jumps[max(0, first - 1) : stop - 1]))
+    return _union(edges), _union(zeros), naive
+
+
+def _long_runs(flags: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """Only the runs of at least `_SHORT`."""
+    change = np.flatnonzero(np.diff(np.concatenate(([False], flags, [False])).astype(np.int8)))
+    kept = np.zeros(len(flags) + 1, dtype=np.int8)
+    starts, ends = change[::2], change[1::2]
+    long = ends - starts >= _SHORT
+    kept[starts[long]] += 1
+    kept[ends[long]] -= 1
+    return np.cumsum(kept[:-1]).astype(bool)
+
+
+def _extend(runs: Runs, indices: NDArray[np.int64]) -> None:
+    """Adds flagged samples, in order, joining those at most `_SHORT` apart."""
+    if not len(indices):
+        return
+    cuts = np.flatnonzero(np.diff(indices) > _SHORT)
+    starts = indices[np.concatenate(([0], cuts + 1))]
+    ends = indices[np.concatenate((cuts, [len(indices) - 1]))]
+    for start, end in zip(starts.tolist(), ends.tolist(), strict=True):
+        if runs and start - runs[-1][1] <= _SHORT:
+            runs[-1] = (runs[-1][0], end)
+        else:
+            runs.append((start, end))
+
+
+def _union(of_channels: list[Runs]) -> Runs:
+    return _joined(sorted(run for runs in of_channels for run in runs), _SHORT)
+
+
+def _joined(runs: Runs, apart: float) -> Runs:
+    """Runs in order, those at most ``apart`` samples apart as one."""
+    out: Runs = []
+    for start, end in runs:
+        if out and start - out[-1][1] <= apart:
+            out[-1] = (out[-1][0], max(out[-1][1], end))
+        else:
+            out.append((start, end))
+    return out
+
+
+def _within(runs: Runs, start: int, end: int) -> Runs:
+    """Those of ordered runs that begin in [start, end]."""
+    return runs[bisect_left(runs, (start, 0)) : bisect_left(runs, (end + 1, 0))]
+
+
+def _capture(
+    file: soundfile.SoundFile, tones: list[_Tone], edges: Runs, zeros: Runs, naive: int, join_s: float
+) -> Capture:
+    rate, frames = file.samplerate, file.frames
+    starts, ends = 0, frames - 1
+    glitches = _joined(sorted(edges + zeros), _SHORT)
+    # Silence before the tone and after it is no glitch.
+    if zeros and zeros[0][0] == 0:
+        starts = zeros[0][1] + 1
+    if zeros and zeros[-1][1] == frames - 1:
+        ends = zeros[-1][0] - 1
+    inside = [run for run in glitches if run[1] > starts + _SHORT and run[0] < ends - _SHORT]
+    joined = _joined(inside, max(_SHORT, join_s * rate))
+    bursts = []
+    for i, (start, end) in enumerate(joined):
+        room = (joined[i - 1][1] if i else starts, joined[i + 1][0] if i + 1 < len(joined) else ends)
+        quiet, breaks = _within(zeros, start, end), _within(edges, start, end)
+        alone = [e for e in breaks if not any(z[0] - _SHORT <= e[1] and e[0] <= z[1] + _SHORT for z in quiet)]
+        kind = "jump" if not quiet else "both" if alone else "zeros"
+        phase = _phase_change(file, tones[0], (start, end), room)
+        bursts.append(Burst(start / rate, (end + 1) / rate, kind, len(breaks), phase))
+    return Capture(
+        rate_hz=rate,
+        channels=file.channels,
+        duration_s=frames / rate,
+        tone_hz=tones[0].omega * rate / (2 * math.pi),
+        amplitude=tones[0].amplitude,
+        tone_start_s=starts / rate,
+        tone_end_s=(ends + 1) / rate,
+        bursts=tuple(bursts),
+        naive_count=naive,
+    )
+
+
+def _phase_change(
+    file: soundfile.SoundFile, tone: _Tone, burst: tuple[int, int], room: tuple[int, int]
+) -> float | None:
+    """Phase after a burst less that before it, in cycles; ``room``: where its neighbours end and begin."""
+    length = 256
+    least = max(_SHORT, math.ceil(math.pi / tone.omega))  # half a period
+    before = (max(room[0] + 2, burst[0] - length), burst[0] - 1)
+    after = (burst[1] + 2, min(room[1] - 2, burst[1] + 2 + length))
+    phases = []
+    for start, stop in (before, after):
+        if stop - start < least:
+            return None
+        file.seek(start)
+        piece = file.read(stop - start, always_2d=True)[:, tone.channel]
+        n = tone.omega * np.arange(start, start + len(piece))
+        fit = np.linalg.lstsq(np.stack([np.cos(n), np.sin(n)], axis=1), piece, rcond=None)[0]
+        if math.hypot(fit[0], fit[1]) < tone.amplitude / 2:
+            return None
+        phases.append(math.atan2(fit[0], fit[1]))
+    return ((phases[1] - phases[0]) / (2 * math.pi) + 0.5) % 1 - 0.5
