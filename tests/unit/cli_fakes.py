@@ -13,6 +13,7 @@ import views_data
 from tracer.cli import live
 from tracer.cli.main import run_command
 from tracer.errors import XdtraceError
+from tracer.model.analysis import Tally
 from tracer.model.summary import Summary
 from tracer.schema import Batch, empty_records
 
@@ -84,6 +85,9 @@ class FakeAnalysis:
 
     def words_to_watch(self) -> Mapping[int, tuple[int, ...]]:
         return self.words
+
+    def tally(self) -> Tally:
+        return Tally(0, 0)
 
     def summary(self, misses: int | None = None) -> Summary:
         return replace(self._summary, records=replace(self._summary.records, total=self.fed))

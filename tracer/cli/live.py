@@ -135,6 +135,8 @@ class Hooks:
     started: Callable[[], object] = lambda: None
     may_end: Callable[[bool], bool] = bool
     extra: Callable[[], Mapping[str, object]] = field(default=dict)
+    #: Makes what stands in a trace writer's place, from the analysis.
+    writer: Callable[[Any], Any] | None = None
 
 
 def go(todo: Plan, view: View, ending: Ending, hooks: Hooks | None = None) -> Summary:
@@ -154,7 +156,8 @@ def go(todo: Plan, view: View, ending: Ending, hooks: Hooks | None = None) -> Su
         stack.enter_context(session)
         analysis = making.result()
         if todo.output is not None:
-            writer = stack.enter_context(open_writer(todo.output, force=todo.force))
+            made = hooks.writer(analysis) if hooks.writer else open_writer(todo.output, force=todo.force)
+            writer = stack.enter_context(made)
         stack.enter_context(view)
         hooks.started()
         summary = run(

@@ -9,6 +9,7 @@ fixed steps (timeline.Sequencer), and names are asked for when a Summary is made
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from tracer.model.facts import Facts
 from tracer.model.findings import Evidence, RunDelay, Stuck, findings
@@ -32,6 +33,14 @@ from tracer.model.watch import Watch
 from tracer.model.writepath import WritePaths
 from tracer.profile import Profile, default_profiles
 from tracer.schema import RECORD, Batch, Kind
+
+
+@dataclass(frozen=True, slots=True)
+class Tally:
+    """Missed cycles, the carried ones included, and streams' episodes so far."""
+
+    misses: int
+    episodes: int
 
 
 class Analysis:
@@ -138,6 +147,10 @@ class Analysis:
         return known.type if known is not None else "fd"
 
     # --- results ---------------------------------------------------------------------
+
+    def tally(self) -> Tally:
+        """Running totals since the beginning (or the last reset): cheap, for whoever waits for a miss."""
+        return Tally(self.verdicts.total_misses, self.verdicts.total_episodes)
 
     def words_to_watch(self) -> dict[int, tuple[int, ...]]:
         """Lock words per VMM that the session should watch in the kernel."""

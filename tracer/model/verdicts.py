@@ -122,6 +122,11 @@ class Verdicts:
         self._losses: deque[tuple[int, int]] = deque(maxlen=1024)
         self._next_episode = 1
 
+    @property
+    def total_episodes(self) -> int:
+        """Episodes of single streams so far."""
+        return self._next_episode - 1
+
     def state(self, stream: Stream) -> StreamState:
         """The state of a stream, made when first asked for."""
         return self.states.setdefault(stream.serial, StreamState())

@@ -288,6 +288,30 @@ class TraceWriter:
 _KNOWN = (*fmt.FILES, fmt.META + ".new")
 
 
+def make_private_folder(path: Path) -> None:
+    """Make a folder for traces, 0700 and owned as they are, unless there is one already.
+
+    Raises:
+        TraceError: it cannot be made, or it is a link or a file.
+    """
+    try:
+        try:
+            os.mkdir(path, 0o700)
+        except FileExistsError:
+            os.close(os.open(path, _DIRECTORY))
+            return
+        folder = os.open(path, _DIRECTORY)
+        try:
+            if _owner() != (os.geteuid(), os.getegid()):
+                os.fchown(folder, *_owner())
+        finally:
+            os.close(folder)
+    except OSError as error:
+        raise TraceError(
+            f"cannot use {path} as a folder: {error.strerror}", "name a folder of your own, no link"
+        ) from error
+
+
 def _owner() -> tuple[int, int]:
     """Who shall own the trace: the user behind sudo, else ourselves."""
     ours = os.geteuid(), os.getegid()
