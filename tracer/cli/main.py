@@ -15,6 +15,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from tracer.cli.attach import attach
+from tracer.cli.compare import Sides, compare
 from tracer.cli.demo import demo
 from tracer.cli.doctor import doctor
 from tracer.cli.listing import list_vmms
@@ -41,6 +42,7 @@ app.command("list", short_help="VMMs found on this host, their audio streams")(l
 app.command("doctor", short_help="what is missing here, and how to get it")(doctor)
 app.command("record", short_help="the same as attach, into a folder, headless")(record)
 app.command("report", short_help="what a recorded trace says")(report)
+app.command("compare", cls=Sides, short_help="runs before and after a change")(compare)
 
 
 def _version(wanted: bool) -> None:
