@@ -47,16 +47,27 @@ def _options() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def _record(folder: Path) -> Path:
+def record(folder: Path, churn: int = 200) -> Path:
     """Record ten seconds of the mini-VMM under churn, as a user would."""
     out = folder / "minivmm.xdt"
-    command = ("demo", "--write-path", "locked", "--duration", "10", "-o", str(out), "--json")
+    command = (
+        "demo",
+        "--write-path",
+        "locked",
+        "--churn",
+        str(churn),
+        "--duration",
+        "10",
+        "-o",
+        str(out),
+        "--json",
+    )
     code = "import sys; from tracer.cli.main import main; sys.argv[0] = 'xdtrace'; sys.exit(main())"
     subprocess.run([sys.executable, "-c", code, *command], check=True, cwd=ROOT, stdout=subprocess.DEVNULL)
     return out
 
 
-def _load(trace: Path) -> tuple[Batch, Records]:
+def load(trace: Path) -> tuple[Batch, Records]:
     """What a trace knows beside its records, in one batch, and its records in order of their end."""
     from tracer.trace import TraceReader
 
@@ -77,7 +88,7 @@ def _load(trace: Path) -> tuple[Batch, Records]:
     return first, records
 
 
-def _repeated(first: Batch, records: Records, wanted: int) -> Iterator[Batch]:
+def repeated(first: Batch, records: Records, wanted: int) -> Iterator[Batch]:
     """Batches with ``wanted`` records in all: the trace again and again, each time shifted by its length."""
     ends = end_ns(records)
     length = int(ends[-1] - ends[0]) + _BATCH_NS
@@ -101,7 +112,7 @@ def _one(trace: Path, wanted: int) -> None:
     from tracer.model.analysis import Analysis
     from tracer.model.streams import Cycle
 
-    first, records = _load(trace)
+    first, records = load(trace)
     before_kib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     cpu, wall = time.process_time(), time.perf_counter()
     analysis = Analysis()
@@ -114,7 +125,7 @@ def _one(trace: Path, wanted: int) -> None:
         judging += time.process_time() - start
 
     setattr(analysis.verdicts, "take", timed)  # noqa: B010 (a method is replaced, to time it)
-    for batch in _repeated(first, records, wanted):
+    for batch in repeated(first, records, wanted):
         analysis.feed(batch)
     analysis.finish()
     fed = time.process_time() - cpu
@@ -195,8 +206,8 @@ def main() -> None:
         return
     results = Results("offline")
     with tempfile.TemporaryDirectory(prefix="xdtrace-bench-") as folder:
-        trace = chosen.trace or _record(Path(folder))
-        _, records = _load(trace)
+        trace = chosen.trace or record(Path(folder))
+        _, records = load(trace)
         text = Path(folder) / "perf.txt"
         futexes = _text(records[:_PEER_RECORDS], text)
         sizes = (1, 3) if chosen.quick else (1, 3, 10)

@@ -55,10 +55,24 @@ def test_only_the_last_seconds_are_kept(tmp_path: Path) -> None:
         memory.append(at(second))
     kept = memory.dump(tmp_path / "d.xdt", {"flight": "test"})
     first, *batches = TraceReader(tmp_path / "d.xdt")
-    assert [b.watermark_ns // NS for b in batches] == [95, 96, 97, 98, 99, 100]
+    assert [(b.watermark_ns // NS, len(b.records)) for b in batches] == [(100, 60)]
     assert first.watermark_ns // NS == 94
     assert (kept.seconds, kept.records, kept.cut_short) == (6.0, 60, False)
     assert memory.bytes == 60 * schema.RECORD_BYTES
+
+
+def test_a_dump_joins_batches_and_loses_nothing_of_them(tmp_path: Path) -> None:
+    whole = [some_batch(number, 20_000) for number in range(1, 12)]
+    memory = Flight(keep_s=60)
+    for batch in whole:
+        memory.append(batch)
+    memory.dump(tmp_path / "d.xdt", {})
+    found = list(TraceReader(tmp_path / "d.xdt"))[1:]
+    assert len(found) == 4
+    for name in ("targets", "threads", "sites"):
+        assert [r for b in found for r in getattr(b, name)] == [r for b in whole for r in getattr(b, name)]
+    assert b"".join(b.records.tobytes() for b in found) == b"".join(b.records.tobytes() for b in whole)
+    assert (found[-1].watermark_ns, found[-1].losses) == (whole[-1].watermark_ns, whole[-1].losses)
 
 
 def test_memory_is_bounded_however_many_records_come(tmp_path: Path) -> None:
