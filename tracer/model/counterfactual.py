@@ -84,15 +84,21 @@ class Case:
     keys: list[tuple[Key, ...]] = field(default_factory=list)
     members: dict[Key, list[int]] = field(default_factory=dict)
     _plan: list[tuple[int, int, bool, bool, int, int]] = field(default_factory=list)
+    _own: dict[int, int] = field(default_factory=dict)
     _starts: list[int] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         phases = self.path.phases
         self._starts = [a for a, _ in self.path.foreign]
-        lengths = [0] * len(phases)
+        ends = [b for _, b in self.path.foreign]
+        lengths, own = [0] * len(phases), [0] * len(phases)
+        waits = [p.queued or (p.who == GPU and p.via in (SERIALISED, NOT_REARMED)) for p in phases]
         for i, leaf in enumerate(self.leaves):
-            phase = phases[leaf.phase]
-            lengths[leaf.phase] += leaf.end_ns - leaf.start_ns
+            phase, ns = phases[leaf.phase], leaf.end_ns - leaf.start_ns
+            lengths[leaf.phase] += ns
+            if waits[leaf.phase]:
+                self._own[i] = ns - self._foreign_in(leaf.start_ns, leaf.end_ns, ends)
+                own[leaf.phase] += self._own[i]
             keys = keys_of(leaf, phase.via)
             if (leaf.kind == LOCK or phase.who == GPU) and self._for_others(leaf):
                 keys = (*keys, (HEAD_OF_LINE,))
@@ -103,17 +109,13 @@ class Case:
                     self.members[key] = [i]
                 else:
                     members.append(i)
-        ends = [b for _, b in self.path.foreign]
-        for phase, length in zip(phases, lengths, strict=True):
-            ours_in_via = phase.who == GPU and phase.via in (SERIALISED, NOT_REARMED)
-            foreign = 0
-            if ours_in_via or phase.queued:
-                low = bisect_right(ends, phase.start_ns)
-                high = bisect_left(self._starts, phase.end_ns)
-                for a, b in self.path.foreign[low:high]:
-                    foreign += min(b, phase.end_ns) - max(a, phase.start_ns)
-            waits = phase.queued or ours_in_via
-            self._plan.append((phase.start_ns, phase.end_ns, waits, phase.queued, length, foreign))
+        for phase, wait, length, ours in zip(phases, waits, lengths, own, strict=True):
+            self._plan.append((phase.start_ns, phase.end_ns, wait, phase.queued, length, ours))
+
+    def _foreign_in(self, start: int, end: int, ends: list[int]) -> int:
+        """How much of an interval G spent on commands that are not ours, ns."""
+        low, high = bisect_right(ends, start), bisect_left(self._starts, end)
+        return sum(min(b, end) - max(a, start) for a, b in self.path.foreign[low:high])
 
     def _for_others(self, leaf: Leaf) -> bool:
         """Whether a leaf exists only because G was busy with another command.
@@ -136,6 +138,11 @@ class Case:
     def replay(self, removed: Removal, *, unqueued: bool = False) -> int:
         """The closing time in ns with a share of some leaves taken out.
 
+        Monotone: whatever else is taken out, nothing ends later for it. Each phase ends no later
+        if it begins earlier, or if more of it is gone: a command of ours that comes to G before its
+        recorded time waits for the command that G was executing then, and needs what is left of G's
+        time on *ours*; if it had come at its recorded time, it would have been done no earlier.
+
         Args:
             unqueued: G is not busy with other commands when ours come (head of line taken out).
         """
@@ -143,20 +150,23 @@ class Case:
         for i in removed:
             gone.setdefault(self.leaves[i].phase, []).append(i)
         now = self.path.start_ns
-        for index, (start, end, waits, queued, kept, foreign) in enumerate(self._plan):
+        for index, (start, end, waits, queued, kept, own) in enumerate(self._plan):
             taken = gone.get(index)
             if taken is not None:
-                kept -= round(sum(self.leaves[i].ns * removed[i] for i in taken))
-            if not waits or now >= start:
+                kept -= sum(round(self.leaves[i].ns * removed[i]) for i in taken)
+                if waits:
+                    own -= sum(round(self._own[i] * removed[i]) for i in taken)
+            if not waits:
                 now += kept
             elif unqueued:
-                now += 0 if queued else kept
+                now += 0 if queued else own
+            elif now >= start:
+                now += kept
             elif kept == 0 and end > start:
                 continue  # taken out altogether, its queue too
             else:
-                served = self._served(now, taken or (), removed)
                 # What no known command of G explains (our own work, a queue nobody saw) stays.
-                now = min(served + max(0, kept - foreign), max(end, now))
+                now = min(self._served(now, taken or (), removed) + own, start + kept)
         return now
 
     def _served(self, now: int, taken: Iterable[int], removed: Removal) -> int:
@@ -164,12 +174,11 @@ class Case:
         i = bisect_right(self._starts, now) - 1
         if i < 0 or self.path.foreign[i][1] <= now:
             return now
-        end = self.path.foreign[i][1]
-        less = 0.0
+        end, less = self.path.foreign[i][1], 0
         for j in taken:
             leaf = self.leaves[j]
-            less += removed[j] * max(0, min(leaf.end_ns, end) - max(leaf.start_ns, now))
-        return max(now, end - round(less))
+            less += round(removed[j] * max(0, min(leaf.end_ns, end) - max(leaf.start_ns, now)))
+        return max(now, end - less)
 
     def meets(self, removed: Removal, *, unqueued: bool = False) -> bool:
         """Whether the deadline is met with that taken out."""

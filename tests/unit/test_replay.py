@@ -1,0 +1,89 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The replay of made-up paths: exact with nothing taken out, and monotone in what is.
+
+Owns paths that no recording is needed for: any phases, leaves and commands of G, also such as
+begin or end in the middle of a leaf.
+"""
+
+from __future__ import annotations
+
+import random
+from itertools import pairwise
+
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+from world import D, G, V, W
+
+from tracer.model.counterfactual import Case
+from tracer.model.leaves import Leaf
+from tracer.model.phases import GPU, GUEST, HEAD_OF_LINE, HOST, NOT_REARMED, SERIALISED, WORKER, Path, Phase
+
+LOCK_WORD = (20, 0x9000)
+KINDS = ("lock", "not_scheduled", "slow_syscall", "on_cpu")
+SHAPES = (
+    (HOST, D, "", False),
+    (WORKER, W, "", False),
+    (WORKER, W, SERIALISED, False),
+    (GUEST, V, NOT_REARMED, False),
+    (GPU, G, SERIALISED, False),
+    (GPU, G, NOT_REARMED, False),
+    (GPU, G, HEAD_OF_LINE, True),
+    (GPU, G, "", False),
+)
+
+
+def cuts(rng: random.Random, low: int, high: int, most: int) -> list[int]:
+    return sorted({low, high, *(rng.randint(low, high) for _ in range(rng.randint(0, most)))})
+
+
+def any_case(rng: random.Random) -> Case:
+    """A path of up to eight phases over up to 400 ns, leaves of any kind, commands anywhere."""
+    end = rng.randint(20, 400)
+    phases: list[Phase] = []
+    leaves: list[Leaf] = []
+    for start, stop in pairwise(cuts(rng, 0, end, 7)):
+        who, tid, via, queued = rng.choice(SHAPES)
+        for low, high in pairwise(cuts(rng, start, stop, 4)):
+            kind = rng.choice(KINDS)
+            word = LOCK_WORD if kind == "lock" else None
+            leaves.append(Leaf(low, high, kind, tid, len(phases), word=word))
+        phases.append(Phase(start, stop, who, tid, via, queued=queued))
+    path = Path(phases, rng.randint(0, end), gpu_tid=G)
+    foreign = [(a, b) for a, b in pairwise(cuts(rng, -30, end, 9)) if rng.random() < 0.7]
+    path.foreign = foreign
+    return Case(path, leaves)
+
+
+def split_command() -> Case:
+    """G's command for somebody else ends in the middle of a leaf, 20 before our re-arm is done."""
+    phases = [Phase(0, 100, HOST, D), Phase(100, 200, GPU, G, NOT_REARMED)]
+    leaves = [Leaf(0, 100, "host", D, 0), Leaf(100, 200, "slow_syscall", G, 1, call=(9, 16, -1, -1))]
+    path = Path(phases, 90, gpu_tid=G)
+    path.foreign = [(40, 180)]
+    return Case(path, leaves)
+
+
+def test_a_command_that_ends_within_a_leaf_is_taken_out_up_to_its_end() -> None:
+    """Half of the host's delay gone: our re-arm comes into that command. All gone: before it."""
+    case = split_command()
+    assert case.replay({}) == 200
+    assert case.replay({0: 0.5}) == 180 + 20
+    assert case.replay({0: 0.5}, unqueued=True) == 50 + 20
+    assert case.replay({0: 1.0}) == case.replay({0: 1.0}, unqueued=True) == 20
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.integers(0, 1 << 40).map(random.Random))
+@example(random.Random(1))
+def test_any_path_is_replayed_exactly_and_monotonely(rng: random.Random) -> None:
+    case = any_case(rng)
+    assert case.replay({}) == case.path.end_ns
+    for _ in range(8):
+        some = {i: rng.random() for i in range(len(case.leaves)) if rng.random() < 0.5}
+        more = {i: min(1.0, share + rng.random() * 0.5) for i, share in some.items()}
+        more |= {i: rng.random() for i in range(len(case.leaves)) if rng.random() < 0.3 and i not in more}
+        unqueued = rng.random() < 0.3
+        before = case.replay(some, unqueued=unqueued)
+        assert case.path.start_ns <= before <= case.path.end_ns
+        assert case.replay(more, unqueued=unqueued) <= before
+        assert case.replay(more, unqueued=True) <= before
