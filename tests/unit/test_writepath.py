@@ -41,6 +41,7 @@ def judge(
     ids: tuple[int, ...] = (DONE,),
     names: Named | None = None,
     contexts: tuple[int, ...] = (W,),
+    host: dict[str, str | int | float] | None = None,
 ) -> WritePath:
     known = Registry()
     known.learn(
@@ -56,7 +57,7 @@ def judge(
         locks.step(Step(part, end))
         held.step(Step(part, end))
         paths.step(Step(part, end), dict.fromkeys(ids, contexts))
-    return paths.rows()[str(VMM)]
+    return paths.rows(host or {})[str(VMM)]
 
 
 def contention(start: int) -> Records:
@@ -165,3 +166,47 @@ def test_writes_by_vcpus_and_failed_ones_do_not_count() -> None:
     found = judge(r.trace(completions(30, tid=VCPU), failed))
     assert (found.kind, found.writes) == ("unknown", 0)
     assert found.cost_ns.p50 is None
+
+
+CALIBRATED: dict[str, str | int | float] = {
+    "held_words": 4,
+    "probe_write_ns": 600,
+    "probe_write_words_ns": 1_000,
+    "probe_dup_ns": 1_600,
+    "probe_dup_words_ns": 2_800,
+}
+
+
+def dupped(watched: int) -> Records:
+    """Completions by dup (1 µs), write (2 µs) and close (1 µs) with 1 µs between, some words watched."""
+    masks = {"held_in": 0, "readable_in": (1 << watched) - 1, "generation": 1}
+    return r.trace(
+        r.trace(
+            r.dup(G, t, t + 1_000, fd=9, new_fd=30, eventfd=DONE),
+            r.write(G, t + 2_000, t + 4_000, fd=30, eventfd=DONE, **masks),
+            r.close(G, t + 5_000, t + 6_000, fd=30, eventfd=DONE),
+        )
+        for t in range(CYCLE, 40 * CYCLE, CYCLE)
+    )
+
+
+@pytest.mark.parametrize(("watched", "share"), [(0, 1_000), (4, 1_800), (2, 1_400)])
+def test_what_the_probes_add_to_dup_and_close_is_taken_out_by_calibration(watched: int, share: int) -> None:
+    found = judge(dupped(watched), host=CALIBRATED)
+    assert found.correction_ns == share
+    assert found.cost_ns.p50 is not None
+    assert found.cost_corrected_ns == found.cost_ns.p50 - share
+    assert found.write_ns.p50 == pytest.approx(2_000, rel=0.05)
+
+
+def test_a_write_without_a_dup_needs_no_correction() -> None:
+    found = judge(completions(30), host=CALIBRATED)
+    assert found.correction_ns == 0
+    assert found.cost_corrected_ns == found.cost_ns.p50 == found.write_ns.p50
+
+
+@pytest.mark.parametrize("host", [{}, {**CALIBRATED, "probe_dup_ns": "?"}])
+def test_without_calibration_there_is_no_corrected_cost(host: dict[str, str | int | float]) -> None:
+    found = judge(dupped(0), host=host)
+    assert (found.correction_ns, found.cost_corrected_ns) == (None, None)
+    assert found.cost_ns.p50 is not None

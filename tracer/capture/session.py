@@ -22,6 +22,7 @@ from tracer import schema
 from tracer.capture import inflight, target
 from tracer.capture.attached import Attached
 from tracer.capture.batches import ByKind, joined, loss_records, machine_facts
+from tracer.capture.calibrate import calibrate
 from tracer.capture.drain import Drain, in_order
 from tracer.capture.fdids import FdIds
 from tracer.capture.machine import this_machine
@@ -80,6 +81,7 @@ class Session:
         self._watermark_ns = 0
         self._attach_ns = 0
         self._opened_ns = 0
+        self._calibrated: dict[str, int] = {}
         self._verified_ns = 0
         self._rotated_ns = time.monotonic_ns()
         self._searched_ns = 0
@@ -134,6 +136,7 @@ class Session:
         ring = Ring(self._probes.maps["xd_ring"], settings.ring_bytes)
         self._usage = Usage(self._probes.program_fds.values())
         self._note = self._learn_host(self._probes)
+        self._calibrated = calibrate(self._maps, ring, settings.held_words)
         self._drain = Drain(ring, settings.ring_bytes)
         self._names = Names(settings.debug_dirs)
         self._attach_ns = time.monotonic_ns()
@@ -416,4 +419,5 @@ class Session:
             "held_words": self.settings.held_words,
             "eventfd_ids": "kernel" if not self._note else "procfs",
             "note": self._note,
+            **self._calibrated,
         }

@@ -119,7 +119,7 @@ class Rows:
             ),
             blame=a.locks.blame(LOCK_ROWS),
             held=a.held.rows(HELD_ROWS),
-            write_path=a.write_paths.rows(),
+            write_path=a.write_paths.rows(a.facts.host),
             episodes=tuple(merged for merged, _ in (episodes if limit is None else episodes[-limit:])),
             misses=rows,
             misses_by_cause=dict(sorted(causes.items(), key=lambda i: (-i[1], i[0]))),

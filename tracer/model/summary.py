@@ -253,7 +253,11 @@ class CostStats:
 
 @dataclass(frozen=True, slots=True)
 class WritePath:
-    """Which of the four write paths a VMM runs. ``why``: the evidence in words."""
+    """Which of the four write paths a VMM runs. ``why``: the evidence in words.
+
+    ``write_ns``: write(2) alone. ``correction_ns``: what the probes add to dup and close, None where
+    the session did not calibrate it; ``cost_corrected_ns``: the median cost without that.
+    """
 
     kind: str
     evidence: str
@@ -262,6 +266,9 @@ class WritePath:
     cost_ns: CostStats
     writes: int
     why: str = ""
+    write_ns: CostStats = field(default_factory=lambda: CostStats(None, None))
+    correction_ns: int | None = None
+    cost_corrected_ns: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,6 +18,7 @@ import numpy as np
 from tracer.model.held import MIN_SAMPLES, Held
 from tracer.model.histogram import LogHistogram
 from tracer.model.locks import Locks
+from tracer.model.probecost import correction_ns
 from tracer.model.registry import Registry
 from tracer.model.step import Step
 from tracer.model.summary import CostStats, WritePath
@@ -53,6 +54,8 @@ class _Seen:
     writes: int = 0
     dupped: int = 0
     cost: LogHistogram = field(default_factory=LogHistogram)
+    alone: LogHistogram = field(default_factory=LogHistogram)  # write(2) itself
+    words: int = 0  # watched at these writes, summed
     by_writer: dict[int, dict[int, int]] = field(default_factory=dict)
     contexts: dict[int, tuple[int, ...]] = field(default_factory=dict)  # by id: workers it completes for
     masks: dict[tuple[int, int, int, int], int] = field(
@@ -160,6 +163,8 @@ class WritePaths:
         seen.writes += len(at)
         seen.dupped += int(dupped.sum())
         seen.cost.add((finish - begin).astype(np.int64))
+        seen.alone.add((stop[at] - enter[at]).astype(np.int64))
+        seen.words += int(np.bitwise_count(rw["readable_in"][at]).sum())
         self._wake_order(seen, at, is_wake, is_close, futex["word"], enter, stop)
         targets = seen.by_writer.setdefault(tid, {})
         keys = zip(
@@ -210,8 +215,12 @@ class WritePaths:
 
     # ---- the answer
 
-    def rows(self) -> dict[str, WritePath]:
-        """One WritePath per VMM, by str(tgid); also for a VMM whose completions were never seen."""
+    def rows(self, host: Mapping[str, str | int | float]) -> dict[str, WritePath]:
+        """One WritePath per VMM, by str(tgid); also for a VMM whose completions were never seen.
+
+        Args:
+            host: facts of the run, with what its session calibrated.
+        """
         out: dict[str, WritePath] = {}
         for tgid, target in sorted(self.registry.targets.items()):
             if target.role != "vmm":
@@ -223,7 +232,23 @@ class WritePaths:
             else:
                 kind, evidence, why = self._judge(tgid, seen)
             cost = CostStats(seen.cost.quantile(0.5), seen.cost.quantile(0.99))
-            out[str(tgid)] = WritePath(kind, evidence, target.crate, target.version, cost, seen.writes, why)
+            alone = CostStats(seen.alone.quantile(0.5), seen.alone.quantile(0.99))
+            correction = corrected = None
+            if seen.writes and cost.p50 is not None:
+                correction = correction_ns(host, seen.dupped / seen.writes, seen.words / seen.writes)
+                corrected = None if correction is None else max(0, cost.p50 - correction)
+            out[str(tgid)] = WritePath(
+                kind,
+                evidence,
+                target.crate,
+                target.version,
+                cost,
+                seen.writes,
+                why,
+                alone,
+                correction,
+                corrected,
+            )
         return out
 
     def _judge(self, tgid: int, seen: _Seen) -> Told:
