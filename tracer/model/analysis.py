@@ -26,6 +26,7 @@ from tracer.model.step import Step
 from tracer.model.streams import Streams
 from tracer.model.summary import Summary
 from tracer.model.symptoms import Symptoms
+from tracer.model.tap import Tap
 from tracer.model.timeline import Sequencer, Timeline
 from tracer.model.turns import Turns
 from tracer.model.verdicts import Verdicts
@@ -50,6 +51,7 @@ class Analysis:
         profiles: what is known of VMMs; None for the bundled ones.
         period: (quantum, rate) of the streams where the driver cannot be seen; None to infer it.
         held_words: how many lock words per process to ask the session to watch.
+        tap: is given cycles, acquisitions and waits before they are forgotten.
     """
 
     def __init__(
@@ -57,10 +59,12 @@ class Analysis:
         profiles: Sequence[Profile] | None = None,
         period: tuple[int, int] | None = None,
         held_words: int = 4,
+        tap: Tap | None = None,
     ) -> None:
         self._profiles = tuple(default_profiles() if profiles is None else profiles)
         self._period = period
         self._held_words = held_words
+        self._tap = tap
         self.reset()
 
     def reset(self) -> None:
@@ -72,7 +76,9 @@ class Analysis:
         self.facts = Facts(self._profiles)
         self.streams = Streams(self.registry, self._period)
         self.roles = Roles(self.registry, self.facts)
-        self.locks = Locks(self.registry)
+        if self._tap is not None:
+            self._tap.reset()
+        self.locks = Locks(self.registry, tap=self._tap)
         before = getattr(self, "held", None)
         self.held = Held(self.registry, self.locks, self._object_of)
         if isinstance(before, Held):
@@ -105,7 +111,9 @@ class Analysis:
         """The source has ended: analyse what is left, and decide what can be decided."""
         for records, end_ns in self.sequencer.finish():
             self._step(Step(records, end_ns))
-        self.verdicts.take(self.streams.decide(self.timeline.end_ns, final=True))
+        self._decide(self.timeline.end_ns, final=True)
+        self.locks.finish()
+        self._rows.forget_names()
 
     def _step(self, step: Step) -> None:
         self.facts.step(step)
@@ -129,10 +137,17 @@ class Analysis:
         lost = step.of(Kind.LOSS)
         if len(lost):
             self.verdicts.note_losses(lost.view(RECORD))
-        self.verdicts.take(self.streams.decide(step.end_ns))
+        self._decide(step.end_ns)
         self.streams.trim(step.end_ns)
         while self.streams.dropped:
             self.verdicts.forget(self.streams.dropped.pop())
+
+    def _decide(self, end_ns: int, *, final: bool = False) -> None:
+        cycles = self.streams.decide(end_ns, final=final)
+        self.verdicts.take(cycles)
+        self._rows.count_lock_misses()
+        if self._tap is not None:
+            self._tap.cycles(cycles)
 
     def _object_of(self, tgid: int, kind: int, fd: int, eventfd_id: int) -> str:
         """What a syscall's fd is, in the model's terms."""

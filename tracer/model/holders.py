@@ -16,6 +16,7 @@ import numpy as np
 from tracer.model.acquire import ACQ
 from tracer.model.blame import RECENT_NS, WINDOW_NS, Cells, Recent, label_key, syscall_label
 from tracer.model.registry import Registry
+from tracer.model.tap import PIECE, Tap
 from tracer.model.words import WAKES, Rows, Word, bump, join
 from tracer.schema import Records
 
@@ -30,9 +31,12 @@ class Holders:
 
     Args:
         registry: whose fds and targets are looked up; words: of ``Locks``, whose surroundings are noted.
+        tap: is given each settled wait's pieces.
     """
 
-    def __init__(self, registry: Registry, words: dict[tuple[int, int], Word]) -> None:
+    def __init__(
+        self, registry: Registry, words: dict[tuple[int, int], Word], tap: Tap | None = None
+    ) -> None:
         self.registry = registry
         self.words = words
         self.recent = Recent()
@@ -42,6 +46,7 @@ class Holders:
         self._unsettled: list[Records] = []
         self._early_misses: dict[tuple[int, int, int, int], int] = {}
         self._settle_at = 0
+        self._tap = tap
 
     def add(self, acq: Records) -> None:
         """Take closed acquisitions (n,) of dtype ACQ."""
@@ -61,7 +66,7 @@ class Holders:
             self._unsettled = [acq]
             return
         self._unsettled = [] if ripe.all() else [acq.take(np.flatnonzero(~ripe))]
-        self._blame(acq.take(np.flatnonzero(ripe)), self.cells)
+        self._blame(acq.take(np.flatnonzero(ripe)), self.cells, self._tap)
         self._note_around(acq.take(np.flatnonzero(ripe & (acq["cond"] == 0))))
 
     def _note_around(self, acq: Records) -> None:
@@ -78,16 +83,16 @@ class Holders:
             before, after = (syscall_label(r, word.tgid, self.registry) if len(r) else "" for r in pair)
             bump(word.around, (tid, before, after))
 
-    def _blame(self, acq: Records, cells: Cells) -> None:
+    def _blame(self, acq: Records, cells: Cells, tap: Tap | None = None) -> None:
         """Add acquisitions, cut into pieces by holder, to blame cells."""
         order = np.lexsort((acq["closed_ns"], acq["word"], acq["tgid"]))
         acq = acq.take(order)
         change = (acq["word"][1:] != acq["word"][:-1]) | (acq["tgid"][1:] != acq["tgid"][:-1])
         starts = np.concatenate(([0], np.flatnonzero(change) + 1, [len(acq)]))
         for lo, hi in zip(starts[:-1].tolist(), starts[1:].tolist(), strict=True):
-            self._blame_word(acq[lo:hi], cells)
+            self._blame_word(acq[lo:hi], cells, tap)
 
-    def _blame_word(self, acq: Records, cells: Cells) -> None:
+    def _blame_word(self, acq: Records, cells: Cells, tap: Tap | None) -> None:
         tgid, word = int(acq["tgid"][0]), int(acq["word"][0])
         wakes = self.wakes.where("enter_ns", tgid=tgid, word=word)
         quick = wakes["end_ns"] - wakes["enter_ns"] <= SETTLE_NS  # whatever the cut: same answer
@@ -117,6 +122,13 @@ class Holders:
         if not len(of):
             return
         labels, callers = self._doing(tgid, word, holder, begin, stop, acq["closed_ns"][of])
+        if tap is not None:
+            pieces = np.empty(len(of), dtype=PIECE)
+            for name in ("tgid", "tid", "word", "caller"):
+                pieces[name] = acq[name][of]
+            pieces["acq_ns"], pieces["start_ns"], pieces["end_ns"] = acq["start_ns"][of], begin, stop
+            pieces["holder"], pieces["holder_caller"] = holder, callers
+            tap.pieces(pieces, labels)
         longest = np.zeros(len(of), dtype=bool)  # an acquisition counts once, in its longest piece's cell
         by_length = np.lexsort((-length, of))
         heads = np.ones(len(of), dtype=bool)
@@ -181,12 +193,19 @@ class Holders:
     def cells_now(self, pending: Records) -> Cells:
         """The cells, with what is not settled yet and acquisitions (n,) that may still go on."""
         cells = Cells({key: dataclasses.replace(cell) for key, cell in self.cells.cells.items()})
-        pending["closed_ns"] = pending["end_ns"]
-        rest = [rows for rows in (*self._unsettled, pending) if len(rows)]
-        if rest:
-            self._blame(join(rest, ACQ), cells)
+        self._blame_rest(pending, cells)
         for early, n in self._early_misses.items():
             found = cells.find(*early)
             if found is not None:
                 found.misses += n
         return cells
+
+    def offer_rest(self, pending: Records) -> None:
+        """Offer the tap the pieces of what is not settled, and of acquisitions (n,) that may still go on."""
+        self._blame_rest(pending, Cells(), self._tap)
+
+    def _blame_rest(self, pending: Records, cells: Cells, tap: Tap | None = None) -> None:
+        pending["closed_ns"] = pending["end_ns"]
+        rest = [rows for rows in (*self._unsettled, pending) if len(rows)]
+        if rest:
+            self._blame(join(rest, ACQ), cells, tap)

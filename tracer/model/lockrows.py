@@ -88,7 +88,8 @@ class LockRows:
         name, instance, _, _ = self._name(tgid, word)
         return f"{name} [{instance}]" if instance else name
 
-    def _operation(self, tgid: int, caller: int, tid: int) -> str:
+    def operation(self, tgid: int, caller: int, tid: int) -> str:
+        """What a thread was doing at a call site, its name where that is not known."""
         named = self.namer.operation(tgid, caller, tid) if self.namer is not None and caller else ""
         return named or (self.registry.comm(tid) if tid else "unknown")
 
@@ -98,9 +99,9 @@ class LockRows:
         for cell in cells:
             key = (
                 self.label(cell.tgid, cell.word),
-                self._operation(cell.tgid, cell.holder_caller, cell.holder_tid),
+                self.operation(cell.tgid, cell.holder_caller, cell.holder_tid),
                 cell.syscall,
-                self._operation(cell.tgid, cell.waiter_caller, cell.waiter_tid),
+                self.operation(cell.tgid, cell.waiter_caller, cell.waiter_tid),
             )
             sums = merged.setdefault(key, [0, 0, 0, 0])
             sums[0] += cell.total_ns

@@ -23,6 +23,7 @@ from tracer.model.lockrows import LockRows, Namer
 from tracer.model.registry import Registry
 from tracer.model.step import Step
 from tracer.model.summary import BlameRow, HolderRow, LockRow
+from tracer.model.tap import Tap
 from tracer.model.words import (
     SEEN_PRIVATE_OTHER,
     SEEN_PTHREAD,
@@ -48,14 +49,16 @@ class Locks:
     Args:
         registry: whose threads, roles, fds are looked up; written by its owner before each step.
         namer: names of locks and operations (names.py); None: addresses only.
+        tap: is given acquisitions and waits before they are forgotten.
     """
 
-    def __init__(self, registry: Registry, namer: Namer | None = None) -> None:
+    def __init__(self, registry: Registry, namer: Namer | None = None, tap: Tap | None = None) -> None:
         self.registry = registry
         self.words: dict[tuple[int, int], Word] = {}
         self.evicted = 0
         self.now_ns = 0
-        self.holders = Holders(registry, self.words)
+        self._tap = tap
+        self.holders = Holders(registry, self.words, self._tap)
         self._rows = LockRows(registry, namer)
         self._acquirer = Acquirer()
         self._open: dict[int, Records] = {}
@@ -142,6 +145,17 @@ class Locks:
             self._guard_relocks(acq)
             self._count(acq, self.words)
             self.holders.add(acq)
+            if self._tap is not None:
+                self._tap.acquisitions(acq)
+
+    def finish(self) -> None:
+        """No records will follow: offer the tap what is not settled yet, or may still go on."""
+        if self._tap is None:
+            return
+        pending = self._acquirer.pending()
+        self._guard_relocks(pending)
+        self._tap.acquisitions(pending)
+        self.holders.offer_rest(self._acquirer.pending())
 
     def _guard_relocks(self, acq: Records) -> None:
         """A re-lock follows its condvar wait with no syscall between: else it is another lock's wait."""
@@ -320,6 +334,10 @@ class Locks:
     def label(self, tgid: int, word: int) -> str:
         """A lock's name with its instance, as tables show it."""
         return self._rows.label(tgid, word)
+
+    def operation(self, tgid: int, caller: int, tid: int) -> str:
+        """What a thread was doing at a call site, its name where that is not known."""
+        return self._rows.operation(tgid, caller, tid)
 
     @property
     def namer(self) -> Namer | None:

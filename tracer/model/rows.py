@@ -75,7 +75,6 @@ class Rows:
         self._names = {}
         misses = list(a.verdicts.misses)
         episodes = self._episodes(a.verdicts.episodes)
-        self._count_lock_misses(misses)
         table = self._remedies.table(misses, [members for _, members in episodes], self._remedy_names())
         causes: dict[str, int] = {}
         for state in (a.verdicts.past, *a.verdicts.states.values()):
@@ -133,6 +132,10 @@ class Rows:
             names = self._remedy_names()
             for remedy in REMEDIES:
                 self._remedies.avoids(miss, remedy, names)
+
+    def forget_names(self) -> None:
+        """No names will follow: the last summary uses all, also in rows made before they were known."""
+        self._misses.clear()
 
     # --- names -------------------------------------------------------------------
 
@@ -291,11 +294,20 @@ class Rows:
         late = origin.cycle.end_ns - origin.cycle.deadline_ns
         return self._lock_name(word) if waits[word] * LOCK_MATTERS >= late else None
 
-    def _count_lock_misses(self, misses: Iterable[MissState]) -> None:
-        """Tell locks how many misses each caused (label or sufficient), once per miss."""
-        for miss in misses:
+    def count_lock_misses(self) -> None:
+        """Tell locks how many misses each caused (label or sufficient), once per miss, in record time.
+
+        Not when a Summary is asked for: in which blame cell a miss is counted depends on what is settled.
+        """
+        fresh: list[MissState] = []
+        for miss in reversed(self._a.verdicts.misses):
+            if miss.id <= self._counted:
+                break
+            fresh.append(miss)
+        for miss in reversed(fresh):
+            self._counted = miss.id
             origin = miss.origin or miss
-            if miss.id <= self._counted or origin.judgement is None:
+            if origin.judgement is None:
                 continue
             for key in origin.judgement.sufficient:
                 if key[0] != LOCK or len(key) == 1:
@@ -308,8 +320,6 @@ class Rows:
                         waiter = leaf.tid
                         holder = leaf.holder.tid if leaf.holder is not None else 0
                 self._a.locks.note_miss(int(key[1]), int(key[2]), holder, waiter)
-        if isinstance(misses, list) and misses:
-            self._counted = max(self._counted, misses[-1].id)
 
     # --- episodes ----------------------------------------------------------------
 
