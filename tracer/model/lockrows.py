@@ -119,7 +119,7 @@ class LockRows:
         """Blame by lock and holder's operation; ranked like blame."""
         merged: dict[tuple[str, str], list[int]] = {}
         for cell in cells:
-            operation = self._operation(cell.tgid, cell.holder_caller, cell.holder_tid)
+            operation = self.operation(cell.tgid, cell.holder_caller, cell.holder_tid)
             sums = merged.setdefault((self.label(cell.tgid, cell.word), operation), [0, 0, 0, 0])
             sums[0] += cell.total_ns
             sums[1] = max(sums[1], cell.max_ns)
