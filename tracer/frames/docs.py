@@ -18,10 +18,10 @@ _HEAD: Final = """# Frames
 ```python
 import tracer
 
-trace = tracer.open("x.xdt")          # a trace folder, or a packed one; no root, no bcc
-trace                                 # in Jupyter: the verdict, streams, remedies, locks, newest misses
+trace = tracer.open("x.xdt")  # a trace folder, or a packed one; no root, no bcc
+trace  # in Jupyter: the verdict, streams, remedies, locks, newest misses
 trace.df_misses().query("cause == 'lock'")
-trace.summary                         # what every other view shows (summary.md)
+trace.summary  # what every other view shows (summary.md)
 ```
 
 Frames are made when asked for; the trace is analysed once. `trace.seconds(times)` gives seconds since
@@ -31,8 +31,8 @@ In a kernel that runs as root, `tracer.attach` traces running VMMs and shows tab
 
 ```python
 with tracer.attach(pid) as session:
-    session.watch(30)                 # seconds; or compute for yourself, the tables go on updating
-session.df_misses()                   # the same frames, also while it runs, except df_records
+    session.watch(30)  # seconds; or compute for yourself, the tables go on updating
+session.df_misses()  # the same frames, also while it runs, except df_records
 ```
 
 `tracer.attach(pid, output="x.xdt")` records too; then `session.trace()` opens what was recorded. The
