@@ -610,7 +610,6 @@ def two_vmms() -> tuple[Batch, World]:
     return replace(batch, targets=targets, threads=(*batch.threads, *more)), ours
 
 
-@pytest.mark.xfail(strict=True, reason="completions belong to (eventfd, VMM) pairs; only one VMM gets it")
 def test_of_two_vmms_that_share_a_driver_the_late_one_is_named() -> None:
     batch, _ = two_vmms()
     analysis = Analysis()
@@ -621,6 +620,22 @@ def test_of_two_vmms_that_share_a_driver_the_late_one_is_named() -> None:
     assert set(vmm_of.values()) == {VMM, VMM + 1}
     found = [m for m in origins(summary) if m.cycle == 41]
     assert [(vmm_of[m.stream], m.leg, m.cause) for m in found] == [(VMM + 1, "completion", "guest_late")]
+
+
+def test_a_wakeup_read_late_is_explained_although_somebody_else_finished_last() -> None:
+    """From cycle 22 on an untraced client finishes last; W is kept off the CPU in cycle 24."""
+    world = World()
+    records = play_on(world, Delays(worker_off=LATE))
+    theirs = (records.view(RW)["eventfd_id"] == DONE_ID) & (records["tid"] == G)
+    records = records[~(theirs & (records["enter_ns"] > world.start_of(22)))]
+    (miss,) = origins(analyse(world, records))
+    assert (miss.cycle, miss.leg, miss.cause) == (24, "wake", "not_scheduled"), miss.detail
+    read = next(
+        r
+        for r in records.view(RW)
+        if r["tid"] == W and r["enter_ns"] > miss.deadline_ns and r["eventfd_id"] == WAKE_ID
+    )
+    assert miss.late_ns == int(read["enter_ns"] + read["dur_ns"]) - miss.deadline_ns
 
 
 def busy(bound_low: bool) -> Case:

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from typing import Final
 
 from tracer.model.cycles import MIN_COMPLETIONS, Cycle, Stream
-from tracer.model.eventfds import Eventfd
+from tracer.model.eventfds import Completion, Series
 
 #: Cycles looked back on to tell several completion eventfds apart.
 RANKED_CYCLES: Final = 64
@@ -20,7 +20,7 @@ RANKED_CYCLES: Final = 64
 SILENT_NS: Final = 500_000_000
 
 
-def match(peers: Sequence[Stream], fits: Sequence[Eventfd]) -> None:
+def match(peers: Sequence[Stream], fits: Sequence[Completion]) -> None:
     """Give the streams of one VMM and driver their completion eventfds, as far as they can be told.
 
     Args:
@@ -39,7 +39,7 @@ def match(peers: Sequence[Stream], fits: Sequence[Eventfd]) -> None:
             stream.completion = next(e for e in fits if e.id == best)
 
 
-def went_elsewhere(stream: Stream, fits: Sequence[Eventfd], now_ns: int) -> bool:
+def went_elsewhere(stream: Stream, fits: Sequence[Completion], now_ns: int) -> bool:
     """Whether a stream's target changed: its completion eventfd fell silent, and another took over."""
     done = stream.completion
     if done is None or not done.written.end:
@@ -47,16 +47,18 @@ def went_elsewhere(stream: Stream, fits: Sequence[Eventfd], now_ns: int) -> bool
     silent = done.written.end[-1]
     if silent > now_ns - SILENT_NS:
         return False
-    return any(len(e.written.end) - e.written.after(silent) >= MIN_COMPLETIONS for e in fits if e is not done)
+    return any(
+        len(e.written.end) - e.written.after(silent) >= MIN_COMPLETIONS for e in fits if e.id != done.id
+    )
 
 
-def keeps_step(eventfd: Eventfd, windows: Sequence[tuple[int, int]]) -> bool:
+def keeps_step(done: Completion, windows: Sequence[tuple[int, int]]) -> bool:
     """Whether the VMM wrote an eventfd in at least half of the windows since it first did."""
-    since = [w for w in windows if eventfd.written.end and w[1] > eventfd.written.end[0]]
-    return sum(_within(eventfd, low, high, read=False) > 0 for low, high in since) * 2 >= max(len(since), 1)
+    since = [w for w in windows if done.written.end and w[1] > done.written.end[0]]
+    return sum(_within(done.written, low, high) > 0 for low, high in since) * 2 >= max(len(since), 1)
 
 
-def _votes(peers: Sequence[Stream], fits: dict[int, Eventfd]) -> dict[int, dict[int, int]]:
+def _votes(peers: Sequence[Stream], fits: dict[int, Completion]) -> dict[int, dict[int, int]]:
     """Per stream (serial), how often each eventfd's rank among writes was the stream's among reads.
 
     G is a serial server, so within a cycle completions are written in the order in which W served
@@ -65,10 +67,8 @@ def _votes(peers: Sequence[Stream], fits: dict[int, Eventfd]) -> dict[int, dict[
     """
     votes: dict[int, dict[int, int]] = {}
     for low, high in peers[0].driver.windows(RANKED_CYCLES):
-        reads = sorted((at, s.serial) for s in peers if (at := _within(s.wake, low, high, read=True)))
-        writes = sorted(
-            (at, number) for number, e in fits.items() if (at := _within(e, low, high, read=False))
-        )
+        reads = sorted((at, s.serial) for s in peers if (at := _within(s.wake.read, low, high)))
+        writes = sorted((at, number) for number, e in fits.items() if (at := _within(e.written, low, high)))
         if len(writes) == 1 and len(fits) == 1:
             writes *= len(reads)
         if not writes:
@@ -81,9 +81,8 @@ def _votes(peers: Sequence[Stream], fits: dict[int, Eventfd]) -> dict[int, dict[
     return votes
 
 
-def _within(eventfd: Eventfd, low: int, high: int, *, read: bool) -> int:
-    """End of the first read (write) by the VMM in (low, high], 0 without one."""
-    series = eventfd.read if read else eventfd.written
+def _within(series: Series, low: int, high: int) -> int:
+    """End of the first event in (low, high], 0 without one."""
     i = series.after(low)
     return series.end[i] if i < len(series.end) and series.end[i] <= high else 0
 
@@ -91,7 +90,7 @@ def _within(eventfd: Eventfd, low: int, high: int, *, read: bool) -> int:
 def close(cycle: Cycle) -> None:
     """Find what closes a cycle: the driver's read that covers a completion written after the signal.
 
-    A read that covers no write of a traced thread closes too: another client finished last. Where
+    A read that covers no write of this VMM closes too: another client finished last. Where
     the driver cannot be seen, the write itself closes.
     """
     done = cycle.stream.completion
@@ -121,12 +120,12 @@ def close(cycle: Cycle) -> None:
 
 
 def merge_misses(decided: Sequence[Cycle]) -> None:
-    """A completion miss belongs to (driver, cycle): keep it on the stream last served before the write."""
-    groups: dict[tuple[int, int, int], list[Cycle]] = {}
+    """A completion miss belongs to (driver, cycle): keep the VMM's stream last served before the write."""
+    groups: dict[tuple[int, int, int, int], list[Cycle]] = {}
     for cycle in decided:
         done = cycle.stream.completion
         if cycle.missed and done is not None and cycle.stream.completion_expected:
-            groups.setdefault((id(cycle.driver), done.id, cycle.number), []).append(cycle)
+            groups.setdefault((id(cycle.driver), done.id, done.tgid, cycle.number), []).append(cycle)
     for cycles in groups.values():
         if len(cycles) < 2:
             continue

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from tracer.model.drivers import Driver
-from tracer.model.eventfds import Eventfd
+from tracer.model.eventfds import Completion, Eventfd
 
 #: A completion is expected only of (eventfd, VMM) pairs seen this often.
 MIN_COMPLETIONS: Final = 8
@@ -80,7 +80,7 @@ class Stream:
     context: int = 0
     source: str = "exact"
     confidence: float = 1.0
-    completion: Eventfd | None = None
+    completion: Completion | None = None
     held_since_ns: int = 0
     last_signal_ns: int = 0
     cycles: int = 0

@@ -10,6 +10,9 @@ from bisect import bisect_left, bisect_right
 from dataclasses import dataclass, field
 from typing import Final
 
+import numpy as np
+from numpy.typing import NDArray
+
 from tracer.schema import Records
 
 #: Events that decide who usually writes or reads an eventfd.
@@ -59,13 +62,38 @@ class Eventfd:
     born_ns: int
     signals: Series = field(default_factory=Series)  # written by the audio server
     taken: Series = field(default_factory=Series)  # read by the audio server
-    written: Series = field(default_factory=Series)  # written by a VMM
+    written: dict[int, Series] = field(default_factory=dict)  # written by VMMs, per tgid
     read: Series = field(default_factory=Series)  # read by a VMM
+
+    def add_written(self, rows: Records, tgids: NDArray[np.uint32]) -> None:
+        """Append a VMM's (or several VMMs') writes: rows of dtype RW, sorted by end, and their processes."""
+        for tgid in np.unique(tgids).tolist():
+            series = self.written.setdefault(tgid, Series())
+            series.extend(rows.take(np.flatnonzero(tgids == tgid)))
 
     def trim(self, before_ns: int) -> bool:
         """Forget what ended before a time; whether nothing is left."""
         empty = True
-        for series in (self.signals, self.taken, self.written, self.read):
+        for series in (self.signals, self.taken, self.read, *self.written.values()):
             series.trim(before_ns)
             empty = empty and not series.end
         return empty
+
+
+@dataclass(frozen=True, slots=True)
+class Completion:
+    """A completion eventfd as one VMM writes it: several VMMs may share a target, and with it the eventfd.
+
+    Attributes:
+        taken: reads by the audio server, whoever wrote; written: writes by this VMM.
+    """
+
+    id: int
+    tgid: int
+    taken: Series
+    written: Series
+
+    @classmethod
+    def of(cls, eventfd: Eventfd, tgid: int) -> Completion:
+        """The pair of an eventfd and a VMM that writes it."""
+        return cls(eventfd.id, tgid, eventfd.taken, eventfd.written[tgid])

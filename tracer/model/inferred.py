@@ -21,7 +21,7 @@ from tracer.model.cadence import Cadence, Grid
 from tracer.model.choices import Choices
 from tracer.model.cycles import MIN_COMPLETIONS, Stream
 from tracer.model.drivers import Driver
-from tracer.model.eventfds import Eventfd
+from tracer.model.eventfds import Completion, Eventfd
 from tracer.model.follower import Follower, Watch
 from tracer.model.registry import Registry
 from tracer.model.step import Step
@@ -95,7 +95,9 @@ class Inferred:
         """File reads and writes under their eventfd; gives those that were read."""
         is_write = rw["kind"] == Kind.WRITE
         for number, rows in _by_eventfd(rw.take(np.flatnonzero(is_write))):
-            self._written.setdefault(number, Eventfd(number, 0)).written.extend(rows)
+            self._written.setdefault(number, Eventfd(number, 0)).add_written(
+                rows, self._registry.tgids_of(rows["tid"])
+            )
         reads, tgids = rw.take(np.flatnonzero(~is_write)), tgids[~is_write]
         for number, rows in _by_eventfd(reads):
             self._read_ns[number] = int(end_ns(rows)[-1])
@@ -206,14 +208,14 @@ class Inferred:
                 stream.match_at = stream.taken_over * 3 // 2 + 1
             tgid, windows = group[0].watch.tgid, group[0].grid.windows(completions.RANKED_CYCLES)
             workers = {f.stream.context for f in self.followers.values()}
+            pairs = [Completion.of(e, tgid) for _, e in sorted(self._written.items()) if tgid in e.written]
             fits = [
-                e
-                for number, e in sorted(self._written.items())
-                if number not in self._read_ns
-                and e.written.total >= MIN_COMPLETIONS
-                and not workers.intersection(e.written.tid)
-                and self._registry.tgid(e.written.main_tid()) == tgid
-                and completions.keeps_step(e, windows)
+                done
+                for done in pairs
+                if done.id not in self._read_ns
+                and done.written.total >= MIN_COMPLETIONS
+                and not workers.intersection(done.written.tid)
+                and completions.keeps_step(done, windows)
             ]
             if fits:
                 completions.match([f.stream for f in group], fits)
@@ -230,7 +232,7 @@ class Inferred:
             follower.watch.eventfd.trim(horizon_ns)
         for number, eventfd in list(self._written.items()):
             eventfd.trim(horizon_ns if number in used else max(horizon_ns, old))
-            if not eventfd.written.end and number not in used:
+            if not any(s.end for s in eventfd.written.values()) and number not in used:
                 del self._written[number]
         for number in [n for n, at in self._read_ns.items() if at < old]:
             del self._read_ns[number]

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from tracer.model import completions
 from tracer.model.cycles import GRACE_NS, MIN_COMPLETIONS, SETTLE_NS, Cycle, Stream
 from tracer.model.drivers import Driver
-from tracer.model.eventfds import Eventfd, Series
+from tracer.model.eventfds import Completion, Eventfd, Series
 from tracer.model.inferred import Inferred
 from tracer.model.registry import Registry
 from tracer.model.step import Step
@@ -118,7 +118,7 @@ class Streams:
         rw = rw.take(np.flatnonzero(is_eventfd))
         tgids = self._registry.tgids_of(rw["tid"])
         if len(rw) and audio:
-            self._find_streams(self._eventfds(rw, np.isin(tgids, audio), np.isin(tgids, vmms)))
+            self._find_streams(self._eventfds(rw, tgids, np.isin(tgids, audio), np.isin(tgids, vmms)))
         exact = {s.tgid for s in self.streams if s.exact}
         blind = [tgid for tgid in vmms if tgid not in exact]
         if blind or self.inferred.followers:
@@ -190,27 +190,35 @@ class Streams:
             driver.interval_ns = known.interval_ns
         return driver
 
-    def _eventfds(self, rw: Records, by_audio: NDArray[np.bool_], by_vmm: NDArray[np.bool_]) -> set[int]:
+    def _eventfds(
+        self,
+        rw: Records,
+        tgids: NDArray[np.uint32],
+        by_audio: NDArray[np.bool_],
+        by_vmm: NDArray[np.bool_],
+    ) -> set[int]:
         """File events under those eventfds that the audio server touches; the ids that had any."""
         for number in np.unique(rw["eventfd_id"][by_audio]).tolist():
             if number not in self.eventfds:
                 self.eventfds[number] = Eventfd(number, 0)
         known = np.fromiter(self.eventfds, dtype=np.int64, count=len(self.eventfds))
         keep = np.isin(rw["eventfd_id"], known) & (by_audio | by_vmm)
-        rw, by_audio = rw.take(np.flatnonzero(keep)), by_audio[keep]
+        rw, by_audio, tgids = rw.take(np.flatnonzero(keep)), by_audio[keep], tgids[keep]
         if not len(rw):
             return set()
         group = rw["eventfd_id"].astype(np.int64) * 4 + by_audio * 2 + (rw["kind"] == Kind.WRITE)
         order = np.argsort(group, kind="stable")
-        rw, group = rw.take(order), group[order]
+        rw, group, tgids = rw.take(order), group[order], tgids[order]
         starts = np.flatnonzero(np.r_[True, group[1:] != group[:-1]])
         stops = np.r_[starts[1:], len(group)]
         touched = set()
         for a, b in zip(starts.tolist(), stops.tolist(), strict=True):
             code = int(group[a])
             eventfd = self.eventfds[code >> 2]
-            series = (eventfd.read, eventfd.written, eventfd.taken, eventfd.signals)[code & 3]
-            series.extend(rw[a:b])
+            if code & 3 == 1:
+                eventfd.add_written(rw[a:b], tgids[a:b])
+            else:
+                (eventfd.read, eventfd.read, eventfd.taken, eventfd.signals)[code & 3].extend(rw[a:b])
             touched.add(eventfd.id)
             if code & 3 == 2:
                 self._answers.add(eventfd.id)
@@ -298,15 +306,10 @@ class Streams:
                 peers, fits = moved, [e for e in fits if e.id not in gone]
             completions.match(peers, fits)
 
-    def _answered(self, tgid: int, loop: int) -> list[Eventfd]:
+    def _answered(self, tgid: int, loop: int) -> list[Completion]:
         """Eventfds that a VMM writes and a data loop reads."""
-        return [
-            e
-            for e in (self.eventfds[number] for number in sorted(self._answers))
-            if e.written.total
-            and self._registry.tgid(e.written.main_tid()) == tgid
-            and e.taken.main_tid() == loop
-        ]
+        found = (self.eventfds[number] for number in sorted(self._answers))
+        return [Completion.of(e, tgid) for e in found if tgid in e.written and e.taken.main_tid() == loop]
 
     # --- cycles ------------------------------------------------------------------
 
@@ -356,8 +359,10 @@ class Streams:
             completions.close(cycle)
             in_time = cycle.closing_ns is not None and cycle.closing_ns <= cycle.deadline_ns
             if not in_time and woke_in_time and cycle.closing_ns is not None and cycle.write_ns is None:
-                in_time = True  # nobody traced wrote it: another client finished last
+                in_time = True  # not of this VMM's making: another client finished last
             cycle.leg = "" if in_time else ("completion" if woke_in_time else "wake")
+            if cycle.leg == "wake" and cycle.write_ns is None:
+                cycle.closing_ns = cycle.read_ns  # somebody else finished last: ours is late up to its read
         else:
             cycle.closing_ns = cycle.read_ns
             in_time = woke_in_time
