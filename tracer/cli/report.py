@@ -1,12 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 
-"""``xdtrace report``: the verdicts of a trace folder. Needs neither root nor bcc. Wiring only."""
+"""``xdtrace report``: the verdicts of a trace. Needs neither root nor bcc. Wiring only."""
 
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, TextIO
 
 import typer
 
@@ -14,6 +16,11 @@ from tracer.cli import options as o
 from tracer.cli.live import make_analysis
 from tracer.cli.run import replay
 from tracer.errors import UsageError
+
+if TYPE_CHECKING:
+    from tracer.model.summary import Summary
+
+FORMATS = ("text", "json", "html", "svg")
 
 
 def open_trace(path: Path) -> Any:
@@ -24,31 +31,80 @@ def open_trace(path: Path) -> Any:
 
 
 def report(
-    path: Annotated[Path, typer.Argument(metavar="DIR", help="A trace folder.", show_default=False)],
+    path: Annotated[
+        Path, typer.Argument(metavar="DIR", help="A trace folder, archive or bundle.", show_default=False)
+    ],
     form: Annotated[
         str,
         typer.Option(
-            "--format", metavar="text|json|svg", help="How to print it; svg: the screen as a picture."
+            "--format",
+            metavar="|".join(FORMATS),
+            help="How to print it; html: one page with pictures; svg: the screen as a picture.",
         ),
     ] = "text",
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", metavar="FILE", help="Write it there instead.")
+    ] = None,
     period: o.Period = None,
     profile: o.ProfileFile = None,
 ) -> None:
-    """Show what a recorded trace says: verdict, remedies, streams, locks, misses."""
-    from tracer.views.jsonl import JsonLines
-    from tracer.views.text import TextBlocks
-
-    if form not in ("text", "json", "svg"):
-        raise UsageError(f"--format {form!r} is unknown", "use text, json or svg")
-    view = JsonLines(sys.stdout) if form == "json" else TextBlocks(sys.stdout, None)
+    """Show what a recorded trace says: what would have helped, verdicts, streams, locks, misses."""
+    if form not in FORMATS:
+        raise UsageError(f"--format {form!r} is unknown", f"use {', '.join(FORMATS[:-1])} or {FORMATS[-1]}")
+    if form == "html" and output is None and sys.stdout.isatty():
+        raise UsageError(
+            "a page of HTML says nothing on a terminal", "add -o FILE, and open that in a browser"
+        )
+    if output is not None:
+        check_output(output, path)
     analysis = make_analysis(profile, o.parse_period(period))
     with open_trace(path) as trace:
         summary = replay(trace, analysis)
-        if trace.incomplete:
-            print(f"xdtrace: note: {trace.incomplete}", file=sys.stderr)
-    if form == "svg":
+        notes = [trace.incomplete] if trace.incomplete else []
+    for note in notes:
+        print(f"xdtrace: note: {note}", file=sys.stderr)
+    with opened(output) as out:
+        write(summary, form, out, title=path.resolve().name, notes=notes)
+
+
+def write(summary: Summary, form: str, out: TextIO, *, title: str, notes: list[str]) -> None:
+    """Write a summary in one of FORMATS."""
+    if form == "json":
+        from tracer.views.jsonl import JsonLines
+
+        JsonLines(out).finish(summary, {})
+    elif form == "text":
+        from tracer.views.text import TextBlocks
+
+        TextBlocks(out, None).finish(summary, {})
+    elif form == "svg":
         from tracer.views.svg import to_svg
 
-        print(to_svg(summary, title=f"xdtrace report {path}"))
+        print(to_svg(summary, title=f"xdtrace report {title}"), file=out)
+    else:
+        from tracer.views.html import to_html
+
+        print(to_html(summary, title=title, notes=notes), file=out)
+
+
+def check_output(output: Path, trace: Path) -> None:
+    """Refuse to write over the trace itself, or a folder. Raises UsageError."""
+    if output.is_dir():
+        raise UsageError(f"-o {output} is a folder", "name a file")
+    if output.exists() and trace.exists() and output.samefile(trace):
+        raise UsageError(f"-o {output} is the trace itself", "choose another name")
+
+
+@contextmanager
+def opened(output: Path | None) -> Iterator[TextIO]:
+    """The file to write to, or stdout. Raises UsageError where it cannot be written."""
+    if output is None:
+        yield sys.stdout
         return
-    view.finish(summary, {})
+    try:
+        with output.open("w", encoding="utf-8", errors="backslashreplace") as out:
+            yield out
+    except OSError as error:
+        raise UsageError(
+            f"cannot write {output}: {error.strerror}", "choose another place, or free some space"
+        ) from error

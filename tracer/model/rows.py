@@ -105,7 +105,7 @@ class Rows:
             todo=todo,
             lead=lead(table),
             holders=a.locks.by_holder(HOLDER_ROWS) if limit is None else (),
-            threads=self._threads(),
+            threads=self._threads(limit is None),
             drivers=tuple(
                 DriverRow(d.id, d.tgid, d.period_ns, dict(d.events), d.total) for d in a.streams.all_drivers()
             ),
@@ -155,12 +155,24 @@ class Rows:
 
     # --- rows --------------------------------------------------------------------
 
-    def _threads(self) -> tuple[ThreadRow, ...]:
+    def _threads(self, whole: bool) -> tuple[ThreadRow, ...]:
+        """Threads that live, of the whole recording also those with a role that have exited."""
         a = self._a
         return tuple(
-            ThreadRow(t.tid, t.tgid, t.role, t.comm, t.policy, t.priority, t.cpus, t.throttled_ns, t.role_by)
+            ThreadRow(
+                t.tid,
+                t.tgid,
+                t.role,
+                t.comm,
+                t.policy,
+                t.priority,
+                t.cpus,
+                t.throttled_ns,
+                t.role_by,
+                t.exit_ns is None,
+            )
             for t in sorted(a.registry.threads.values(), key=lambda t: (t.tgid, t.tid))
-            if t.tgid in a.registry.targets and t.exit_ns is None
+            if t.tgid in a.registry.targets and (t.exit_ns is None or (whole and t.role))
         )
 
     def _shown_streams(self) -> list[Stream]:

@@ -74,6 +74,7 @@ class ThreadRow:
     cpus: str = ""
     throttled_ns: int = -1
     role_by: str = ""
+    alive: bool = True
 
 
 @dataclass(frozen=True, slots=True)

@@ -96,7 +96,7 @@ def _inside(row: HeldRow) -> Cell:
     return ("under it", WARN) if row.inside else ""
 
 
-def _held_order(row: HeldRow) -> tuple[bool, bool, float, int, str, int]:
+def held_order(row: HeldRow) -> tuple[bool, bool, float, int, str, int]:
     """What runs under a lock first; of that, what audio waits for (it tells the write path)."""
     audio = row.object in ("completion", "stream")
     return (not row.inside, not audio, -row.held_fraction, -row.samples, row.lock, row.tid)
@@ -114,7 +114,7 @@ def render_held(summary: Summary) -> Block:
         Column("samples", lambda h: count(h.samples), 2, right=True),
         Column("", _inside, 1),
     ]
-    rows = sorted(summary.held, key=_held_order)
+    rows = sorted(summary.held, key=held_order)
     return Block(
         lambda width, height: table(
             "Held", "how often a lock was held when a syscall began", columns, rows, width, height

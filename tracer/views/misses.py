@@ -65,17 +65,17 @@ def _names(summary: Summary) -> dict[str, str]:
     return {stream.id: clean(stream.name or stream.id) for stream in summary.streams}
 
 
-def _groups(misses: Sequence[Miss]) -> list[tuple[Miss, list[Miss]]]:
+def groups(misses: Sequence[Miss]) -> list[tuple[Miss, list[Miss]]]:
     """Each miss with the carried ones right behind it that name the same origin (or itself)."""
-    groups: list[tuple[Miss, list[Miss]]] = []
+    found: list[tuple[Miss, list[Miss]]] = []
     for miss in misses:
-        if groups and miss.carried_from is not None:
-            head = groups[-1][0]
+        if found and miss.carried_from is not None:
+            head = found[-1][0]
             if miss.carried_from in (head.id, head.carried_from):
-                groups[-1][1].append(miss)
+                found[-1][1].append(miss)
                 continue
-        groups.append((miss, []))
-    return groups
+        found.append((miss, []))
+    return found
 
 
 def render_misses(summary: Summary) -> Block:
@@ -87,10 +87,10 @@ def render_misses(summary: Summary) -> Block:
             return []
         note = f"newest first, of {plural(_total(summary.streams, summary), 'missed cycle')}"
         lines = [heading("Misses", note, width)]
-        groups = _groups(summary.misses if is_endless(width) else summary.misses[-_RECENT:])
-        left = len(groups)
+        rows = groups(summary.misses if is_endless(width) else summary.misses[-_RECENT:])
+        left = len(rows)
         keys: set[str] = set()
-        for miss, carried in reversed(groups):
+        for miss, carried in reversed(rows):
             entry = _entry(miss, carried, names, width)
             below = 1 if left == 1 else 2  # the legend, and how many more there are
             if height is not None and len(lines) > 1 and len(lines) + len(entry) + below > height:
@@ -160,12 +160,12 @@ def render_misses_in_detail(summary: Summary) -> Block:
             return []
         note = f"newest first, of {plural(_total(summary.streams, summary), 'missed cycle')}"
         lines = [heading("Misses in detail", note, width)]
-        groups = _groups(summary.misses[-_RECENT:])
-        for shown, (miss, carried) in enumerate(reversed(groups)):
+        rows = groups(summary.misses[-_RECENT:])
+        for shown, (miss, carried) in enumerate(reversed(rows)):
             entry = _in_detail(miss, carried, names, width)
-            last = shown + 1 == len(groups)
+            last = shown + 1 == len(rows)
             if height is not None and shown and len(lines) + len(entry) > height - (not last):
-                lines.append(Text(cut(f"  … {count(len(groups) - shown)} earlier", width), DIM))
+                lines.append(Text(cut(f"  … {count(len(rows) - shown)} earlier", width), DIM))
                 break
             lines.extend(entry)
         return lines
@@ -223,21 +223,26 @@ def _in_detail(miss: Miss, carried: Sequence[Miss], names: dict[str, str], width
     return lines
 
 
+def alike(segments: Sequence[Segment]) -> list[list[Segment]]:
+    """Pieces of one kind, group, object and thread together, the largest sum first."""
+    found: dict[tuple[str, str, str, int], list[Segment]] = {}
+    for segment in segments:
+        found.setdefault((segment.kind, segment.via, segment.object, segment.tid), []).append(segment)
+    return sorted(found.values(), key=lambda group: -sum(s.ns for s in group))
+
+
 def _segments(segments: Sequence[Segment], width: int, most: int = 8) -> list[Text]:
     """The bar in order of time, then what it is made of, the largest part first."""
     drawn = Text("  ", no_wrap=True)
     drawn.append_text(bar([(mark(s), s.ns) for s in segments], min(width - 2, 100)))
     lines = [drawn] if segments else []
     total = sum(s.ns for s in segments)
-    alike: dict[tuple[str, str, str, int], list[Segment]] = {}
-    for segment in segments:
-        alike.setdefault((segment.kind, segment.via, segment.object, segment.tid), []).append(segment)
-    groups = sorted(alike.values(), key=lambda group: -sum(s.ns for s in group))
-    for group in groups[:most]:
+    parts = alike(segments)
+    for group in parts[:most]:
         lines.append(_alike(group, total, width))
-    if len(groups) > most:
-        rest_ns = sum(s.ns for group in groups[most:] for s in group)
-        lines.append(Text(cut(f"    … {count(len(groups) - most)} more, {duration(rest_ns)}", width), DIM))
+    if len(parts) > most:
+        rest_ns = sum(s.ns for group in parts[most:] for s in group)
+        lines.append(Text(cut(f"    … {count(len(parts) - most)} more, {duration(rest_ns)}", width), DIM))
     return lines
 
 
