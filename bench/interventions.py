@@ -54,8 +54,11 @@ def _real(variant: str) -> Iterator[Intervention]:
     def on(*arguments: str) -> Condition:
         return Condition(variant, arguments)
 
+    def fifo(*arguments: str) -> Condition:
+        return Condition(variant, (*arguments, "--realtime"), realtime_vcpus=True)
+
     hogs = (*_SHORT, "--load", "hogs")
-    own, realtime = ("--topology", "per-client"), "--realtime"
+    own = "--topology", "per-client"
     for period, label in (((), ""), (_SHORT, "-256")):
         churn = (*period, *_CHURN)
         what = f"churn at {'256' if period else '1024'}"
@@ -70,27 +73,47 @@ def _real(variant: str) -> Iterator[Intervention]:
         )
         yield Intervention(
             f"realtime{label}",
-            f"{what}: SCHED_FIFO for W and G",
+            f"{what}: SCHED_FIFO for W, G and vCPUs",
             on(*churn),
-            on(*churn, realtime),
+            fifo(*churn),
             "not_scheduled",
             "realtime",
         )
-    for name, after, prediction in (
-        ("taken away", _SHORT, "no not_scheduled"),
-        ("SCHED_FIFO for W and G", (*hogs, realtime), "realtime"),
-    ):
-        short = "hogs" if after == _SHORT else "hogs-realtime"
+        several = (*churn, "--contexts", "3", "--streams", "3")
         yield Intervention(
-            short, f"CPU hogs: {name}", on(*hogs), on(*after), "not_scheduled", prediction, "item_state"
+            f"contexts{label}",
+            f"{what}, three contexts: a context of its own",
+            on(*several),
+            on(*several, *own),
+            "serialised",
+            "own_context",
+            "item_state",
         )
+    yield Intervention(
+        "hogs",
+        "CPU hogs: taken away",
+        on(*hogs),
+        on(*_SHORT),
+        "not_scheduled",
+        "no not_scheduled",
+        "item_state",
+    )
     yield Intervention(
         "hogs-realtime",
         "CPU hogs: SCHED_FIFO for W, G and vCPUs",
         on(*hogs),
-        Condition(variant, (*hogs, realtime), realtime_vcpus=True),
+        fifo(*hogs),
         "not_scheduled",
-        "no not_scheduled",
+        "realtime",
+        "item_state",
+    )
+    yield Intervention(
+        "hogs-realtime-host",
+        "CPU hogs: SCHED_FIFO for W and G alone",
+        on(*hogs),
+        on(*hogs, "--realtime"),
+        "not_scheduled",
+        "realtime",
     )
     pipe = on(*_SHORT, "--load", "pipe")
     fast = on(*pipe.arguments, "--reader", "fast")
@@ -112,9 +135,9 @@ def _real(variant: str) -> Iterator[Intervention]:
     )
     yield Intervention(
         "both-realtime",
-        "churn and hogs: SCHED_FIFO for W and G",
+        "churn and hogs: SCHED_FIFO for W, G and vCPUs",
         on(*both),
-        on(*both, realtime),
+        fifo(*both),
         "not_scheduled",
         "realtime",
     )

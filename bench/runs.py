@@ -212,14 +212,14 @@ def traced(
 
 def _remaining(analysis: Analysis, summary: Summary) -> dict[str, tuple[int, int, int]]:
     """Misses and episodes left, as a report counts them; and misses left counted cycle by cycle."""
-    roles = {role: frozenset(analysis.registry.with_role(role)) for role in ("W", "G", "task")}
+    roles = {role: frozenset(analysis.registry.with_role(role)) for role in ("W", "G", "task", "vcpu")}
     words = {
         (target.tgid, word)
         for target in analysis.registry.targets.values()
         if target.role == "vmm"
         for word in analysis.names.item_states(target.tgid)
     }
-    names = Names(frozenset(words), roles["W"] | roles["G"] | roles["task"], roles["G"])
+    names = Names(frozenset(words), frozenset().union(*roles.values()), roles["G"])
     left: dict[str, tuple[int, int, int]] = {}
     for name in REMEDIES:
         row = summary.counterfactual[name]

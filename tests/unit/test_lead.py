@@ -27,7 +27,7 @@ def test_the_best_comes_first_and_what_avoids_nothing_last() -> None:
     table = {"item_state": remedy(0), "fair": remedy(8), "realtime": remedy(7), "dup": remedy(0)}
     assert lead(table) == (
         "Each of these alone would have avoided so many of the 9 episodes: a fair worker 8, "
-        "real-time priority for W and G 7; none: no waits on item_state and write path dup."
+        "real-time for W, G and the vCPUs 7; none: no waits on item_state and write path dup."
     )
 
 

@@ -154,9 +154,8 @@ def test_neighbours_of_item_state_are_not_called_so() -> None:
         turns(0b0101, 0b0011),
     )  # fmt: skip
     found = names(trace)
-    for word in (QUEUE, RESOURCES):
-        assert found.lock(VMM, word)[0] == f"lock@{word:#x}"
-        assert found.lock(VMM, word)[2] == "none"
+    assert found.lock(VMM, QUEUE)[::2] == (f"lock@{QUEUE:#x}", "none")
+    assert found.lock(VMM, RESOURCES)[:3] == ("context_resources", f"context {W}", "behaviour")
     assert "fence handler" in found.lock(VMM, QUEUE)[3]
 
 
@@ -214,9 +213,9 @@ def test_the_users_word_comes_before_call_sites_and_those_before_behaviour() -> 
     found = names(trace, known)
     assert found.lock(VMM, QUEUE)[::2] == ("mine", "user")
     assert found.lock(VMM, ITEM) == ("export_table", "", "symbols", "function f")
-    assert found.operation(VMM, 0x77, G) == "lookup"
-    assert found.operation(VMM, 0x78, G) == "main"
-    assert found.operation(VMM, 0x79, G) == ""
+    assert found.operation(VMM, ITEM, 0x77, G, "") == ("lookup", "symbols")
+    assert found.operation(VMM, ITEM, 0x78, G, "") == ("main", "symbols")
+    assert found.operation(VMM, ITEM, 0x79, G, "") == ("", "none")
 
 
 def test_call_sites_that_disagree_name_nothing() -> None:

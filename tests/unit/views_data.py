@@ -238,7 +238,18 @@ def missing() -> Summary:
         lead=lead(table),
         blame=(
             BlameRow("item_state", "write", "write(eventfd)", "process_receive", 12 * MS, 4 * MS, 0, 72),
-            BlameRow("item_state", "handle_fence", "futex(jobs)", "write", 22_100_000, 22_100_000, 1, 2),
+            BlameRow(
+                "item_state",
+                "handle_fence",
+                "futex(jobs)",
+                "write",
+                22_100_000,
+                22_100_000,
+                1,
+                2,
+                "behaviour",
+                "symbols",
+            ),
         ),
     )
 

@@ -148,8 +148,8 @@ class _Names:
     def lock(self, tgid: int, word: int) -> str:
         return self._a.locks.label(tgid, word)
 
-    def operation(self, tgid: int, caller: int, tid: int) -> str:
-        return self._a.locks.operation(tgid, caller, tid) if tid else ""
+    def operation(self, tgid: int, word: int, caller: int, tid: int, sign: int = 0) -> str:
+        return self._a.locks.operation(tgid, word, caller, tid, sign) if tid else ""
 
 
 def _locks_only(analysis: Analysis, rows: Any) -> Any:
@@ -173,7 +173,7 @@ def acquisitions(analysis: Analysis, kept: Collector, offset_ns: int) -> pd.Data
         "lock_kind": _locks_only(analysis, rows)[1],
         **names.who(rows["tid"]),
         "tgid": rows["tgid"],
-        "operation": names.of(names.operation, rows["tgid"], rows["caller"], rows["tid"]),
+        "operation": names.of(names.operation, rows["tgid"], rows["word"], rows["caller"], rows["tid"]),
         "waits": rows["waits"],
         "barged": rows["barged"],
         "hold_ns": np.where(hold < 0, _NAT, hold),
@@ -191,6 +191,7 @@ def waits(analysis: Analysis, kept: Collector, offset_ns: int) -> pd.DataFrame:
         order = np.flatnonzero(_locks_only(analysis, rows)[0])
         order = order[np.lexsort((rows["tid"][order], rows["start_ns"][order]))]
         rows, syscalls = rows.take(order), syscalls[order]
+    of_lock = rows["tgid"], rows["word"]
     values = {
         "start_ns": rows["start_ns"],
         "wait_ns": rows["end_ns"] - rows["start_ns"],
@@ -199,10 +200,12 @@ def waits(analysis: Analysis, kept: Collector, offset_ns: int) -> pd.DataFrame:
         "address": rows["word"],
         **names.who(rows["tid"]),
         "tgid": rows["tgid"],
-        "operation": names.of(names.operation, rows["tgid"], rows["caller"], rows["tid"]),
+        "operation": names.of(names.operation, *of_lock, rows["caller"], rows["tid"], rows["sign"]),
         "holder_tid": rows["holder"],
         "holder": names.of(names.comm, rows["holder"]),
-        "holder_operation": names.of(names.operation, rows["tgid"], rows["holder_caller"], rows["holder"]),
+        "holder_operation": names.of(
+            names.operation, *of_lock, rows["holder_caller"], rows["holder"], rows["holder_sign"]
+        ),
         "holder_syscall": syscalls,
     }
     return frame(TABLES["waits"], values, offset_ns)

@@ -78,7 +78,7 @@ class Analysis:
         self.roles = Roles(self.registry, self.facts)
         if self._tap is not None:
             self._tap.reset()
-        self.locks = Locks(self.registry, tap=self._tap)
+        self.locks = Locks(self.registry, tap=self._tap, is_target=self._is_target)
         before = getattr(self, "held", None)
         self.held = Held(self.registry, self.locks, self._object_of)
         if isinstance(before, Held):
@@ -148,6 +148,9 @@ class Analysis:
         self._rows.count_lock_misses()
         if self._tap is not None:
             self._tap.cycles(cycles)
+
+    def _is_target(self, eventfd_id: int) -> bool:
+        return self.streams.object_of(eventfd_id) == "completion"
 
     def _object_of(self, tgid: int, kind: int, fd: int, eventfd_id: int) -> str:
         """What a syscall's fd is, in the model's terms."""

@@ -175,15 +175,17 @@ def label_key(row: Records) -> tuple[int, int, int]:
 
 @dataclass(slots=True)
 class Cell:
-    """One blame cell: ns waited for a holder in a syscall, by a waiter from a call site."""
+    """One blame cell: ns waited for a holder in a syscall, by a waiter (signs: operations.py)."""
 
     tgid: int
     word: int
     holder_tid: int
     holder_caller: int
+    holder_sign: str
     syscall: str
     waiter_tid: int
     waiter_caller: int
+    waiter_sign: str
     waits: int = 0
     total_ns: int = 0
     max_ns: int = 0
@@ -191,7 +193,7 @@ class Cell:
     misses: int = 0
 
 
-CellKey = tuple[int, int, int, int, str, int, int]
+CellKey = tuple[int, int, int, int, str, str, int, int, str]
 
 
 @dataclass(slots=True)
@@ -202,14 +204,19 @@ class Cells:
 
     def get(self, key: CellKey) -> Cell:
         """The cell of a key, made if need be."""
-        for attempt in (key, (*key[:3], 0, key[4], key[5], 0), (*key[:2], 0, 0, key[4], 0, 0)):
+        tgid, word, holder, _, _, syscall, waiter, _, _ = key
+        for attempt in (
+            key,
+            (tgid, word, holder, 0, "", syscall, waiter, 0, ""),
+            (tgid, word, 0, 0, "", syscall, 0, 0, ""),
+        ):
             cell = self.cells.get(attempt)
             if cell is not None:
                 return cell
             if len(self.cells) < CELLS:
                 break
         else:
-            attempt = (0, 0, 0, 0, "", 0, 0)
+            attempt = (0, 0, 0, 0, "", "", 0, 0, "")
             if attempt in self.cells:
                 return self.cells[attempt]
         cell = self.cells[attempt] = Cell(*attempt)

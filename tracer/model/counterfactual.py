@@ -315,7 +315,7 @@ class Names:
 
     Attributes:
         item_state: lock words known by that name.
-        movable: W and G (and forwarding tasks), which real-time priority would move.
+        movable: W, G, forwarding tasks and vCPUs, which real-time priority would move.
         gpu: G's of the VMMs.
         is_pipe: whether (tgid, fd) is no eventfd, for writes under the lock.
     """

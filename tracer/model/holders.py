@@ -15,6 +15,7 @@ import numpy as np
 
 from tracer.model.acquire import ACQ
 from tracer.model.blame import RECENT_NS, WINDOW_NS, Cells, Recent, label_key, syscall_label
+from tracer.model.operations import AROUND_NS, RELOCK, Signs, Sites, Uses
 from tracer.model.registry import Registry
 from tracer.model.tap import PIECE, Tap
 from tracer.model.words import WAKES, Rows, Word, bump, join
@@ -30,14 +31,22 @@ class Holders:
     """Who held what while others waited.
 
     Args:
-        registry: whose fds and targets are looked up; words: of ``Locks``, whose surroundings are noted.
+        registry: whose fds and targets are looked up; words: of ``Locks``, whose surroundings are noted;
+            uses: what eventfds are; sites: where the signs of call sites are counted.
         tap: is given each settled wait's pieces.
     """
 
     def __init__(
-        self, registry: Registry, words: dict[tuple[int, int], Word], tap: Tap | None = None
+        self,
+        registry: Registry,
+        words: dict[tuple[int, int], Word],
+        uses: Uses,
+        sites: Sites,
+        tap: Tap | None = None,
     ) -> None:
         self.registry = registry
+        self.uses = uses
+        self.sites = sites
         self.words = words
         self.recent = Recent()
         self.cells = Cells()
@@ -66,7 +75,7 @@ class Holders:
             self._unsettled = [acq]
             return
         self._unsettled = [] if ripe.all() else [acq.take(np.flatnonzero(~ripe))]
-        self._blame(acq.take(np.flatnonzero(ripe)), self.cells, self._tap)
+        self._blame(acq.take(np.flatnonzero(ripe)), self.cells, self._tap, settled=True)
         self._note_around(acq.take(np.flatnonzero(ripe & (acq["cond"] == 0))))
 
     def _note_around(self, acq: Records) -> None:
@@ -83,16 +92,16 @@ class Holders:
             before, after = (syscall_label(r, word.tgid, self.registry) if len(r) else "" for r in pair)
             bump(word.around, (tid, before, after))
 
-    def _blame(self, acq: Records, cells: Cells, tap: Tap | None = None) -> None:
+    def _blame(self, acq: Records, cells: Cells, tap: Tap | None = None, *, settled: bool = False) -> None:
         """Add acquisitions, cut into pieces by holder, to blame cells."""
         order = np.lexsort((acq["closed_ns"], acq["word"], acq["tgid"]))
         acq = acq.take(order)
         change = (acq["word"][1:] != acq["word"][:-1]) | (acq["tgid"][1:] != acq["tgid"][:-1])
         starts = np.concatenate(([0], np.flatnonzero(change) + 1, [len(acq)]))
         for lo, hi in zip(starts[:-1].tolist(), starts[1:].tolist(), strict=True):
-            self._blame_word(acq[lo:hi], cells, tap)
+            self._blame_word(acq[lo:hi], cells, tap, settled)
 
-    def _blame_word(self, acq: Records, cells: Cells, tap: Tap | None) -> None:
+    def _blame_word(self, acq: Records, cells: Cells, tap: Tap | None, settled: bool) -> None:
         tgid, word = int(acq["tgid"][0]), int(acq["word"][0])
         wakes = self.wakes.where("enter_ns", tgid=tgid, word=word)
         quick = wakes["end_ns"] - wakes["enter_ns"] <= SETTLE_NS  # whatever the cut: same answer
@@ -121,13 +130,17 @@ class Holders:
         of, begin, stop, holder, length = of[keep], begin[keep], stop[keep], holder[keep], length[keep]
         if not len(of):
             return
-        labels, callers = self._doing(tgid, word, holder, begin, stop, acq["closed_ns"][of])
+        labels, callers, held = self._doing(tgid, word, holder, begin, stop, acq["closed_ns"][of])
+        signs = self._signs(tgid, acq, settled)
         if tap is not None:
+            number = self.sites.number
             pieces = np.empty(len(of), dtype=PIECE)
             for name in ("tgid", "tid", "word", "caller"):
                 pieces[name] = acq[name][of]
             pieces["acq_ns"], pieces["start_ns"], pieces["end_ns"] = acq["start_ns"][of], begin, stop
             pieces["holder"], pieces["holder_caller"] = holder, callers
+            pieces["sign"] = np.array([number(sign) for sign in signs], dtype=np.uint32)[of]
+            pieces["holder_sign"] = [number(sign) for sign in held]
             tap.pieces(pieces, labels)
         longest = np.zeros(len(of), dtype=bool)  # an acquisition counts once, in its longest piece's cell
         by_length = np.lexsort((-length, of))
@@ -135,9 +148,10 @@ class Holders:
         heads[1:] = of[by_length][1:] != of[by_length][:-1]
         longest[by_length[heads]] = True
         tids, from_ = acq["tid"][of].tolist(), acq["caller"][of].tolist()
-        ends = acq["end_ns"][of].tolist()
+        ends, belongs = acq["end_ns"][of].tolist(), of.tolist()
         for i, held_by in enumerate(holder.tolist()):
-            cell = cells.get((tgid, word, held_by, callers[i], labels[i], tids[i], from_[i]))
+            key = (tgid, word, held_by, callers[i], held[i], labels[i], tids[i], from_[i], signs[belongs[i]])
+            cell = cells.get(key)
             ns = int(length[i])
             cell.waits += int(longest[i])
             cell.total_ns += ns
@@ -152,9 +166,9 @@ class Holders:
         begin: np.ndarray,
         stop: np.ndarray,
         closed: np.ndarray,
-    ) -> tuple[list[str], list[int]]:
-        """Per piece the holder's longest syscall, and where it had taken the lock (if contended)."""
-        labels, callers = [""] * len(holder), [0] * len(holder)
+    ) -> tuple[list[str], list[int], list[str]]:
+        """Per piece the holder's longest syscall, where it took the lock (if contended), its sign."""
+        labels, callers, held = [""] * len(holder), [0] * len(holder), [""] * len(holder)
         recent = closed - stop <= np.uint64(RECENT_NS // 2)
         for tid in np.unique(holder).tolist():
             if not tid:
@@ -172,15 +186,41 @@ class Holders:
                     if key not in names:
                         names[key] = syscall_label(row, tgid, self.registry)
                     labels[i] = names[key]
+            signs = self._signs_of(tgid, tid, int(since.min()), int(stop[at].max()) + SETTLE_NS)
             own = self.acquisitions.where("end_ns", tgid=tgid, word=word, tid=tid)
             k = np.searchsorted(own["end_ns"], stop[at], side="left") - 1
             for i, j in zip(at.tolist(), k.tolist(), strict=True):
                 # its own contended acquisition is the hold that ended here if it was released here
                 if j >= 0 and own["hold_ns"][j] >= 0:
-                    released = int(own["end_ns"][j]) + int(own["hold_ns"][j])
-                    if int(begin[i]) < released <= int(stop[i]):
+                    start, got, hold = (int(own[name][j]) for name in ("start_ns", "end_ns", "hold_ns"))
+                    if int(begin[i]) < got + hold <= int(stop[i]):
                         callers[i] = int(own["caller"][j])
-        return labels, callers
+                        held[i] = RELOCK if own["cond"][j] else signs.of_wait(start, got, hold)
+                        continue
+                held[i] = signs.of_hold(int(begin[i]), int(stop[i]))
+        return labels, callers, held
+
+    def _signs(self, tgid: int, acq: Records, settled: bool) -> list[str]:
+        """The sign of each acquisition (n,) of one word; ``settled``: count them at their call sites."""
+        found = [RELOCK] * len(acq)
+        if not self.registry.is_vmm(tgid):
+            return [""] * len(acq)
+        plain = acq["cond"] == 0
+        for tid in np.unique(acq["tid"][plain]).tolist():
+            at = np.flatnonzero(plain & (acq["tid"] == tid))
+            rows = acq.take(at)
+            signs = self._signs_of(
+                tgid, tid, int(rows["start_ns"].min()), int(rows["closed_ns"].max()) + SETTLE_NS
+            )
+            spans = (rows[name].tolist() for name in ("start_ns", "end_ns", "hold_ns", "caller"))
+            for i, start, end, hold, caller in zip(at.tolist(), *spans, strict=True):
+                found[i] = signs.of_wait(start, end, hold)
+                if settled and caller:
+                    self.sites.note(tgid, caller, tid, found[i])
+        return found
+
+    def _signs_of(self, tgid: int, tid: int, start_ns: int, until_ns: int) -> Signs:
+        return Signs(self.uses, tgid, self.recent.of(tid, max(0, start_ns - AROUND_NS), until_ns))
 
     def note_miss(self, tgid: int, word: int, holder_tid: int, waiter_tid: int, n: int) -> None:
         """Count misses in the blame cell of a holder and a waiter."""

@@ -19,7 +19,7 @@ REMEDY_TEXT: Final = {
     "task": "write path task",
     "fair": "a fair worker",
     "own_context": "a context of its own",
-    "realtime": "real-time priority for W and G",
+    "realtime": "real-time for W, G and the vCPUs",
     "no_steal": "no stolen CPU",
 }
 

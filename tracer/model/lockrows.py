@@ -7,6 +7,7 @@ Owns ranking, merging and naming of rows; counts nothing and keeps nothing.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from tracer.model.blame import Cell
@@ -21,8 +22,33 @@ class Namer(Protocol):
     def lock(self, tgid: int, word: int) -> tuple[str, str, str, str]:
         """(name, instance, named_by, evidence) of a lock word."""
 
-    def operation(self, tgid: int, caller: int, tid: int) -> str:
-        """What a thread was doing at a call site, "" where unknown."""
+    def operation(self, tgid: int, word: int, caller: int, tid: int, sign: str) -> tuple[str, str]:
+        """What a thread did with a lock ("" unknown), and by whom it is named."""
+
+
+@dataclass(slots=True)
+class _Sums:
+    """Figures of cells that are one row, and who named its operations."""
+
+    total_ns: int = 0
+    max_ns: int = 0
+    misses: int = 0
+    waits: int = 0
+    named: set[tuple[str, str]] = field(default_factory=set)
+
+    def add(self, cell: Cell, holder_by: str, victim_by: str = "none") -> None:
+        self.total_ns += cell.total_ns
+        self.max_ns = max(self.max_ns, cell.max_ns)
+        self.misses += cell.misses
+        self.waits += cell.waits
+        self.named |= {("holder", holder_by), ("victim", victim_by)}
+
+    def figures(self) -> tuple[int, int, int, int]:
+        return self.total_ns, self.max_ns, self.misses, self.waits
+
+    def by(self, whose: str) -> str:
+        """The weakest evidence among the cells."""
+        return next(by for by in ("none", "behaviour", "symbols") if (whose, by) in self.named)
 
 
 class LockRows:
@@ -88,43 +114,40 @@ class LockRows:
         name, instance, _, _ = self._name(tgid, word)
         return f"{name} [{instance}]" if instance else name
 
-    def operation(self, tgid: int, caller: int, tid: int) -> str:
-        """What a thread was doing at a call site, its name where that is not known."""
-        named = self.namer.operation(tgid, caller, tid) if self.namer is not None and caller else ""
-        return named or (self.registry.comm(tid) if tid else "unknown")
+    def _holder(self, cell: Cell) -> tuple[str, str]:
+        return self.operation(cell.tgid, cell.word, cell.holder_caller, cell.holder_tid, cell.holder_sign)
+
+    def _victim(self, cell: Cell) -> tuple[str, str]:
+        return self.operation(cell.tgid, cell.word, cell.waiter_caller, cell.waiter_tid, cell.waiter_sign)
+
+    def operation(self, tgid: int, word: int, caller: int, tid: int, sign: str) -> tuple[str, str]:
+        """What a thread did with a lock, and who says so; where nobody does, the thread's name."""
+        if self.namer is not None and tid:
+            name, named_by = self.namer.operation(tgid, word, caller, tid, sign)
+            if name:
+                return name, named_by
+        return (self.registry.comm(tid) if tid else "unknown"), "none"
 
     def blame(self, cells: Iterable[Cell], limit: int) -> tuple[BlameRow, ...]:
         """Blame cells with names, those of equal names together; ranked by misses, then total wait."""
-        merged: dict[tuple[str, str, str, str], list[int]] = {}
+        merged: dict[tuple[str, str, str, str], _Sums] = {}
         for cell in cells:
-            key = (
-                self.label(cell.tgid, cell.word),
-                self.operation(cell.tgid, cell.holder_caller, cell.holder_tid),
-                cell.syscall,
-                self.operation(cell.tgid, cell.waiter_caller, cell.waiter_tid),
-            )
-            sums = merged.setdefault(key, [0, 0, 0, 0])
-            sums[0] += cell.total_ns
-            sums[1] = max(sums[1], cell.max_ns)
-            sums[2] += cell.misses
-            sums[3] += cell.waits
+            (holder, holder_by), (victim, victim_by) = self._holder(cell), self._victim(cell)
+            key = self.label(cell.tgid, cell.word), holder, cell.syscall, victim
+            merged.setdefault(key, _Sums()).add(cell, holder_by, victim_by)
         rows = [
-            BlameRow(*key, total, longest, misses, waits)
-            for key, (total, longest, misses, waits) in merged.items()
+            BlameRow(*key, *sums.figures(), sums.by("holder"), sums.by("victim"))
+            for key, sums in merged.items()
         ]
         rows.sort(key=lambda r: (-r.misses, -r.wait_ns_total, r.lock, r.holder_operation, r.victim_operation))
         return tuple(rows[:limit])
 
     def holders(self, cells: Iterable[Cell], limit: int) -> tuple[HolderRow, ...]:
         """Blame by lock and holder's operation; ranked like blame."""
-        merged: dict[tuple[str, str], list[int]] = {}
+        merged: dict[tuple[str, str], _Sums] = {}
         for cell in cells:
-            operation = self.operation(cell.tgid, cell.holder_caller, cell.holder_tid)
-            sums = merged.setdefault((self.label(cell.tgid, cell.word), operation), [0, 0, 0, 0])
-            sums[0] += cell.total_ns
-            sums[1] = max(sums[1], cell.max_ns)
-            sums[2] += cell.misses
-            sums[3] += cell.waits
-        rows = [HolderRow(*key, *sums) for key, sums in merged.items()]
+            operation, named_by = self._holder(cell)
+            merged.setdefault((self.label(cell.tgid, cell.word), operation), _Sums()).add(cell, named_by)
+        rows = [HolderRow(*key, *sums.figures(), sums.by("holder")) for key, sums in merged.items()]
         rows.sort(key=lambda r: (-r.misses, -r.wait_ns_total, r.lock, r.operation))
         return tuple(rows[:limit])

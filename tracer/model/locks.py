@@ -12,7 +12,7 @@ an inference, and everything called holder here is inferred (docs/how-it-works.m
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import numpy as np
 
@@ -20,6 +20,7 @@ from tracer.model.acquire import CONTENDED, LOCK_WAIT, PTHREAD_WAIT, STD_WAIT, W
 from tracer.model.blame import Cell
 from tracer.model.holders import Holders
 from tracer.model.lockrows import LockRows, Namer
+from tracer.model.operations import Sites, Uses
 from tracer.model.registry import Registry
 from tracer.model.step import Step
 from tracer.model.summary import BlameRow, HolderRow, LockRow
@@ -50,15 +51,23 @@ class Locks:
         registry: whose threads, roles, fds are looked up; written by its owner before each step.
         namer: names of locks and operations (names.py); None: addresses only.
         tap: is given acquisitions and waits before they are forgotten.
+        is_target: whether an eventfd-id is known to be a stream's completion.
     """
 
-    def __init__(self, registry: Registry, namer: Namer | None = None, tap: Tap | None = None) -> None:
+    def __init__(
+        self,
+        registry: Registry,
+        namer: Namer | None = None,
+        tap: Tap | None = None,
+        is_target: Callable[[int], bool] = lambda _: False,
+    ) -> None:
         self.registry = registry
         self.words: dict[tuple[int, int], Word] = {}
         self.evicted = 0
         self.now_ns = 0
         self._tap = tap
-        self.holders = Holders(registry, self.words, self._tap)
+        self.uses, self.sites = Uses(registry, is_target), Sites()
+        self.holders = Holders(registry, self.words, self.uses, self.sites, self._tap)
         self._rows = LockRows(registry, namer)
         self._acquirer = Acquirer()
         self._open: dict[int, Records] = {}
@@ -69,6 +78,7 @@ class Locks:
         """Take one step of record time."""
         self.now_ns = max(self.now_ns, step.end_ns)
         self.holders.recent.step(step, self.now_ns)
+        self.uses.step(step)
         opened = step.opened(Kind.FUTEX)
         for i, tid in enumerate(opened["tid"].tolist()):
             self._open[tid] = opened[i : i + 1]
@@ -335,9 +345,9 @@ class Locks:
         """A lock's name with its instance, as tables show it."""
         return self._rows.label(tgid, word)
 
-    def operation(self, tgid: int, caller: int, tid: int) -> str:
-        """What a thread was doing at a call site, its name where that is not known."""
-        return self._rows.operation(tgid, caller, tid)
+    def operation(self, tgid: int, word: int, caller: int, tid: int, sign: int = 0) -> str:
+        """What a thread did with a lock, its name where that is not known; ``sign`` as ``Sites.number``."""
+        return self._rows.operation(tgid, word, caller, tid, self.sites.sign(sign))[0]
 
     @property
     def namer(self) -> Namer | None:

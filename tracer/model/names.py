@@ -32,6 +32,7 @@ from typing import Protocol
 
 from tracer.model.held import MIN_SAMPLES, Held, is_inside
 from tracer.model.locks import Locks
+from tracer.model.operations import tell
 from tracer.model.registry import Registry
 from tracer.model.turns import Turns
 from tracer.model.words import Word
@@ -39,6 +40,7 @@ from tracer.schema import Frame, Kind
 
 ITEM_STATE = "item_state"
 JOBS = "jobs"
+CONTEXT_RESOURCES = "context_resources"
 _MOSTLY = 0.8  # of what is expected always; the rest are kicks and other reads of W's
 _RARELY = 0.2
 _TURNS = 8
@@ -113,18 +115,23 @@ class Names:
                 found = self._cache[tgid, word] = (name, self._instance(tgid, word, name), named_by, evidence)
         return found
 
-    def operation(self, tgid: int, caller: int, tid: int) -> str:
-        """What the program does at a call site: by profile, else the innermost function outside std."""
-        if not caller:
-            return ""
-        site = self._site(tgid, caller)
+    def operation(self, tgid: int, word: int, caller: int, tid: int, sign: str) -> tuple[str, str]:
+        """What a thread did with a lock, and by whom it is named (symbols, behaviour, none).
+
+        By profile, else the innermost function outside std, else by the sign of its syscalls.
+        """
+        site = self._site(tgid, caller) if caller else None
         if site is not None and site.operation:
-            return site.operation
-        known = self.registry.sites.get((tgid, caller))
+            return site.operation, "symbols"
+        known = self.registry.sites.get((tgid, caller)) if caller else None
         for frame in known.frames if known is not None else ():
             if not frame.function.startswith(("std::", "core::", "alloc::", "<std::", "<core::", "<alloc::")):
-                return frame.function
-        return ""
+                return frame.function, "symbols"
+        lock, role = self.lock(tgid, word)[0], self.registry.role
+        told = tell(lock, role(tid), sign)
+        if not told and caller:
+            told = self.locks.sites.tell(tgid, caller, lock, role)
+        return told, "behaviour" if told else "none"
 
     def item_states(self, tgid: int) -> set[int]:
         """Words of a process that are named item_state."""
@@ -221,6 +228,9 @@ class Names:
             return "", said + f", but at {base:.0%} of others' calls too"
         if turn.n < _TURNS:
             return None
+        if turn.at_read >= _SURE * turn.n and turn.at_irq <= _RARELY * turn.n and added <= _RARELY * adds:
+            held, n, base = turn.at_read, turn.n, self.held.base(*key) or 0.0
+            return (CONTEXT_RESOURCES if base <= _BUSY or is_inside(held, n, base) else ""), said
         if turn.at_read <= _RARELY * turn.n and turn.at_irq >= _MOSTLY * turn.n:
             return "", said + ": one of the fence handler's locks (control_queue, fence_state, intc)"
         return "", said + ": not over the turn"
@@ -263,7 +273,7 @@ class Names:
         """Which of several locks of one name: its context's worker, else a number by age."""
         known = self.locks.words.get((tgid, word))
         workers = [tid for tid in known.participants if self.registry.role(tid) == "W"] if known else []
-        if len(workers) == 1 and name in (ITEM_STATE, JOBS, "context_resources"):
+        if len(workers) == 1 and name in (ITEM_STATE, JOBS, CONTEXT_RESOURCES):
             return f"context {workers[0]}"
         same = [
             w

@@ -150,7 +150,8 @@ class Rows:
         words: set[Word] = set()
         for tgid in [t.tgid for t in a.registry.targets.values() if t.role == "vmm"]:
             words |= {(tgid, w) for w in a.names.item_states(tgid)}
-        movable = a.registry.with_role("W") + a.registry.with_role("G") + a.registry.with_role("task")
+        # The vCPUs too: with W and G alone at real-time priority the guest starves (docs/accuracy.md).
+        movable = [tid for role in ("W", "G", "task", "vcpu") for tid in a.registry.with_role(role)]
         return RemedyNames(frozenset(words), frozenset(movable), frozenset(a.registry.with_role("G")))
 
     # --- rows --------------------------------------------------------------------

@@ -202,7 +202,10 @@ class LockRow:
 
 @dataclass(frozen=True, slots=True)
 class BlameRow:
-    """Holder's operation and syscall x victim's operation on one lock."""
+    """Holder's operation and syscall x victim's operation on one lock.
+
+    ``holder_named_by``, ``victim_named_by``: symbols, behaviour (told by syscalls), none (a thread's name).
+    """
 
     lock: str
     holder_operation: str
@@ -212,11 +215,13 @@ class BlameRow:
     wait_ns_max: int
     misses: int
     waits: int = 0
+    holder_named_by: str = "none"
+    victim_named_by: str = "none"
 
 
 @dataclass(frozen=True, slots=True)
 class HolderRow:
-    """Blame by lock and what its holder did, over all syscalls and victims."""
+    """Blame by lock and what its holder did, over all syscalls and victims; ``named_by`` as in BlameRow."""
 
     lock: str
     operation: str
@@ -224,6 +229,7 @@ class HolderRow:
     wait_ns_max: int
     misses: int
     waits: int
+    named_by: str = "none"
 
 
 @dataclass(frozen=True, slots=True)

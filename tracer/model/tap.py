@@ -17,7 +17,8 @@ from tracer.model.cycles import Cycle
 from tracer.schema import Records
 
 #: A piece of an acquisition with one holder. acq_ns: when the acquisition that it belongs to began;
-#: holder: 0 unknown; holder_caller: where the holder had waited for the lock itself, 0 unknown.
+#: holder: 0 unknown; holder_caller: where the holder had waited for the lock itself, 0 unknown;
+#: signs: what both did, by number (operations.Sites).
 PIECE: Final = np.dtype(
     [
         ("tgid", "<u4"),
@@ -29,6 +30,8 @@ PIECE: Final = np.dtype(
         ("end_ns", "<u8"),
         ("holder", "<u4"),
         ("holder_caller", "<u8"),
+        ("sign", "<u4"),
+        ("holder_sign", "<u4"),
     ]
 )
 

@@ -13,6 +13,9 @@ from tracer.model.summary import BlameRow, HeldRow, LockRow, Summary
 from tracer.views.fmt import BAD, DIM, NONE, WARN, clean, count, duration, percent
 from tracer.views.grid import Block, Cell, Column, table
 
+#: Behind an operation that no symbol names: told from its thread's syscalls (model/operations.py).
+INFERRED = "*"
+
 
 def sort_locks(rows: tuple[LockRow, ...], order: str) -> list[LockRow]:
     """By misses caused, then time waited; by time waited; or by name."""
@@ -74,22 +77,27 @@ def render_locks(summary: Summary, *, sort: str = "harm") -> Block:
     )
 
 
+def _operation(name: str, named_by: str) -> str:
+    """What a thread did; told from its syscalls alone it carries a mark."""
+    return clean(name) + (INFERRED if named_by == "behaviour" else "")
+
+
 def render_blame(summary: Summary) -> Block:
     """Who held which lock, doing what, while whom waited."""
     columns: list[Column[BlameRow]] = [
         Column("lock", lambda b: clean(b.lock), least=14, most=28),
-        Column("held by", lambda b: clean(b.holder_operation), least=10, most=34),
+        Column("held by", lambda b: _operation(b.holder_operation, b.holder_named_by), least=10, most=34),
         Column("in syscall", lambda b: clean(b.holder_syscall), 2, least=6, most=24),
-        Column("waiting", lambda b: clean(b.victim_operation), least=10, most=34),
+        Column("waiting", lambda b: _operation(b.victim_operation, b.victim_named_by), least=10, most=34),
         Column("missed", lambda b: _caused(b.misses), 1, right=True),
         Column("wait total", lambda b: duration(b.wait_ns_total), 1, right=True),
         Column("max", lambda b: duration(b.wait_ns_max), 2, right=True),
         Column("waits", lambda b: count(b.waits) if b.waits else "", 4, right=True),
     ]
+    inferred = any("behaviour" in (b.holder_named_by, b.victim_named_by) for b in summary.blame)
+    note = "what the holder did × who waited" + (f"; {INFERRED}: told by its syscalls" if inferred else "")
     rows = sorted(summary.blame, key=lambda b: (-b.misses, -b.wait_ns_total, b.lock, b.holder_operation))
-    return Block(
-        lambda width, height: table("Blame", "what the holder did × who waited", columns, rows, width, height)
-    )
+    return Block(lambda width, height: table("Blame", note, columns, rows, width, height))
 
 
 def _inside(row: HeldRow) -> Cell:

@@ -1,0 +1,281 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a thread was doing with a lock, told by its syscalls before, under and after it: no symbols needed.
+
+Owns the *signs* of waits and holds, the call sites they were seen at, and the rules from a sign to an
+operation of the cross-domain device. The rules are of that device alone, read from its published sources and
+checked against their symbols (docs/how-it-works.md): what may be two operations has no name.
+
+A contended acquisition leaves the word at 2, so its release always wakes: the calls under the lock are
+exactly those between the last wait's end and that wake. Of a holder that never waited only the calls that
+ended while somebody waited for it are surely under the lock.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Final
+
+import numpy as np
+
+from tracer.model.acquire import CONTENDED, PTHREAD_WAIT, STD_WAIT
+from tracer.model.registry import Registry
+from tracer.model.step import Step
+from tracer.model.words import bump
+from tracer.schema import FD, FUTEX, RW, Flag, Kind, Records, end_ns, view
+
+AROUND_NS: Final = 100_000_000
+_CLOSE, _FCNTL = 3, 72
+_DUPS: Final = frozenset((32, 33, 72, 292))
+#: lseek, readlink, readlinkat: what W does for an fd that has just arrived.
+_LOOKS_AT_FD: Final = frozenset((8, 89, 267))
+#: A call site without one telling sign of its own needs so many equal ones.
+_SITE_ENOUGH: Final = 8
+_MAX_SITES: Final = 4096
+_MAX_IDS: Final = 4096
+
+#: What symbols call the operations of ``item_state``, ``jobs`` and ``context_resources``.
+WRITE, READ_EVENT_NEW, CREATE_BLOB = "write", "read_event_new", "create_blob"
+HANDLE_FENCE, ADD_ITEM, RUN = "handle_fence", "add_item", "run"
+ADD_JOB, WAIT_FOR_JOB, WRITE_TO_RING = "add_job", "wait_for_job", "write_to_ring"
+
+
+@dataclass(slots=True)
+class _Ids:
+    """Eventfd-ids of a process by use."""
+
+    taken: set[int] = field(default_factory=set)  # read by a worker
+    raised: set[int] = field(default_factory=set)  # written by a worker: the interrupt
+    signalled: set[int] = field(default_factory=set)  # written, not with 0, by the command thread
+
+
+class Uses:
+    """What eventfds are to a VMM: items, its interrupt, or the event by which G hands W a job.
+
+    Args:
+        is_target: whether an eventfd-id is known to be a stream's completion.
+    """
+
+    def __init__(self, registry: Registry, is_target: Callable[[int], bool]) -> None:
+        self.registry = registry
+        self._is_target = is_target
+        self._of: dict[int, _Ids] = {}
+
+    def step(self, step: Step) -> None:
+        """Learn from one step's reads, writes and closes."""
+        for role in ("W", "G"):
+            for tid in self.registry.with_role(role):
+                calls = step.threads.calls(tid)
+                if not len(calls):
+                    continue
+                ids = self._of.setdefault(self.registry.tgid(tid), _Ids())
+                self._learn(ids, role, calls)
+        for ids in self._of.values():
+            for known in (ids.taken, ids.raised, ids.signalled):
+                while len(known) > _MAX_IDS:
+                    known.pop()
+
+    @staticmethod
+    def _learn(ids: _Ids, role: str, calls: Records) -> None:
+        closes = calls[(calls["kind"] == int(Kind.FD)) & (calls["op"] == _CLOSE)].view(FD)
+        eventfd = (calls["flags"] & Flag.EVENTFD) != 0
+        reads = calls[eventfd & (calls["kind"] == int(Kind.READ))].view(RW)
+        writes = calls[eventfd & (calls["kind"] == int(Kind.WRITE))].view(RW)
+        closed = set(closes["eventfd_id"].tolist())
+        # An id lives on in another's eventfd: what was only ever an item is forgotten with it.
+        ids.taken -= closed
+        ids.signalled -= closed
+        if role == "W":
+            ids.taken |= set(reads["eventfd_id"].tolist()) - closed
+            ids.raised |= set(writes["eventfd_id"].tolist())
+        else:
+            ids.signalled |= set(writes["eventfd_id"][writes["value"] != 0].tolist()) - closed
+
+    def write(self, tgid: int, eventfd_id: int) -> str:
+        """What a write to an eventfd is: ``irq``, ``resample``, ``item`` or "" where it may be either."""
+        ids = self._of.get(tgid)
+        if ids is None:
+            return ""
+        if eventfd_id in ids.raised:
+            return "irq"
+        resample = ids.taken & ids.signalled
+        if eventfd_id in resample:
+            return "resample"
+        return "item" if resample or self._is_target(eventfd_id) else ""
+
+    def read(self, tgid: int, eventfd_id: int) -> str:
+        """What a worker's read of an eventfd is: ``resample`` or ``item``."""
+        ids = self._of.get(tgid)
+        return "resample" if ids is not None and eventfd_id in ids.signalled else "item"
+
+
+class Signs:
+    """Signs of the waits and holds of one thread, over its calls of the last seconds.
+
+    Args:
+        calls: (n,) closed syscall spans of the thread but wakes, by end.
+    """
+
+    def __init__(self, uses: Uses, tgid: int, calls: Records) -> None:
+        if len(calls):
+            futex = calls.view(FUTEX)
+            lock = (calls["kind"] == int(Kind.FUTEX)) & (futex["expected"] == CONTENDED)
+            lock &= (calls["op"] == STD_WAIT) | (calls["op"] == PTHREAD_WAIT)
+            calls = calls.take(np.flatnonzero(~lock))
+        self._uses, self._tgid, self._calls = uses, tgid, calls
+        self._ends = end_ns(calls)
+        self._enters = calls["enter_ns"]
+
+    def of_wait(self, start_ns: int, end_ns_: int, hold_ns: int) -> str:
+        """``before|under|after``: calls around a wait; under ``?`` where the release was not seen."""
+        before = int(np.searchsorted(self._ends, np.uint64(start_ns), side="right")) - 1
+        first = int(np.searchsorted(self._enters, np.uint64(end_ns_), side="left"))
+        under, after = "?", first
+        if hold_ns >= 0:
+            after = int(np.searchsorted(self._enters, np.uint64(end_ns_ + hold_ns), side="left"))
+            under = self._label(first) if first < after else ""
+        early = before >= 0 and int(self._ends[before]) + AROUND_NS < start_ns
+        return f"{'' if early else self._label(before)}|{under}|{self._label(after)}"
+
+    def of_hold(self, begin_ns: int, stop_ns: int) -> str:
+        """``in:`` or ``old:`` and the last call before ``stop``; in: it ended since ``begin``."""
+        last = int(np.searchsorted(self._ends, np.uint64(stop_ns), side="right")) - 1
+        if last < 0 or int(self._ends[last]) + AROUND_NS < begin_ns:
+            return ""
+        return ("in:" if int(self._ends[last]) > begin_ns else "old:") + self._label(last)
+
+    def _label(self, at: int) -> str:
+        if not 0 <= at < len(self._calls):
+            return ""
+        row = self._calls[at : at + 1]
+        kind, number = int(row["kind"][0]), int(row["op"][0])
+        if kind in (Kind.READ, Kind.WRITE):
+            verb = "read" if kind == Kind.READ else "write"
+            if not int(row["flags"][0]) & Flag.EVENTFD:
+                return f"{verb}.item"
+            use = getattr(self._uses, verb)
+            return f"{verb}.{use(self._tgid, int(view(row, RW)['eventfd_id'][0]))}"
+        if kind == Kind.RECVMSG or (kind == Kind.SYSCALL and number in _LOOKS_AT_FD):
+            return "receive"
+        if kind == Kind.SYSCALL:
+            return "fcntl" if number == _FCNTL else "other"
+        if kind == Kind.FD:
+            return "close" if number == _CLOSE else "dup" if number in _DUPS else "other"
+        return {
+            Kind.EPOLL_CTL: "epoll_ctl",
+            Kind.EPOLL_WAIT: "epoll_wait",
+            Kind.FUTEX: "condvar",
+        }.get(Kind(kind), "other")
+
+
+def tell(lock: str, role: str, sign: str) -> str:
+    """The operation on a lock that a thread of a role (W, G) was in, "" where the sign may be of several."""
+    if lock == "jobs":
+        return _on_jobs(role, sign)
+    if lock == "context_resources":
+        return WRITE_TO_RING if role == "W" and sign else ""
+    if lock != "item_state":
+        return ""
+    if sign == RELOCK:  # it only looks like one: from the condvar straight to an item, as a job that adds one
+        return RUN if role == "W" else ""
+    if ":" in sign:
+        return _of_holder(role, *sign.split(":", 1))
+    if sign.count("|") != 2:
+        return ""
+    before, under, after = sign.split("|")
+    return _of_worker(before, under, after) if role == "W" else _of_commands(under) if role == "G" else ""
+
+
+def _on_jobs(role: str, sign: str) -> str:
+    if role == "G":
+        return ADD_JOB if sign else ""
+    before, _, rest = sign.partition("|")
+    if role != "W":
+        return ""
+    if sign == RELOCK or rest.endswith("|condvar"):
+        return WAIT_FOR_JOB
+    return ADD_JOB if before == "read.resample" else ""
+
+
+def _of_worker(before: str, under: str, after: str) -> str:
+    if before == "receive":
+        return ADD_ITEM if under in ("", "?") else ""
+    if "epoll_ctl" in (under, after if under == "?" else ""):
+        return RUN if before in ("condvar", "write.irq", "epoll_ctl", "") else ""
+    if before == "epoll_wait" and "read.item" in (under, after if under == "?" else ""):
+        return HANDLE_FENCE
+    return ""
+
+
+def _of_commands(under: str) -> str:
+    return {
+        "write.item": WRITE,
+        "dup": WRITE,
+        "write.resample": READ_EVENT_NEW,
+        "fcntl": CREATE_BLOB,
+    }.get(under, "")
+
+
+def _of_holder(role: str, when: str, last: str) -> str:
+    if role == "W":
+        return {
+            "write.irq": HANDLE_FENCE,
+            "read.item": HANDLE_FENCE,
+            "receive": ADD_ITEM,
+            "epoll_ctl": RUN,
+        }.get(last, "")
+    if role != "G":
+        return ""
+    if last == "dup":  # the write and the close of the dup come outside the lock
+        return WRITE
+    if when != "in":
+        return ""
+    return WRITE if last == "close" else _of_commands(last)
+
+
+#: The sign of a re-lock inside a condvar's wait.
+RELOCK: Final = "relock"
+
+
+class Sites:
+    """Signs by call site (tgid, return address): what one wait leaves open its neighbours may tell."""
+
+    def __init__(self) -> None:
+        self._signs: dict[tuple[int, int], dict[tuple[int, str], int]] = {}
+        self._numbers: dict[str, int] = {"": 0}
+        self._by_number = [""]
+
+    def number(self, sign: str) -> int:
+        """A sign as a number, for arrays; there are some hundreds of them."""
+        number = self._numbers.get(sign)
+        if number is None:
+            number = self._numbers[sign] = len(self._by_number)
+            self._by_number.append(sign)
+        return number
+
+    def sign(self, number: int) -> str:
+        """The sign of a number."""
+        return self._by_number[number]
+
+    def note(self, tgid: int, caller: int, tid: int, sign: str) -> None:
+        """Count the sign of a wait whose caller is known."""
+        key = tgid, caller
+        if key not in self._signs and len(self._signs) >= _MAX_SITES:
+            del self._signs[next(iter(self._signs))]
+        bump(self._signs.setdefault(key, {}), (tid, sign))
+
+    def tell(self, tgid: int, caller: int, lock: str, role: Callable[[int], str]) -> str:
+        """The operation at a call site: all signs that tell one agree, or all fit one alone."""
+        signs = self._signs.get((tgid, caller), {})
+        told: dict[str, int] = {}
+        lone = total = 0
+        for (tid, sign), n in signs.items():
+            total += n
+            name = tell(lock, role(tid), sign)
+            if name:
+                told[name] = told.get(name, 0) + n
+            # refcount: nothing under the lock, and always the item's write right after it
+            lone += n * (role(tid) == "G" and sign.endswith(("||write.item", "|?|write.item")))
+        if len(told) == 1:
+            return next(iter(told))
+        return WRITE if not told and lock == "item_state" and lone == total >= _SITE_ENOUGH else ""
