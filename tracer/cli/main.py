@@ -21,6 +21,7 @@ from tracer.cli.doctor import doctor
 from tracer.cli.listing import list_vmms
 from tracer.cli.record import record
 from tracer.cli.report import report
+from tracer.cli.whatif import whatif
 from tracer.errors import XdtraceError
 
 #: A fault of xdtrace itself; the codes 1 to 5 mean something else (tracer/errors.py).
@@ -43,6 +44,7 @@ app.command("doctor", short_help="what is missing here, and how to get it")(doct
 app.command("record", short_help="the same as attach, into a folder, headless")(record)
 app.command("report", short_help="what a recorded trace says")(report)
 app.command("compare", cls=Sides, short_help="runs before and after a change")(compare)
+app.command("whatif", short_help="which misses a remedy would have avoided")(whatif)
 
 
 def _version(wanted: bool) -> None:

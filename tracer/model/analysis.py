@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from tracer.model.counterfactual import Names as RemedyNames
 from tracer.model.facts import Facts
 from tracer.model.findings import Evidence, RunDelay, Stuck, findings
 from tracer.model.held import Held
@@ -193,6 +194,10 @@ class Analysis:
             self.facts.steal_ns,
             tuple(self.symptoms.findings(self.locks, self.verdicts.misses)),
         )
+
+    def remedy_names(self) -> RemedyNames:
+        """Lock words and threads that remedies concern, as they are known now."""
+        return self._rows.remedy_names()
 
     def summary(self, misses: int | None = None) -> Summary:
         """Everything there is to say now.

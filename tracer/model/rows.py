@@ -75,7 +75,7 @@ class Rows:
         self._names = {}
         misses = list(a.verdicts.misses)
         episodes = self._episodes(a.verdicts.episodes)
-        table = self._remedies.table(misses, [members for _, members in episodes], self._remedy_names())
+        table = self._remedies.table(misses, [members for _, members in episodes], self.remedy_names())
         causes: dict[str, int] = {}
         for state in (a.verdicts.past, *a.verdicts.states.values()):
             for cause, n in state.by_cause.items():
@@ -129,7 +129,7 @@ class Rows:
     def settle(self, miss: MissState) -> None:
         """A miss's path is about to be let go: judge it under every remedy while it is there."""
         if miss.judgement is not None:
-            names = self._remedy_names()
+            names = self.remedy_names()
             for remedy in REMEDIES:
                 self._remedies.avoids(miss, remedy, names)
 
@@ -145,7 +145,8 @@ class Rows:
             name = self._names[word] = self._a.names.lock(*word)[0]
         return name
 
-    def _remedy_names(self) -> RemedyNames:
+    def remedy_names(self) -> RemedyNames:
+        """Lock words and threads that remedies concern, as they are known now."""
         a = self._a
         words: set[Word] = set()
         for tgid in [t.tgid for t in a.registry.targets.values() if t.role == "vmm"]:
