@@ -8,6 +8,7 @@ Imports no heavy module: each command imports what it needs when it runs.
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 from typing import Annotated, NoReturn
@@ -148,8 +149,21 @@ def run_command(arguments: list[str]) -> int:
         return EXIT_FAULT
 
 
+def write_whole() -> None:
+    """Let nothing be lost of a line of which a signal cuts off a write.
+
+    With PYTHONUNBUFFERED stdout has no buffer below its text, and what a short write leaves is dropped.
+    """
+    raw = getattr(sys.stdout, "buffer", None)
+    if isinstance(raw, io.RawIOBase):
+        sys.stdout = io.TextIOWrapper(
+            io.BufferedWriter(raw), sys.stdout.encoding, "backslashreplace", line_buffering=True
+        )
+
+
 def main() -> NoReturn:
     """The console script."""
+    write_whole()
     sys.exit(run_command(sys.argv[1:]))
 
 

@@ -10,6 +10,7 @@ use crate::shared::word;
 use crate::sys;
 use crate::table::{CrossDomainContext, CMD_POLL, CMD_WRITE, WRITE_HEADER};
 use crate::worker::Job;
+use std::collections::BTreeMap;
 use std::os::unix::io::OwnedFd;
 use std::sync::mpsc::Sender;
 use std::sync::Arc;
@@ -19,11 +20,15 @@ pub fn gpu_command(block_us: u32, cpu_us: u32, fence_us: u32) -> Vec<u8> {
     [block_us, cpu_us, fence_us].iter().flat_map(|v| v.to_ne_bytes()).collect()
 }
 
+/// What executes commands that another front end than the modelled guest adds; true if it was one.
+pub type Extra = Box<dyn FnMut(&Descriptor, &mut BTreeMap<u32, CrossDomainContext>) -> bool + Send>;
+
 pub struct GpuWorker {
     pub mem: Arc<GuestMemory>,
     pub fence_handler: FenceHandler,
-    /// By ctx_id - 1.
-    pub contexts: Vec<CrossDomainContext>,
+    /// By ctx_id.
+    pub contexts: BTreeMap<u32, CrossDomainContext>,
+    pub extra: Extra,
     pub gpu_fences: Sender<Pending>,
     /// What the GPU's driver waits on; it never becomes ready by itself.
     pub gpu_device: OwnedFd,
@@ -63,12 +68,17 @@ impl GpuWorker {
     }
 
     fn process_gpu_command(&mut self, head: &Descriptor) {
+        if (self.extra)(head, &mut self.contexts) {
+            return;
+        }
         if head.ctx_id != 0 {
             let completes = head.bytes[0] == CMD_WRITE && head.bytes.len() == WRITE_HEADER + 8;
             if completes && !(self.hooks.before_write)() {
                 return;
             }
-            self.contexts[head.ctx_id as usize - 1].submit_cmd(&head.bytes);
+            if let Some(context) = self.contexts.get_mut(&head.ctx_id) {
+                context.submit_cmd(&head.bytes);
+            }
             return;
         }
         // The driver's ioctl: it sleeps until the GPU is done; then the state is validated.
@@ -87,7 +97,9 @@ impl GpuWorker {
             let due_ns = sys::now_ns() + word(bytes, 8) as u64 * 1000;
             let _ = self.gpu_fences.send(Pending { fence, due_ns });
         } else if bytes[0] == CMD_POLL {
-            self.contexts[fence.ctx_id as usize - 1].state.add_job(Job::HandleFence(fence));
+            if let Some(context) = self.contexts.get(&fence.ctx_id) {
+                context.state.add_job(Job::HandleFence(fence));
+            }
         }
     }
 }

@@ -23,14 +23,14 @@ pub const SHORT_LIFE_NS: u64 = 200_000_000;
 /// Bytes of one write of the piping application; two do not fit in its pipe at once.
 pub const PIPE_CHUNK: usize = 4000;
 
-fn command(cmd: u8, words: &[u32], data: &[u8]) -> Vec<u8> {
+pub fn command(cmd: u8, words: &[u32], data: &[u8]) -> Vec<u8> {
     let mut out = vec![cmd, 0, 0, 0, 0, 0, 0, 0];
     out.extend(words.iter().flat_map(|w| w.to_ne_bytes()));
     out.extend(data);
     out
 }
 
-fn write_command(id: u32, hang_up: bool, data: &[u8]) -> Vec<u8> {
+pub fn write_command(id: u32, hang_up: bool, data: &[u8]) -> Vec<u8> {
     command(CMD_WRITE, &[id, hang_up as u32, data.len() as u32, 0], data)
 }
 

@@ -6,6 +6,7 @@
 mod actors;
 mod args;
 mod audio;
+mod bridge;
 mod churn;
 mod fence;
 mod gpu;
@@ -13,7 +14,9 @@ mod guest;
 mod hooks;
 mod inject;
 mod load;
+mod pipewire;
 mod process;
+mod protocol;
 mod queue;
 mod report;
 mod server;
@@ -38,6 +41,9 @@ fn main() {
     if words.iter().any(|w| w == "--help" || w == "-h") {
         println!("{}", args::USAGE);
         return;
+    }
+    if words.first().map(String::as_str) == Some(pipewire::COMMAND) {
+        std::process::exit(pipewire::main(&words[1..]));
     }
     let args = match Args::parse(words.into_iter()) {
         Ok(args) => args,

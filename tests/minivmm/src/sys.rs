@@ -167,8 +167,13 @@ pub fn epoll() -> Result<OwnedFd> {
     own(unsafe { epoll_create1(EFD) })
 }
 
-pub fn epoll_change(ep: &OwnedFd, op: c_int, fd: &OwnedFd, data: u64) -> Result<()> {
-    let mut ev = EpollEvent { events: EPOLLIN, data };
+pub fn epoll_change(ep: &OwnedFd, op: c_int, fd: &impl AsRawFd, data: u64) -> Result<()> {
+    epoll_control(ep, op, fd, EPOLLIN, data)
+}
+
+/// `events` 0: only hang-ups and errors.
+pub fn epoll_control(ep: &OwnedFd, op: c_int, fd: &impl AsRawFd, events: u32, data: u64) -> Result<()> {
+    let mut ev = EpollEvent { events, data };
     // SAFETY: level-triggered registration of a live descriptor.
     check(unsafe { epoll_ctl(ep.as_raw_fd(), op, fd.as_raw_fd(), &mut ev) }).map(drop)
 }

@@ -34,7 +34,14 @@ pub struct Style {
 pub enum CrossDomainItem {
     Event(Arc<OwnedFd>),
     WritePipe(Arc<OwnedFd>),
+    /// Memory; never written, nor waited for.
+    Blob(Arc<OwnedFd>),
 }
+
+/// What a RECEIVE message says an item is.
+pub const TYPE_BLOB: u32 = 1;
+pub const TYPE_WRITE_PIPE: u32 = 4;
+pub const TYPE_EVENT: u32 = 5;
 
 impl CrossDomainItem {
     /// Tells what was received by its link in /proc.
@@ -43,12 +50,25 @@ impl CrossDomainItem {
         if link.starts_with(b"pipe:") {
             return CrossDomainItem::WritePipe(Arc::new(file));
         }
+        if link.starts_with(b"/memfd:") {
+            return CrossDomainItem::Blob(Arc::new(file));
+        }
         CrossDomainItem::Event(Arc::new(file))
     }
 
-    fn file(&self) -> &Arc<OwnedFd> {
+    pub fn file(&self) -> &Arc<OwnedFd> {
         match self {
-            CrossDomainItem::Event(file) | CrossDomainItem::WritePipe(file) => file,
+            CrossDomainItem::Event(file) | CrossDomainItem::WritePipe(file) | CrossDomainItem::Blob(file) => {
+                file
+            }
+        }
+    }
+
+    pub fn kind(&self) -> u32 {
+        match self {
+            CrossDomainItem::Event(_) => TYPE_EVENT,
+            CrossDomainItem::WritePipe(_) => TYPE_WRITE_PIPE,
+            CrossDomainItem::Blob(_) => TYPE_BLOB,
         }
     }
 }
@@ -210,7 +230,7 @@ impl CrossDomainContext {
                 let _ = sys::write_bytes(file, data);
                 return;
             }
-            None => return,
+            Some(CrossDomainItem::Blob(_)) | None => return,
         };
         drop(items);
         let _ = sys::write_bytes(&file, data);

@@ -2,7 +2,7 @@
 //! The VMM's process: devices, contexts, threads, the ready line and the end of the run.
 
 use crate::actors;
-use crate::args::{Args, Load, WritePath};
+use crate::args::{Args, Load, WorkerOrder, WritePath};
 use crate::churn::LoadFds;
 use crate::fence::{self, FenceHandler};
 use crate::gpu::GpuWorker;
@@ -67,55 +67,85 @@ struct Words {
 
 struct Machine {
     words: Words,
-    contexts: Vec<CrossDomainContext>,
+    contexts: BTreeMap<u32, CrossDomainContext>,
     workers: Vec<CrossDomainWorker>,
     rings: Vec<Arc<RingPage>>,
 }
 
 fn build_contexts(vmm: &mut Vmm, handler: &FenceHandler, exports: &ExportTable) -> std::io::Result<Machine> {
     let nested = vmm.args.load == Load::Nested || inject::uses(&vmm.args, Kind::Nested);
-    let krun = matches!(vmm.args.write_path, WritePath::Dup | WritePath::Task);
     let words = Words { item_state: Vec::new(), context_resources: Vec::new(), jobs: Vec::new() };
-    let mut machine = Machine { words, contexts: Vec::new(), workers: Vec::new(), rings: Vec::new() };
+    let mut machine = Machine { words, contexts: BTreeMap::new(), workers: Vec::new(), rings: Vec::new() };
     for (i, channel) in std::mem::take(&mut vmm.channels).into_iter().enumerate() {
         let ring = Arc::new(RingPage::new());
-        let resources = Arc::new(Mutex::new(ContextResources { rings: vec![ring.clone()] }));
-        let item_state = new_item_state();
-        let state = Arc::new(CrossDomainState {
-            context_resources: resources,
-            jobs: Mutex::new(Some(VecDeque::new())),
-            jobs_cvar: Condvar::new(),
-            channel,
-            style: Style { krun },
-        });
-        machine.words.item_state.push(lock_word(&item_state));
-        machine.words.context_resources.push(lock_word(&state.context_resources));
-        machine.words.jobs.push(lock_word(&state.jobs));
-        let (wait_ctx, resample_evt) = (Arc::new(sys::epoll()?), Arc::new(sys::event(false)?));
-        sys::epoll_change(&wait_ctx, sys::EPOLL_CTL_ADD, &state.channel, CHANNEL_ID)?;
-        sys::epoll_change(&wait_ctx, sys::EPOLL_CTL_ADD, &resample_evt, RESAMPLE_ID)?;
         let shared = vmm.shared;
-        machine.workers.push(CrossDomainWorker {
+        let on_registered = move || {
+            shared.registered.fetch_add(1, Ordering::AcqRel);
+        };
+        let (context, worker) = build_context(ContextParts {
             ctx_id: i as u32 + 1,
+            channel,
+            ring: ring.clone(),
+            write_path: vmm.args.write_path,
             order: vmm.args.worker,
-            wait_ctx: wait_ctx.clone(),
-            resample_evt: resample_evt.clone(),
-            item_state: item_state.clone(),
-            export_table: if nested { Some(exports.clone()) } else { None },
-            state: state.clone(),
-            fence_handler: handler.clone(),
             hooks: vmm.hooks,
-            on_registered: Box::new(move || {
-                shared.registered.fetch_add(1, Ordering::AcqRel);
-            }),
-            served: BTreeMap::new(),
-            turn: 0,
-        });
-        let path = vmm.args.write_path;
-        machine.contexts.push(CrossDomainContext::new(path, item_state, state, wait_ctx, resample_evt));
+            export_table: if nested { Some(exports.clone()) } else { None },
+            fence_handler: handler.clone(),
+            on_registered: Box::new(on_registered),
+        })?;
+        machine.words.item_state.push(lock_word(&context.item_state));
+        machine.words.context_resources.push(lock_word(&context.state.context_resources));
+        machine.words.jobs.push(lock_word(&context.state.jobs));
+        machine.contexts.insert(worker.ctx_id, context);
+        machine.workers.push(worker);
         machine.rings.push(ring);
     }
     Ok(machine)
+}
+
+/// What a cross-domain context is made of.
+pub struct ContextParts {
+    pub ctx_id: u32,
+    pub channel: OwnedFd,
+    pub ring: Arc<RingPage>,
+    pub write_path: WritePath,
+    pub order: WorkerOrder,
+    pub hooks: Hooks,
+    pub export_table: Option<ExportTable>,
+    pub fence_handler: FenceHandler,
+    pub on_registered: Box<dyn Fn() + Send>,
+}
+
+/// A context and its worker, whose thread is not started yet.
+pub fn build_context(parts: ContextParts) -> std::io::Result<(CrossDomainContext, CrossDomainWorker)> {
+    let resources = Arc::new(Mutex::new(ContextResources { rings: vec![parts.ring] }));
+    let item_state = new_item_state();
+    let state = Arc::new(CrossDomainState {
+        context_resources: resources,
+        jobs: Mutex::new(Some(VecDeque::new())),
+        jobs_cvar: Condvar::new(),
+        channel: parts.channel,
+        style: Style { krun: matches!(parts.write_path, WritePath::Dup | WritePath::Task) },
+    });
+    let (wait_ctx, resample_evt) = (Arc::new(sys::epoll()?), Arc::new(sys::event(false)?));
+    sys::epoll_change(&wait_ctx, sys::EPOLL_CTL_ADD, &state.channel, CHANNEL_ID)?;
+    sys::epoll_change(&wait_ctx, sys::EPOLL_CTL_ADD, &*resample_evt, RESAMPLE_ID)?;
+    let worker = CrossDomainWorker {
+        ctx_id: parts.ctx_id,
+        order: parts.order,
+        wait_ctx: wait_ctx.clone(),
+        resample_evt: resample_evt.clone(),
+        item_state: item_state.clone(),
+        export_table: parts.export_table,
+        state: state.clone(),
+        fence_handler: parts.fence_handler,
+        hooks: parts.hooks,
+        on_registered: parts.on_registered,
+        served: BTreeMap::new(),
+        turn: 0,
+    };
+    let context = CrossDomainContext::new(parts.write_path, item_state, state, wait_ctx, resample_evt);
+    Ok((context, worker))
 }
 
 /// Starts every thread of the VMM; the addresses of its lock words as JSON.
@@ -143,7 +173,15 @@ fn start(vmm: &mut Vmm) -> std::io::Result<String> {
     }
     spawn("virgl fence", move || fence::run(pending, fence_handler));
     let (gpu_device, hooks) = (sys::event(false)?, vmm.hooks);
-    let gpu = GpuWorker { mem: mem.clone(), fence_handler: handler, contexts, gpu_fences, gpu_device, hooks };
+    let gpu = GpuWorker {
+        mem: mem.clone(),
+        fence_handler: handler,
+        contexts,
+        extra: Box::new(|_, _| false),
+        gpu_fences,
+        gpu_device,
+        hooks,
+    };
     let at = place.clone();
     spawn("gpu worker", move || {
         at('g');

@@ -18,8 +18,9 @@ pub const CHANNEL_ID: u64 = u32::MAX as u64 + 1;
 pub const RESAMPLE_ID: u64 = u32::MAX as u64 + 2;
 pub const CMD_RECEIVE: u8 = 5;
 pub const CMD_READ: u8 = 6;
-/// Bytes of a READ message's header; a RECEIVE's data begins at 352.
+/// Bytes of a READ message's header; a RECEIVE's types of items begin at 128, its data at 352.
 pub const READ_HEADER: usize = 24;
+pub const RECEIVE_TYPES: usize = 128;
 pub const RECEIVE_DATA: usize = 352;
 pub const MESSAGE_BYTES: usize = RECEIVE_DATA + OFFER_BYTES;
 
@@ -52,6 +53,13 @@ impl CrossDomainState {
             queue.push_back(job);
             self.jobs_cvar.notify_one();
         }
+    }
+
+    /// Lets the worker end once it has served what it is at.
+    pub fn end(&self, resample_evt: &OwnedFd) {
+        *self.jobs.lock().unwrap() = None;
+        self.jobs_cvar.notify_one();
+        let _ = sys::write_u64(resample_evt, 1);
     }
 
     fn wait_for_job(&self) -> Option<Job> {
@@ -201,10 +209,14 @@ impl CrossDomainWorker {
         let mut header = [0; RECEIVE_DATA];
         header[0] = CMD_RECEIVE;
         header[8..12].copy_from_slice(&(files.len() as u32).to_ne_bytes());
+        header[12..16].copy_from_slice(&(len as u32).to_ne_bytes());
         for (i, file) in files.into_iter().enumerate() {
             let item = CrossDomainItem::describe(file, self.state.style);
+            let kind = item.kind();
             let id = add_item(&self.item_state, self.export_table.as_ref(), item);
             header[16 + 4 * i..20 + 4 * i].copy_from_slice(&id.to_ne_bytes());
+            let at = RECEIVE_TYPES + 4 * i;
+            header[at..at + 4].copy_from_slice(&kind.to_ne_bytes());
         }
         if self.state.write_to_ring(RingWrite::Write(header, &data[..len])).is_ok() {
             self.fence_handler.signal_fence(fence);

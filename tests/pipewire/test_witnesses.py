@@ -1,0 +1,46 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A real PipeWire with a VMM in between: what xdtrace says was missed, others saw as well."""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+
+import pytest
+from graph import why_not
+from witnesses import run
+
+from tracer.cli.minivmm import SOURCES
+
+pytestmark = pytest.mark.skipif(bool(why_not()), reason=why_not())
+
+#: The audio path has real-time priority here, so that no stranger's load adds misses that sound is spared.
+FAULTS = ("quiet", "client", "vmm", "hold g", "hold w")
+
+
+@pytest.mark.parametrize(("quantum", "write_path"), [(256, "locked"), (1024, "dup")])
+def test_four_witnesses_count_the_same_misses(quantum: int, write_path: str, tmp_path: Path) -> None:
+    windows, summary = run(tmp_path, quantum, write_path, FAULTS, realtime=True)
+    for one in windows:
+        assert max(one.counts) - min(one.counts) <= 1, one
+    assert all(one.server >= 6 for one in windows if one.name != "quiet"), windows
+    assert [t["role"] for t in summary["targets"]] == ["vmm", "audio"]
+    (told,) = summary["write_path"].values()
+    assert told["kind"] in (write_path, "unknown")
+
+
+def test_the_rust_parts_pass_their_own_tests() -> None:
+    """Among them where messages of PipeWire's protocol end, and which of their files wake a client."""
+    done = subprocess.run(
+        ["cargo", "test", "--quiet"], cwd=SOURCES, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout
+
+
+def test_misses_made_by_hogs_are_those_that_the_server_counted(tmp_path: Path) -> None:
+    """What is late by less than a cycle is played a cycle later: the recording need not show it."""
+    windows, _ = run(tmp_path, 256, "refcount", ("hogs",))
+    (one,) = windows
+    assert one.server > 0
+    assert abs(one.xdtrace - one.server) <= 1, one
+    assert one.wav <= one.server + 1, one

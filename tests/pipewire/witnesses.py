@@ -1,0 +1,213 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One run of a player behind a VMM under several faults, and what four witnesses counted in each.
+
+xdtrace attached to the VMM; the server's own reads; silence in the recording; PipeWire's profiler.
+Run as a program it prints the table of docs/accuracy.md: ``python tests/pipewire/witnesses.py [--rounds N]``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import soundfile
+from commandline import COMMAND, environment
+from graph import RATE_HZ, SERVER, Graph, Proxy, end, until, write_tone
+from profiler import Profiler
+from server_reads import ServerReads, data_loop
+
+WRITE_PATHS = ("locked", "dup", "refcount", "task")
+#: Seconds of playing before the first window: streams settle, and every eventfd is known by then.
+SETTLE_S = 1.5
+#: Seconds at both ends of a window in which nothing is done, so that all agree in which one a miss lies.
+MARGIN_S = 0.25
+
+
+@dataclass(frozen=True)
+class Window:
+    """A stretch of time in which one thing was done, and what each witness counted in it."""
+
+    name: str
+    start_ns: int
+    end_ns: int
+    samples: tuple[int, int]
+    xdtrace: int = -1
+    server: int = -1
+    wav: int = -1
+    profiler: int = -1
+
+    @property
+    def counts(self) -> tuple[int, int, int, int]:
+        """xdtrace, server, WAV, profiler."""
+        return (self.xdtrace, self.server, self.wav, self.profiler)
+
+
+class Attached:
+    """``xdtrace attach --json`` on some VMMs, past its first snapshot."""
+
+    def __init__(self, graph: Graph, pids: Iterable[int]) -> None:
+        self._process = graph.start(
+            *(*COMMAND, "attach", *(str(pid) for pid in pids), "--json", "--refresh", "0.5"),
+            env=environment(),
+            stdout=subprocess.PIPE,
+        )
+        assert self._process.stdout
+        first = self._process.stdout.readline()
+        assert first, "xdtrace did not start: see its log"
+
+    def finish(self) -> dict[str, Any]:
+        """Detach; the summary."""
+        self._process.send_signal(signal.SIGINT)
+        assert self._process.stdout
+        lines = self._process.stdout.read().splitlines()
+        summary: dict[str, Any] = json.loads(lines[-1])
+        assert summary["type"] == "summary"
+        return summary
+
+
+@contextmanager
+def window(graph: Graph, name: str, into: list[Window]) -> Iterator[None]:
+    """What is done inside lies in one window, with a margin at both ends."""
+    start_ns, first = time.monotonic_ns(), graph.recorded()
+    time.sleep(MARGIN_S)
+    yield
+    time.sleep(MARGIN_S)
+    into.append(Window(name, start_ns, time.monotonic_ns(), (first, graph.recorded())))
+
+
+def stopped(pid: int, cycles: Sequence[float], period_s: float) -> None:
+    """Stop a process for so many periods, several times."""
+    for n in cycles:
+        os.kill(pid, signal.SIGSTOP)
+        time.sleep(n * period_s)
+        os.kill(pid, signal.SIGCONT)
+        time.sleep(20 * period_s)
+
+
+def held(proxy: Proxy, who: str, context: int, cycles: Sequence[float], period_s: float) -> None:
+    """Have an item_state held for so many periods, several times."""
+    for n in cycles:
+        proxy.hold(who, context, max(1, round(n * period_s * 1000)))
+        time.sleep((n + 20) * period_s)
+
+
+def hogged(seconds: float) -> None:
+    """Two busy processes per CPU."""
+    hogs = [
+        subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(2 * (os.cpu_count() or 1))
+    ]
+    time.sleep(seconds)
+    for hog in hogs:
+        hog.kill()
+        hog.wait()
+
+
+def silent_quanta(wav: Path, samples: tuple[int, int], quantum: int) -> int:
+    """Quanta of silence within a stretch of a recording of the tone."""
+    sound, _ = soundfile.read(wav, dtype="int16", start=samples[0], stop=samples[1])
+    silent = np.flatnonzero(np.diff(np.r_[False, sound == 0, False].astype(np.int8)))
+    lengths = silent[1::2] - silent[::2]
+    return int(np.rint(lengths[lengths > quantum // 2] / quantum).sum())
+
+
+def within(times: Iterable[int], one: Window) -> int:
+    """How many times lie in a window."""
+    return sum(one.start_ns <= at < one.end_ns for at in times)
+
+
+def run(
+    folder: Path,
+    quantum: int,
+    write_path: str,
+    faults: Sequence[str],
+    cycles: Sequence[float] = (2.5, 1.5, 6.5),
+    *,
+    realtime: bool = False,
+) -> tuple[list[Window], dict[str, Any]]:
+    """A whole run: windows with all counts, and xdtrace's summary.
+
+    Args:
+        faults: of ``quiet``, ``client`` and ``vmm`` (stopped), ``hold g``, ``hold w``, ``hogs``, in order.
+        cycles: for how many periods each fault lasts, one after the other.
+        realtime: give the VMM's threads SCHED_FIFO.
+    """
+    period_s = quantum / RATE_HZ
+    windows: list[Window] = []
+    with Graph(folder, quantum) as graph:
+        tone = folder / "tone.wav"
+        write_tone(tone, 120)
+        server = graph.serve()
+        proxy = graph.proxy(write_path=write_path, realtime=realtime)
+        recorder = graph.record()
+        player = graph.play("player", proxy.socket, tone)
+        context = proxy.told("opened")
+        with (
+            ServerReads(folder, server.pid, data_loop(server.pid)) as reads,
+            Profiler(folder / "run" / SERVER) as profiler,
+        ):
+            attached = Attached(graph, [proxy.pid])
+            time.sleep(SETTLE_S)
+            do: dict[str, Callable[[], None]] = {
+                "quiet": lambda: time.sleep(1.0),
+                "client": lambda: stopped(player.pid, cycles, period_s),
+                "vmm": lambda: stopped(proxy.pid, cycles, period_s),
+                "hold g": lambda: held(proxy, "g", context, cycles, period_s),
+                "hold w": lambda: held(proxy, "w", context, cycles, period_s),
+                "hogs": lambda: hogged(1.5),
+            }
+            for name in faults:
+                with window(graph, name, windows):
+                    do[name]()
+            last = windows[-1].end_ns
+            until(
+                lambda: profiler.points and profiler.points[-1].start_ns > last, "the profiler's last points"
+            )
+            summary = attached.finish()
+            taken = reads.take()
+        end(recorder)
+        missed = [m["deadline_ns"] for m in summary["misses"]]
+        counted = [
+            replace(
+                one,
+                xdtrace=within(missed, one),
+                server=within(taken.without_completion(), one),
+                wav=silent_quanta(graph.wav, one.samples, quantum),
+                profiler=(within(profiler.errors("player"), one) + 1) // 2,
+            )
+            for one in windows
+        ]
+    return counted, summary
+
+
+def main() -> None:
+    """Print one row per run and window."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--rounds", type=int, default=1)
+    parser.add_argument("--quantum", type=int, action="append")
+    arguments = parser.parse_args()
+    faults = ("quiet", "client", "vmm", "hold g", "hold w", "hogs")
+    print("| quantum | write path | window | xdtrace | server | WAV | profiler |")
+    print("|---:|---|---|---:|---:|---:|---:|")
+    for _ in range(arguments.rounds):
+        for quantum in arguments.quantum or (256, 1024):
+            for write_path in WRITE_PATHS:
+                with tempfile.TemporaryDirectory() as folder:
+                    for one in run(Path(folder), quantum, write_path, faults)[0]:
+                        counts = " | ".join(map(str, one.counts))
+                        print(f"| {quantum} | {write_path} | {one.name} | {counts} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()
