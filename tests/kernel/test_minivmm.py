@@ -8,6 +8,7 @@ test asks for another run until it has seen what it is about, and fails if it ne
 from __future__ import annotations
 
 import os
+import re
 import shutil
 from collections import defaultdict
 from collections.abc import Callable
@@ -77,14 +78,34 @@ def enough(runs: Runs, words: tuple[str, ...], wanted: int) -> list[Run]:
     return made
 
 
+#: The write path shows at item_state: where nobody ever waited for it, or nothing was written since, it is not known.
+OPEN = re.compile(
+    r"locked or refcount: (no lock that W and G share was ever contended"
+    r"|only [0-7] of \d+ completion writes came after item_state's first wait)"
+)
+
+
+def tells(run: Run, write_path: str) -> bool:
+    """Whether a run tells its write path, which must be the right one; if not, it must say why it cannot."""
+    found = run.write_path
+    if found["kind"] == "unknown":
+        assert write_path in ("locked", "refcount") and OPEN.fullmatch(found["why"]), (run, found)
+        assert "only" in found["why"] or not run.locks("item_state"), (run, found)
+        return False
+    assert found["kind"] == write_path and found["evidence"] in EVIDENCE[write_path], (run, found)
+    assert found["writes"] > 0 and found["why"], (run, found)
+    return True
+
+
 def told(runs: Runs, words: tuple[str, ...], write_path: str) -> Run:
-    """The first run that tells the write path; others may leave it open, and none may be wrong."""
+    """The first run that tells the write path."""
+    tried = []
     for attempt in range(ATTEMPTS):
         run = runs(*words, attempt=attempt)
-        if run.write_path["kind"] == write_path:
+        if tells(run, write_path):
             return run
-        assert run.write_path["kind"] == "unknown", run.write_path
-    raise AssertionError(f"never told: {run.write_path}")
+        tried.append(run.write_path)
+    raise AssertionError(f"never told: {tried}")
 
 
 @pytest.mark.parametrize("load", LOADS)
@@ -92,27 +113,26 @@ def told(runs: Runs, words: tuple[str, ...], write_path: str) -> Run:
 def test_counts_are_the_audio_server_s_and_the_write_path_is_told(
     runs: Runs, write_path: str, load: str
 ) -> None:
-    run = told(runs, grid_options(write_path, load), write_path)  # each run holds its counts
-    assert run.write_path["evidence"] in EVIDENCE[write_path] and run.write_path["why"]
-    assert run.write_path["writes"] > 0
+    words = grid_options(write_path, load)  # each run holds its counts
+    if load in ("hogs", "gpu") and write_path in ("locked", "refcount"):
+        run = runs(*words)  # nobody may have to wait for item_state in a whole run
+        tells(run, write_path)
+    else:
+        run = told(runs, words, write_path)
     assert all(miss["cause"] and miss["todo"] for miss in run.origins)
 
 
 @pytest.mark.parametrize("load", LOADS[1:])
 def test_counts_hold_with_churn_and_load_together(runs: Runs, load: str) -> None:
     run = runs("--load", load, "--period", SHORT, "--duration", "3")
-    assert run.write_path["kind"] in ("locked", "unknown"), (
-        run.write_path
-    )  # open where hardly a write was seen
+    tells(run, "locked")
 
 
 @pytest.mark.parametrize("write_path", WRITE_PATHS)
 def test_a_context_of_its_own_takes_the_stream_out_of_the_churn(runs: Runs, write_path: str) -> None:
     words = ("--write-path", write_path, "--topology", "per-client", "--period", SHORT, "--duration", "3")
     run = runs(*words)
-    # Told by the stream's own item_state, which hardly anybody waits for here: it may stay open, never wrong.
-    told = {write_path} if write_path in ("dup", "task") else {write_path, "unknown"}
-    assert run.write_path["kind"] in told, run.write_path
+    tells(run, write_path)
     assert share(run.origins, lambda miss: miss["via"] == "serialised") <= 0.5
 
 
@@ -120,7 +140,7 @@ def test_several_streams_are_counted_each(runs: Runs) -> None:
     run = runs("--streams", "3", "--period", SHORT, "--duration", "3")
     assert len([s for s in run.summary["streams"] if s["cycles"]]) == 3
     assert len(run.summary["episodes"]) <= sum(s["episodes"] for s in run.summary["streams"])
-    assert run.write_path["kind"] in ("locked", "unknown"), run.write_path
+    tells(run, "locked")
 
 
 def test_the_lock_is_named_and_its_waits_counted_under_locked_churn(runs: Runs) -> None:

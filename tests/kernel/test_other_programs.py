@@ -16,6 +16,8 @@ from typing import Any
 import pytest
 from commandline import xdtrace
 
+from tracer.model.summary import LOCK_KINDS
+
 pytestmark = pytest.mark.usefixtures("live_host")
 
 #: Threads on a mutex of glibc's (which waits by FUTEX_WAIT with value 2) and on a Python lock (a semaphore).
@@ -115,6 +117,12 @@ def test_a_python_program_s_mutex_is_listed(start: Start) -> None:
     assert 0 < lock["wait_ns"]["p50"] <= lock["wait_ns"]["max"] <= lock["wait_ns"]["total"]
     (target,) = summary["targets"]
     assert (target["tgid"], target["alive"]) == (pid, True)
+    # Python's own locks are semaphores; what is no mutex is listed as what it is, behind the locks.
+    kinds = [row["kind"] for row in summary["locks"]]
+    assert kinds == sorted(kinds, key=lambda kind: kind not in LOCK_KINDS)
+    semaphores = [row for row in summary["locks"] if row["kind"] == "semaphore_or_condvar"]
+    assert sum(row["contended"] for row in semaphores) > 0 and all(row["evidence"] for row in semaphores)
+    assert not any(row["misses_caused"] for row in summary["locks"])
 
 
 def go_program(start: Start, tmp_path: Path) -> int:
@@ -134,6 +142,10 @@ if COMPILER is not None:
         pid = go_program(start, tmp_path)
         summary = traced(pid)
         assert all(lock["contended"] > 0 and lock["tgid"] == pid for lock in summary["locks"])
+        assert any(row["kind"] == "park" for row in summary["locks"]), (
+            "its threads park, and that is no mutex"
+        )
+        assert not any(row["kind"] == "mutex" for row in summary["locks"])
         assert len([thread for thread in summary["threads"] if thread["tgid"] == pid]) > 1
 
 

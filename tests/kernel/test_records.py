@@ -164,6 +164,15 @@ def test_the_session_finds_the_lock_word_by_itself(child: Child, trace: Attach) 
     live.until(lambda so_far: bool((so_far.records["kind"] == Kind.WORDS).any()))
     (row,) = live.recording.of(Kind.WORDS)
     assert row["words"].tolist() == [child.word, 0, 0, 0]
+    # The batch that shows the first wait also announces that its word is watched from now on.
+    (first,) = [
+        i for i, batch in enumerate(live.recording.batches) if (batch.records["kind"] == Kind.WORDS).any()
+    ]
+    waits = [
+        schema.view(b.records[b.records["kind"] == Kind.FUTEX], schema.FUTEX) for b in live.recording.batches
+    ]
+    assert [bool(((rows["op"] == WAIT) & (rows["word"] == child.word)).any()) for rows in waits][first]
+    assert not any((rows["word"] == child.word).any() for rows in waits[:first])
 
 
 def test_another_futex_bit_pattern_is_no_mutex(child: Child, trace: Attach) -> None:

@@ -152,6 +152,7 @@ WRONG = [
     ('name = "x"\n[[lock]]\nname = "a"\ncolour = 1\n', 4, "lock[0].colour"),
     ('name = "x"\n[[function]]\nname = "f"\nlocks = ["nowhere"]\n', 4, "function[0].locks"),
     ('name = "x"\n[match]\nexes = "qemu"\n', 3, "match.exes"),
+    ('name = "x"\n[[version]]\ncrate = "c"\nwrite_path = "x"\n', 4, "version[0].write_path"),
     ('name = "x"\nthread = 1\n', 2, "thread"),
     ("\nname = 7\n", 2, "name"),
     ('name = "x"\nextends = "nobody"\n', 0, "nobody.toml"),

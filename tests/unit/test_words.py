@@ -64,12 +64,41 @@ def test_more_words_than_room_take_turns_and_named_ones_stay() -> None:
 
 
 def test_being_told_ends_the_choice_until_exec() -> None:
-    words = words_of({0x10: 0, 0x20: 0})
+    words = words_of({0x10: 0, 0x20: 0, 0x77: 0})
+    words.learn(TGID, waits((0x10, MUTEX, 2)))
+    for _ in range(2):  # no longer fresh
+        words.verify(TGID)
     words.tell(TGID, [0x77])
     assert not words.learn(TGID, waits((0x10, MUTEX, 2))) and not words.rotate(TGID)
     assert words.of(TGID) == (0x77,)
     words.forget(TGID)
     assert words.learn(TGID, waits((0x20, MUTEX, 2))) and words.of(TGID) == (0x20,)
+
+
+def test_a_word_s_first_wait_makes_it_watched_at_once_beside_what_was_told() -> None:
+    words = words_of(dict.fromkeys((0x10, 0x20, 0x30, 0x40), 0), limit=3)
+    words.tell(TGID, [0x10, 0x20])
+    assert words.learn(TGID, waits((0x30, MUTEX, 2)))
+    assert words.of(TGID) == (0x10, 0x20, 0x30)
+    words.tell(TGID, [0x10, 0x20])  # told by somebody who has not seen that wait yet
+    assert words.of(TGID) == (0x10, 0x20, 0x30)
+    words.tell(TGID, [0x30, 0x10, 0x20])
+    assert words.of(TGID) == (0x30, 0x10, 0x20)
+    assert words.learn(TGID, waits((0x10, MUTEX, 2), (0x30, MUTEX, 2), (0x40, MUTEX, 2)))
+    assert words.of(TGID) == (0x30, 0x10, 0x40), "the one waited for longest ago gives way"
+    assert not words.learn(TGID, waits((0x40, MUTEX, 2)))
+    words.verify(TGID)
+    assert words.verify(TGID) and words.of(TGID) == (0x30, 0x10, 0x20), "who tells has had the time to decide"
+
+
+def test_fresh_words_that_turn_out_to_be_none_and_floods_of_them_stay_within_the_limit() -> None:
+    many = [0x1000 + 8 * i for i in range(100)]
+    words = words_of(dict.fromkeys(many, 0), limit=4)
+    words.tell(TGID, many[:4])
+    words.learn(TGID, waits(*((word, MUTEX, 2) for word in many)))
+    assert words.of(TGID) == (*many[2:4], *many[-2:]), "half of the places at most"
+    assert words.learn(TGID, waits((many[-1], MUTEX, 7)))
+    assert many[-1] not in words.of(TGID) and len(words.of(TGID)) == 4
 
 
 def test_generations_end_instead_of_being_reused() -> None:

@@ -3,15 +3,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import records as r
 
+from tracer.model.facts import Facts
 from tracer.model.held import Held
 from tracer.model.locks import Locks
 from tracer.model.registry import Registry
 from tracer.model.step import Step
 from tracer.model.summary import WritePath
 from tracer.model.writepath import WritePaths
+from tracer.profile import default_profiles
 from tracer.schema import Records, Target, Thread
 
 VMM = 100
@@ -42,17 +46,18 @@ def judge(
     names: Named | None = None,
     contexts: tuple[int, ...] = (W,),
     host: dict[str, str | int | float] | None = None,
+    known: Callable[[str, str], str] | None = None,
 ) -> WritePath:
-    known = Registry()
-    known.learn(
+    registry = Registry()
+    registry.learn(
         targets=[Target(VMM, "vmm", "vmm", crate="rutabaga_gfx", version="0.1.80")],
         threads=[Thread(tid, VMM, f"t{tid}") for tid in (W, G, VCPU, *TASKS)],
     )
     for tid, role in ((W, "W"), (G, "G"), (VCPU, "vcpu")):
-        known.threads[tid].role = role
-    locks = Locks(known)
-    held = Held(known, locks)
-    paths = WritePaths(known, held, locks, names)
+        registry.threads[tid].role = role
+    locks = Locks(registry)
+    held = Held(registry, locks)
+    paths = WritePaths(registry, held, locks, names, known)
     for part, end in r.steps(r.trace(trace, r.loss(1_000 * CYCLE, 0)), cuts):
         locks.step(Step(part, end))
         held.step(Step(part, end))
@@ -126,9 +131,18 @@ def test_that_the_lock_of_another_context_is_free_says_nothing() -> None:
     assert judge(trace, names=Named(ITEM), contexts=(W, 77)).kind == "unknown"
 
 
-def test_few_samples_of_held_words_decide_nothing() -> None:
-    trace = r.trace(r.words(VMM, 5, 1, [ITEM]), contention(100), completions(10, 1))
-    assert judge(trace).kind == "unknown"
+@pytest.mark.parametrize(
+    ("sure", "writes", "kind"), [(True, 7, "unknown"), (True, 8, "locked"), (False, 19, "unknown")]
+)
+def test_few_samples_of_held_words_decide_nothing(sure: bool, writes: int, kind: str) -> None:
+    trace = r.trace(r.words(VMM, 5, 1, [ITEM]), contention(100), completions(writes, 1))
+    found = judge(trace, names=Named(*[ITEM] * sure))
+    assert found.kind == kind
+    if sure and kind == "unknown":
+        assert (
+            found.why
+            == "locked or refcount: only 7 of 7 completion writes came after item_state's first wait"
+        )
 
 
 @pytest.mark.parametrize(("offset", "kind"), [(2_600, "locked"), (-100, "refcount")])
@@ -149,6 +163,25 @@ def test_without_lock_evidence_it_says_so() -> None:
     assert (found.kind, found.evidence) == ("unknown", "")
     assert found.why.startswith("locked or refcount: ")
     assert found.writes == 30
+
+
+def test_where_behaviour_leaves_it_open_the_version_of_the_device_decides() -> None:
+    facts = Facts(default_profiles())
+    found = judge(completions(30), known=facts.write_path)
+    assert (found.kind, found.evidence, found.writes) == ("locked", "symbols", 30)
+    assert "rutabaga_gfx 0.1.80" in found.why and "ever contended" in found.why
+    assert facts.write_path("rutabaga_gfx", "0.1.85") == "refcount"
+    for library in ("0.1.0-1.19.7", "1.18.1"):
+        assert facts.write_path("krun-rutabaga-gfx", library) == "dup"
+    for unknown in (("rutabaga_gfx", "0.1.81"), ("rutabaga_gfx", ""), ("minivmm", ""), ("", "")):
+        assert facts.write_path(*unknown) == ""
+
+
+def test_what_threads_do_outweighs_the_version() -> None:
+    free = r.trace(r.words(VMM, 5, 1, [ITEM]), contention(100), completions(40, 0))
+    assert judge(free, known=lambda _crate, _version: "locked").kind == "refcount"
+    # Bare writes are no dup, whatever the version says.
+    assert judge(completions(30), known=lambda _crate, _version: "dup").kind == "unknown"
 
 
 def test_threads_that_write_one_target_each_are_tasks() -> None:

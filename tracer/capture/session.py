@@ -209,7 +209,8 @@ class Session:
         return tuple(self._attached.infos.values()) if self._entered else ()
 
     def watch(self, tgid: int, words: Sequence[int]) -> None:
-        """Watch exactly these lock words of a target from the next batch on; its own choice ends."""
+        """Watch these lock words of a target from the next batch on; its own choice ends, but for
+        words just seen waited on for the first time, which get a second or two."""
         with self._told_lock:
             self._told.append((tgid, tuple(words)))
 
@@ -275,6 +276,7 @@ class Session:
         parts += [records, self._losses(now_ns)]
         self._watermark_ns = watermark_ns
         self._learn(records, opened, now_ns)  # may fill in ids, so before the parts become one
+        parts += self._push_words()  # a lock's first wait: its word is watched from here on
         return self._wrap(in_order(parts), watermark_ns, host, now_ns)
 
     def _open(self, now_ns: int) -> Records:

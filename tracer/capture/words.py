@@ -3,8 +3,10 @@
 
 Owns the choice and the generations. A Rust mutex's word shows itself by a wait
 with op 137 and expected value 2, and holds 0, 1 or 2; a word that is ever
-waited on with another expected value is a condvar's. Never touches a BPF map:
-the session does, when ``changes()`` says so.
+waited on with another expected value is a condvar's. Whoever tells the choice
+needs a step or two to see a word's first wait: until then a fresh word is
+watched all the same, in place of the told one waited for longest ago. Never
+touches a BPF map: the session does, when it is told that words changed.
 """
 
 from __future__ import annotations
@@ -24,6 +26,8 @@ _MAX_GENERATION = 0xFFFF
 _MAX_CANDIDATES = 64
 # A process that makes condvars for ever must not fill memory with what it is not.
 _MAX_BANNED = 65_536
+# A fresh word is watched beside what was told until it has been through so many verify(), one a second.
+_FRESH_ROUNDS = 2
 
 
 def read_word(tgid: int, address: int) -> int | None:
@@ -40,7 +44,9 @@ def read_word(tgid: int, address: int) -> int | None:
 @dataclass(slots=True)
 class _Target:
     words: tuple[int, ...] = ()
-    told: bool = False
+    told: tuple[int, ...] | None = None
+    fresh: dict[int, int] = field(default_factory=dict)  # word: rounds left
+    waited: dict[int, None] = field(default_factory=dict)  # in order of their latest waits
     named: tuple[int, ...] = ()
     candidates: list[int] = field(default_factory=list)
     turn: int = 0
@@ -73,10 +79,10 @@ class Words:
         return self._generation
 
     def tell(self, tgid: int, words: Sequence[int]) -> None:
-        """Watch exactly these: the choice by behaviour ends for this target."""
+        """Watch these: of the choice by behaviour only fresh words remain for this target."""
         target = self._targets.setdefault(tgid, _Target())
-        target.told = True
-        target.words = tuple(words)[: self._limit]
+        target.told = tuple(words)[: self._limit]
+        self._choose(target)
 
     def prefer(self, tgid: int, words: Iterable[int]) -> bool:
         """Watch words known by name all the time, before those found. Returns whether any changed."""
@@ -92,7 +98,7 @@ class Words:
     def learn(self, tgid: int, futexes: Records) -> bool:
         """Choose from one target's FUTEX records (n,). Returns whether the words changed."""
         target = self._targets.setdefault(tgid, _Target())
-        if target.told or not self._limit or not len(futexes):
+        if not self._limit or not len(futexes):
             return False
         command = futexes["op"] & schema.FUTEX_CMD_MASK
         waits = futexes[(command == schema.FUTEX_WAIT) | (command == schema.FUTEX_WAIT_BITSET)]
@@ -101,18 +107,23 @@ class Words:
             target.banned.update(np.unique(waits["word"][~mutex]).tolist())
         _unique, first = np.unique(waits["word"][mutex], return_index=True)
         for word in waits["word"][mutex][np.sort(first)].tolist():
-            if len(target.candidates) >= _MAX_CANDIDATES:
-                break
+            target.waited.pop(word, None)
+            target.waited[word] = None
             known = word in target.candidates or word in target.named or word in target.banned
             if not known and self._is_mutex(tgid, word):
+                if len(target.candidates) >= _MAX_CANDIDATES:
+                    del target.candidates[0]
                 target.candidates.append(word)
+                target.fresh[word] = _FRESH_ROUNDS
+        while len(target.waited) > _MAX_CANDIDATES:
+            del target.waited[next(iter(target.waited))]
         target.candidates = [word for word in target.candidates if word not in target.banned]
         return self._choose(target)
 
     def rotate(self, tgid: int) -> bool:
         """Give the next words their turn, where there are more than can be watched at a time."""
         target = self._targets.get(tgid)
-        if target is None or target.told:
+        if target is None or target.told is not None:
             return False
         room = self._limit - len(target.named)
         if len(target.candidates) > room:
@@ -120,8 +131,8 @@ class Words:
         return self._choose(target)
 
     def _choose(self, target: _Target) -> bool:
-        if target.told:
-            return False
+        if target.told is not None:
+            return self._beside_told(target, target.told)
         room = self._limit - len(target.named)
         if len(target.candidates) <= room:
             target.turn = 0
@@ -132,11 +143,29 @@ class Words:
             target.words = chosen
         return changed
 
+    def _beside_told(self, target: _Target, told: tuple[int, ...]) -> bool:
+        """What was told, with fresh words behind it or in place of those waited for longest ago."""
+        fresh = [word for word in target.fresh if word not in told and word not in target.banned]
+        fresh = fresh[-max(self._limit - len(told), self._limit // 2, 1) :]
+        age = {word: i for i, word in enumerate(target.waited, 1)}
+        displaced = len(told) + len(fresh) - self._limit
+        gone = set(sorted(told, key=lambda word: age.get(word, 0))[: max(displaced, 0)])
+        chosen = (*(word for word in told if word not in gone), *fresh)
+        changed = chosen != target.words
+        target.words = chosen
+        return changed
+
     def verify(self, tgid: int) -> bool:
-        """Drop words whose memory is gone or that hold more than 2. Returns whether any was dropped."""
+        """Drop words whose memory is gone or that hold more than 2, and fresh ones that are so no longer.
+
+        To be called once a second. Returns whether the words changed.
+        """
         target = self._targets.get(tgid)
-        if target is None or target.told:
+        if target is None:
             return False
+        target.fresh = {word: left - 1 for word, left in target.fresh.items() if left > 1}
+        if target.told is not None:
+            return self._choose(target)
         gone = {word for word in target.words if not self._is_mutex(tgid, word)}
         target.banned.update(gone)
         target.named = tuple(word for word in target.named if word not in gone)

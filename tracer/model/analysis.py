@@ -31,6 +31,7 @@ from tracer.model.tap import Tap
 from tracer.model.timeline import Sequencer, Timeline
 from tracer.model.turns import Turns
 from tracer.model.verdicts import Verdicts
+from tracer.model.waits import Waits
 from tracer.model.watch import Watch
 from tracer.model.writepath import WritePaths
 from tracer.profile import Profile, default_profiles
@@ -87,8 +88,9 @@ class Analysis:
         self.turns = Turns(self.registry, self.held)
         self.names = Names(self.registry, self.locks, self.held, self.facts, self.turns)
         self.locks.namer = self.names
+        self.waits = Waits(self.registry)
         self.watch = Watch(self.locks, self.names)
-        self.write_paths = WritePaths(self.registry, self.held, self.locks, self.names)
+        self.write_paths = WritePaths(self.registry, self.held, self.locks, self.names, self.facts.write_path)
         finder = PathFinder(self.registry, self.timeline, self.locks, self.roles)
         cutter = LeafCutter(self.registry, self.locks)
         self.verdicts = Verdicts(self.registry, self.timeline, finder, cutter, self.roles)
@@ -123,6 +125,7 @@ class Analysis:
         self.streams.step(step)
         self.roles.step(step, self.streams)
         self.locks.step(step)
+        self.waits.step(step)
         self.held.step(step)
         self.turns.step(step)
         completions: dict[int, set[int]] = {}

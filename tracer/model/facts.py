@@ -78,6 +78,11 @@ class Facts:
                 return role
         return ""
 
+    def write_path(self, crate: str, version: str) -> str:
+        """The write path that a version of a device is known to have, "" where that is not known."""
+        found = (profile.write_path(crate, version) for profile in self._profiles)
+        return next((path for path in found if path), "") if crate and version else ""
+
     def site(self, frames: Sequence[Frame]) -> Site | None:
         """What the profiles in use know of a call site, None where nothing."""
         for profile in {id(p): p for p in self._chosen.values()}.values():

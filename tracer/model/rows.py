@@ -21,6 +21,7 @@ from tracer.model.summary import (
     DriverRow,
     Episode,
     Finding,
+    LockRow,
     Lost,
     Miss,
     RecordCounts,
@@ -110,12 +111,7 @@ class Rows:
                 DriverRow(d.id, d.tgid, d.period_ns, dict(d.events), d.total) for d in a.streams.all_drivers()
             ),
             streams=tuple(self._stream(s, limit is None) for s in self._shown_streams()),
-            locks=tuple(
-                sorted(
-                    a.locks.rows(LOCK_ROWS, bins=limit is None),
-                    key=lambda r: (-r.misses_caused, -r.wait_ns.total, r.address),
-                )
-            ),
+            locks=self._locks(bins=limit is None),
             blame=a.locks.blame(LOCK_ROWS),
             held=a.held.rows(HELD_ROWS),
             write_path=a.write_paths.rows(a.facts.host),
@@ -156,6 +152,12 @@ class Rows:
         return RemedyNames(frozenset(words), frozenset(movable), frozenset(a.registry.with_role("G")))
 
     # --- rows --------------------------------------------------------------------
+
+    def _locks(self, bins: bool) -> tuple[LockRow, ...]:
+        """Locks by harm; behind them what programs without a worker wait for besides."""
+        locks = self._a.locks.rows(LOCK_ROWS, bins=bins)
+        waits = self._a.waits.rows({(lock.tgid, lock.address) for lock in locks}, LOCK_ROWS)
+        return (*sorted(locks, key=lambda r: (-r.misses_caused, -r.wait_ns.total, r.address)), *waits)
 
     def _threads(self, whole: bool) -> tuple[ThreadRow, ...]:
         """Threads that live, of the whole recording also those with a role that have exited."""

@@ -12,7 +12,7 @@ import dataclasses
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Final
 
 SCHEMA = 1
 
@@ -156,6 +156,10 @@ class WaitBin:
     waits: int
 
 
+#: Kinds of LockRow that are locks; the others are waits of another sort.
+LOCK_KINDS: Final = ("mutex", "pthread", "condvar_relock")
+
+
 @dataclass(frozen=True, slots=True)
 class WaitStats:
     """Of a lock's waits, ns."""
@@ -178,7 +182,10 @@ class HoldStats:
 
 @dataclass(frozen=True, slots=True)
 class LockRow:
-    """A lock word. ``kind``: mutex (Rust std), pthread, condvar_relock, other.
+    """A lock word. ``kind``: mutex (Rust std), pthread, condvar_relock.
+
+    In a program without a worker of the cross-domain device also what is no lock: park,
+    semaphore_or_condvar, condvar, shared, other.
 
     ``wait_bins``: how long the waits were, half an octave each, in the last summary only.
     """
@@ -198,6 +205,11 @@ class LockRow:
     top_waiter: str = ""
     top_holder: str = ""
     wait_bins: tuple[WaitBin, ...] = ()
+
+    @property
+    def is_lock(self) -> bool:
+        """Whether threads exclude each other by it."""
+        return self.kind in LOCK_KINDS
 
 
 @dataclass(frozen=True, slots=True)

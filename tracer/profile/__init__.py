@@ -13,7 +13,7 @@ from fnmatch import fnmatchcase
 
 from tracer import schema
 from tracer.profile.reader import default_profiles, load
-from tracer.profile.rules import GENERIC, ROLES, Function, Line, Lock, Match, Profile, Site
+from tracer.profile.rules import GENERIC, ROLES, Function, Line, Lock, Match, Profile, Site, Version
 
 __all__ = [
     "GENERIC",
@@ -24,6 +24,7 @@ __all__ = [
     "Match",
     "Profile",
     "Site",
+    "Version",
     "default_profiles",
     "load",
     "match",

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from tracer.errors import UsageError
-from tracer.profile.rules import GENERIC, ROLES, Function, Line, Lock, Match, Profile
+from tracer.profile.rules import GENERIC, ROLES, WRITE_PATHS, Function, Line, Lock, Match, Profile, Version
 from tracer.resources import profiles_dir
 
 #: A profile larger than this is refused, bytes.
@@ -22,12 +22,15 @@ MAX_PROFILE_BYTES = 1 << 20
 MAX_EXTENDS = 8
 
 _KEYS: Mapping[str, frozenset[str]] = {
-    "": frozenset({"name", "description", "extends", "wrappers", "match", "thread", "lock", "function"}),
+    "": frozenset(
+        {"name", "description", "extends", "wrappers", "match", "thread", "lock", "function", "version"}
+    ),
     "match": frozenset({"crates", "exes", "comms", "threads"}),
     "thread": frozenset({"name", "role"}),
     "lock": frozenset({"name", "aliases", "types"}),
     "function": frozenset({"name", "operation", "locks", "lines"}),
     "lines": frozenset({"file", "line", "lock"}),
+    "version": frozenset({"crate", "versions", "write_path"}),
 }
 
 
@@ -102,6 +105,9 @@ class _Reader:
         threads = tuple(
             self._thread(entry, index) for index, entry in enumerate(self._tables(document, "thread"))
         )
+        versions = tuple(
+            self._version(entry, index) for index, entry in enumerate(self._tables(document, "version"))
+        )
         return Profile(
             name=self._string(document, "", 0, "name"),
             description=self._string(document, "", 0, "description", ""),
@@ -110,6 +116,7 @@ class _Reader:
             threads=threads + base.threads,
             locks=locks + tuple(lock for lock in base.locks if lock.name not in {own.name for own in locks}),
             functions=functions + base.functions,
+            versions=versions + base.versions,
         )
 
     def _thread(self, entry: dict[str, Any], index: int) -> tuple[str, str]:
@@ -118,6 +125,15 @@ class _Reader:
         if role not in ROLES:
             self._fail("thread", index, "role", f"must be one of {', '.join(ROLES)}, not {role!r}")
         return self._string(entry, "thread", index, "name"), role
+
+    def _version(self, entry: dict[str, Any], index: int) -> Version:
+        self._known(entry, "version", index)
+        write_path = self._string(entry, "version", index, "write_path")
+        if write_path not in WRITE_PATHS:
+            wanted = ", ".join(WRITE_PATHS)
+            self._fail("version", index, "write_path", f"must be one of {wanted}, not {write_path!r}")
+        versions = self._strings(entry, "version", index, "versions")
+        return Version(self._string(entry, "version", index, "crate"), versions, write_path)
 
     def _lock(self, entry: dict[str, Any], index: int) -> Lock:
         self._known(entry, "lock", index)
@@ -178,7 +194,7 @@ class _Reader:
         return value
 
     def _fail(self, section: str, index: int, key: str, what: str) -> NoReturn:
-        label = f"{section}[{index}].{key}" if section in ("thread", "lock", "function") else key
+        label = f"{section}[{index}].{key}" if section in ("thread", "lock", "function", "version") else key
         if section == "match":
             label = f"match.{key}"
         raise UsageError(

@@ -15,6 +15,7 @@ from functools import cached_property
 from tracer import schema
 from tracer.profile.names import closing, is_std, plain_path
 
+WRITE_PATHS = ("locked", "dup", "refcount", "task")
 ROLES = ("G", "W", "D", "vcpu", "fence", "task", "watcher", "other")
 
 _LOCKERS = ("Mutex::lock", "Mutex::try_lock", "RwLock::read", "RwLock::write")
@@ -76,6 +77,15 @@ class Function:
     lines: tuple[Line, ...] = ()
 
 
+@dataclass(frozen=True, slots=True)
+class Version:
+    """The write path of some versions (shell patterns) of a crate of the cross-domain device."""
+
+    crate: str
+    versions: tuple[str, ...]
+    write_path: str
+
+
 @dataclass(frozen=True)
 class Profile:
     """What is known of a VMM. Rules are tried in order; a profile's own come before those it extends."""
@@ -87,6 +97,14 @@ class Profile:
     threads: tuple[tuple[str, str], ...] = ()
     locks: tuple[Lock, ...] = ()
     functions: tuple[Function, ...] = ()
+    versions: tuple[Version, ...] = ()
+
+    def write_path(self, crate: str, version: str) -> str:
+        """The write path that a version of the device is known to have, "" where the profile says none."""
+        for known in self.versions:
+            if known.crate == crate and any(fnmatchcase(version, pattern) for pattern in known.versions):
+                return known.write_path
+        return ""
 
     def role(self, comm: str) -> str:
         """The role of a thread of that name (ROLES), "" where the profile says none."""

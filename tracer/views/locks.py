@@ -18,12 +18,12 @@ INFERRED = "*"
 
 
 def sort_locks(rows: tuple[LockRow, ...], order: str) -> list[LockRow]:
-    """By misses caused, then time waited; by time waited; or by name."""
+    """By misses caused, then time waited, what is no lock last; by time waited; or by name."""
     if order == "name":
         return sorted(rows, key=lambda k: (k.name, k.instance, k.address))
     if order == "time":
         return sorted(rows, key=lambda k: (-k.wait_ns.total, k.name, k.address))
-    return sorted(rows, key=lambda k: (-k.misses_caused, -k.wait_ns.total, k.name, k.address))
+    return sorted(rows, key=lambda k: (not k.is_lock, -k.misses_caused, -k.wait_ns.total, k.name, k.address))
 
 
 def _caused(misses: int) -> Cell:
