@@ -178,16 +178,17 @@ def test_a_full_disk_is_an_error_and_what_was_there_is_read(
     assert_whole_prefix(tmp_path / "a.xdt", count, 100)
 
 
-def test_a_newer_version_is_refused_by_name(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("key", "name"), [("version", "format"), ("record_schema", "record schema")])
+def test_a_newer_version_is_refused_by_name(tmp_path: Path, key: str, name: str) -> None:
     record(tmp_path / "a.xdt")
     meta = json.loads((tmp_path / "a.xdt/meta.json").read_text())
-    (tmp_path / "a.xdt/meta.json").write_text(json.dumps({**meta, "version": 99}))
-    with pytest.raises(TraceError, match="format 99") as caught:
+    (tmp_path / "a.xdt/meta.json").write_text(json.dumps({**meta, key: 99}))
+    with pytest.raises(TraceError, match=f"has {name} 99") as caught:
         TraceReader(tmp_path / "a.xdt")
-    assert "newer xdtrace" in caught.value.hint
+    assert "newer xdtrace" in caught.value.hint and caught.value.exit_code == 5
     versions: list[object] = [0, -1, "x", None, 1.5, True, []]
     for version in versions:
-        (tmp_path / "a.xdt/meta.json").write_text(json.dumps({**meta, "version": version}))
+        (tmp_path / "a.xdt/meta.json").write_text(json.dumps({**meta, key: version}))
         with pytest.raises(TraceError):
             TraceReader(tmp_path / "a.xdt")
 

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import json
 from dataclasses import fields, replace
@@ -208,6 +209,23 @@ def test_text_blocks_carry_no_escape_and_end_with_the_ground_truth() -> None:
     assert "\x1b" not in out.getvalue()
     last = out.getvalue().splitlines()[-1]
     assert last == "the audio server itself counted 5 cycles, 1 missed cycle, 1 episode"
+
+
+def test_in_a_pipe_no_sentence_and_no_name_is_cut(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("COLUMNS", raising=False)
+    summary = views_data.missing()
+    long = " and then it waited for something else" * 20
+    miss = dataclasses.replace(summary.misses[-1], detail=f"late because{long}", carried_from=None)
+    lock = dataclasses.replace(summary.locks[0], name="lock" * 40)
+    finding = dataclasses.replace(summary.findings[0], what=f"what{long}", do=f"do{long}")
+    out = io.StringIO()
+    TextBlocks(out, None).finish(
+        dataclasses.replace(summary, misses=(miss,), locks=(lock,), findings=(finding,), verdict=f"v{long}"),
+        {},
+    )
+    for text in (miss.detail, lock.name, finding.what, finding.do, f"v{long}"):
+        assert any(text in line for line in out.getvalue().splitlines()), text
+    assert "…" not in out.getvalue()
 
 
 def test_a_quiet_text_view_prints_the_last_summary_only() -> None:

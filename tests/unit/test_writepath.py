@@ -141,7 +141,7 @@ def test_few_samples_of_held_words_decide_nothing(sure: bool, writes: int, kind:
     if sure and kind == "unknown":
         assert (
             found.why
-            == "locked or refcount: only 7 of 7 completion writes came after item_state's first wait"
+            == "locked or refcount: only 7 of 7 completion writes came after the first wait for item_state"
         )
 
 

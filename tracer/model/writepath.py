@@ -360,20 +360,21 @@ class WritePaths:
         return None
 
     def _open(self, tgid: int, seen: _Seen, sure: set[int], likely: set[int]) -> Told:
+        """Why it cannot be told: each time, what was not there to see."""
+        own = {w for ids in seen.contexts.values() for w in self._words_of_contexts(tgid, ids, sure)}
+        held, asked = self._held_at_writes(tgid, seen, own or likely)
+        most = max(asked.values(), default=0)
         if not likely:
-            return "unknown", "", "locked or refcount: no lock that W and G share was ever contended"
-        if not sure:
-            return (
-                "unknown",
-                "",
-                "locked or refcount: it is not known which lock is item_state",
-            )
-        held, asked = self._held_at_writes(tgid, seen, sure)
-        h, n = sum(held.values()), sum(asked.values())
-        if max(asked.values(), default=0) < _FEW:
-            why = f"only {n} of {seen.writes} completion writes came after item_state's first wait"
-            return "unknown", "", f"locked or refcount: {why}"
-        return "unknown", "", f"locked or refcount: item_state was held at {h} of {n} completion writes"
+            why = "no lock that W and G share was ever contended"
+        elif sure and not own:
+            why = "nobody waited for the item_state of the stream's own context"
+        elif most < (_FEW if own else MIN_SAMPLES):
+            name = "item_state" if own else "a lock without a name"
+            why = f"only {most} of {seen.writes} completion writes came after the first wait for {name}"
+        else:
+            name = "item_state" if own else "a lock without a name"
+            why = f"{name} was held at {sum(held.values())} of {sum(asked.values())} completion writes"
+        return "unknown", "", f"locked or refcount: {why}"
 
 
 def _among(values: np.ndarray, few: np.ndarray) -> np.ndarray:

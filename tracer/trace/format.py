@@ -5,7 +5,7 @@ Owns file names, Arrow schemas, limits, and what a record may hold.
 Never opens a file: writer.py and reader.py do. messages.py takes Arrow messages apart.
 
 - ``meta.json``: format version, host, targets, settings, totals. For people and
-  for other tools; of it reading needs the version only. Replaced as a whole.
+  for other tools; of it reading needs the versions of format and records only. Replaced as a whole.
 - ``events.arrows``: the records, their common head in columns, the rest as 32 bytes.
 - ``targets.arrows`` ... ``host.arrows``: what a batch carries beside records.
 - ``index.arrows``: one row per batch. **It is the commit**: it is written last and
@@ -164,6 +164,19 @@ def check_version(version: object) -> None:
     Raises:
         TraceError: newer, or no version at all.
     """
+    _refuse_newer(version, FORMAT_VERSION, "format")
+
+
+def check_record_schema(version: object) -> None:
+    """Refuse records whose meaning is not known here: they would be read as something else.
+
+    Raises:
+        TraceError: newer, or no version at all.
+    """
+    _refuse_newer(version, schema.SCHEMA_VERSION, "record schema")
+
+
+def _refuse_newer(version: object, newest: int, what: str) -> None:
     try:
         number = (
             int(version) if isinstance(version, int | str | bytes) and not isinstance(version, bool) else 0
@@ -171,11 +184,10 @@ def check_version(version: object) -> None:
     except ValueError:
         number = 0
     if number < 1:
-        raise damaged("it names no format version")
-    if number > FORMAT_VERSION:
+        raise damaged(f"it names no {what} version")
+    if number > newest:
         raise TraceError(
-            f"the trace has format {number}; this xdtrace reads up to {FORMAT_VERSION}",
-            "install a newer xdtrace",
+            f"the trace has {what} {number}; this xdtrace reads up to {newest}", "install a newer xdtrace"
         )
 
 

@@ -107,6 +107,7 @@ class TraceReader:
         if not isinstance(meta, dict) or meta.get("format") != fmt.FORMAT_NAME:
             raise TraceError(f"{self.path} is no trace", "name a folder made by `xdtrace record`")
         fmt.check_version(meta.get("version"))
+        fmt.check_record_schema(meta.get("record_schema"))
         self.meta = meta
 
     def _check_stream(self, name: str) -> int:
