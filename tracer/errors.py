@@ -36,6 +36,14 @@ class UsageError(XdtraceError):
     exit_code = 2
 
 
+class ExpressionError(UsageError):
+    """An expression does not parse; to blame are ``length`` characters of ``text`` from ``at``."""
+
+    def __init__(self, message: str, hint: str, *, text: str, at: int, length: int) -> None:
+        super().__init__(message, hint)
+        self.text, self.at, self.length = text, at, length
+
+
 class TargetError(XdtraceError):
     """The target was not found, has exited, or may not be traced."""
 

@@ -23,7 +23,7 @@ from tracer.cli.listing import list_vmms
 from tracer.cli.record import record
 from tracer.cli.report import report
 from tracer.cli.whatif import whatif
-from tracer.errors import XdtraceError
+from tracer.errors import ExpressionError, XdtraceError
 
 #: A fault of xdtrace itself; the codes 1 to 5 mean something else (tracer/errors.py).
 EXIT_FAULT = 70
@@ -75,8 +75,17 @@ def _one_line(text: str) -> str:
     return clean(" ".join(text.split()))
 
 
-def _complain(what: str, do: str) -> None:
-    print(f"xdtrace: {_one_line(what)}\n  {_one_line(do)}", file=sys.stderr)
+def _complain(what: str, do: str, place: str = "") -> None:
+    print(f"xdtrace: {_one_line(what)}\n{place}  {_one_line(do)}", file=sys.stderr)
+
+
+def _place(error: XdtraceError) -> str:
+    """Where an expression went wrong: it, and a caret below; "" for any other error."""
+    if not isinstance(error, ExpressionError):
+        return ""
+    from tracer.views.fmt import pointed_at
+
+    return "".join(f"    {line}\n" for line in pointed_at(error.text, error.at, error.length))
 
 
 def _forget_stdout() -> None:
@@ -127,7 +136,7 @@ def run_command(arguments: list[str]) -> int:
     except XdtraceError as error:
         if debug:
             raise
-        _complain(error.message, error.hint)
+        _complain(error.message, error.hint, _place(error))
         return error.exit_code
     except BrokenPipeError:
         _forget_stdout()

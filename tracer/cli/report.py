@@ -15,9 +15,10 @@ import typer
 from tracer.cli import options as o
 from tracer.cli.live import make_analysis
 from tracer.cli.run import replay
-from tracer.errors import UsageError
+from tracer.errors import FailOnMet, UsageError
 
 if TYPE_CHECKING:
+    from tracer.model.conditions import Condition
     from tracer.model.summary import Summary
 
 FORMATS = ("text", "json", "html", "svg")
@@ -45,6 +46,14 @@ def report(
     output: Annotated[
         Path | None, typer.Option("-o", "--output", metavar="FILE", help="Write it there instead.")
     ] = None,
+    fail_on: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--fail-on",
+            metavar="COND",
+            help="Exit with 1 when this holds, e.g. 'misses>0 or lock(item_state).wait_p99>2ms'. Repeatable.",
+        ),
+    ] = None,
     period: o.Period = None,
     profile: o.ProfileFile = None,
 ) -> None:
@@ -57,6 +66,7 @@ def report(
         )
     if output is not None:
         check_output(output, path)
+    conditions = parse_conditions(fail_on or [])
     analysis = make_analysis(profile, o.parse_period(period))
     with open_trace(path) as trace:
         summary = replay(trace, analysis)
@@ -65,6 +75,36 @@ def report(
         print(f"xdtrace: note: {note}", file=sys.stderr)
     with opened(output) as out:
         write(summary, form, out, title=path.resolve().name, notes=notes)
+    judge(conditions, summary)
+
+
+def parse_conditions(texts: list[str]) -> list[Condition]:
+    """What ``--fail-on`` asks for. Raises UsageError."""
+    if not texts:
+        return []
+    from tracer.model.conditions import parse
+
+    return [parse(text) for text in texts]
+
+
+def judge(conditions: list[Condition], summary: Summary) -> None:
+    """Raise FailOnMet where a condition holds, or where the trace cannot tell: CI must not pass then."""
+    if not conditions:
+        return
+    from tracer.model.conditions import evaluate
+
+    sys.stdout.flush()  # the report comes before what is said of it
+    for condition in conditions:
+        outcome = evaluate(condition, summary)
+        for note in outcome.notes:
+            print(f"xdtrace: note: {note}", file=sys.stderr)
+        read = "; ".join(outcome.readings)
+        if outcome.met is None:
+            raise FailOnMet(
+                f"--fail-on {condition} cannot be told: {read}", "record what it asks for, or ask otherwise"
+            )
+        if outcome.met:
+            raise FailOnMet(f"--fail-on {condition} is met: {read}", "the report says why")
 
 
 def write(summary: Summary, form: str, out: TextIO, *, title: str, notes: list[str]) -> None:

@@ -75,6 +75,16 @@ def clean(name: str) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in name)
 
 
+def pointed_at(text: str, at: int, length: int, width: int = 72) -> tuple[str, str]:
+    """An expression as one printable line of at most ``width`` cells, and a caret below what is to blame."""
+    before, blamed, after = (clean(part) for part in (text[:at], text[at : at + length], text[at + length :]))
+    room = width * 2 // 3
+    if cell_len(before) > room:
+        before = "…" + before[-room:]
+    mark = " " * cell_len(before) + "^" + "~" * (min(cell_len(blamed), width // 3) - 1)
+    return cut(before + blamed + after, width), mark
+
+
 def duration(ns: int | None) -> str:
     """Nanoseconds with three significant digits and a unit: ``843ns``, ``1.84ms``, ``138ms``, ``2.31s``."""
     if ns is None:
