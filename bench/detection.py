@@ -3,8 +3,8 @@
 
 The real device (stripped builds) in each variant, without churn, with some and with much, quiet and with
 CPU hogs, at both periods, with one context and with three: 72 runs. Each under xdtrace as ``attach`` runs
-it, from its first cycle to its last. A run that differs by more than one keeps its trace and the server's
-log (--keep).
+it, from its first cycle to its last. A run that differs by more than one a stream (whose last cycle may lack
+its end on one side) keeps its trace and the server's log (--keep).
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ def _options() -> argparse.Namespace:
         help="conditions with these words; may be repeated",
     )
     parser.add_argument(
-        "--keep", type=Path, metavar="DIR", help="traces and logs of runs that differ by more than 1"
+        "--keep", type=Path, metavar="DIR", help="traces and logs of runs that differ by more than that"
     )
     chosen = parser.parse_args()
     absolute(chosen, "save", "load", "keep")
@@ -88,7 +88,7 @@ def _watched(condition: Condition, number: int, seconds: float, keep: Path | Non
     with tempfile.TemporaryDirectory(prefix="xdtrace-bench-") as folder:
         trace, log = (Path(folder, "run.xdt"), Path(folder, "cycles")) if keep else (None, None)
         run = traced(condition, seconds, number, trace, log)
-        if not keep or trace is None or difference(run) <= 1:
+        if not keep or trace is None or difference(run) <= run.streams:
             return replace(run, trace="")
         kept = keep / (str(condition).replace(" ", "_").replace("/", "-") + f"_{number}")
         shutil.rmtree(kept, ignore_errors=True)
@@ -104,7 +104,7 @@ def _cell(runs: Sequence[Run]) -> str:
         text = " / ".join(f"{count:,}" for count in theirs)
         if difference(run):
             text += " (xdtrace " + " / ".join(f"{count:,}" for count in ours) + ")"
-        texts.append(f"**{text}**" if difference(run) > 1 else text)
+        texts.append(f"**{text}**" if difference(run) > run.streams else text)
     return "<br>".join(texts) or "–"
 
 

@@ -94,6 +94,12 @@ class Run:
     lost: int
     trace: str = ""
 
+    @property
+    def streams(self) -> int:
+        """Sustained streams: each has an edge of its own, at which counts may differ by one."""
+        words = self.condition.split()
+        return int(words[words.index("--streams") + 1]) if "--streams" in words else 1
+
     @classmethod
     def from_json(cls, line: str) -> Self:
         """Read a line that ``json.dumps(asdict(run))`` wrote."""

@@ -176,3 +176,38 @@ def test_a_long_stream_keeps_its_place_beside_short_ones() -> None:
     streams, found = decided(*parts, *cycles(again, 50, done=None), tick(again + 50 * T))
     assert [s.cycles for s in streams.all_kept() if s.wake.id == WAKE] == [150]
     assert np.all([not c.missed for c in found])
+
+
+def test_a_starved_stream_does_not_take_over_the_completion_of_another() -> None:
+    """A target each; at first W serves one of three, the others once, and those are not answered."""
+    wakes, dones = (41, 43, 45), (42, 44, 46)
+    parts: list[Records] = []
+    for k in range(60):
+        at = START + k * T
+        parts += [tick(at), *(signal(at, wake) for wake in wakes)]
+        served = range(3) if k >= 20 else (1,)
+        if k == 2:
+            parts += [serve(at + 400 * US, wake, 3) for wake in (41, 45)]
+        for n in served:
+            moment = at + (50 + 100 * n) * US
+            parts.append(serve(moment, wakes[n], 18 if k == 20 and n != 1 else 1))
+            parts += [complete(moment + 10 * US, dones[n]), taken(moment + 20 * US, dones[n])]
+    streams, found = decided(*parts, tick(START + 60 * T))
+    targets = {s.wake.id: s.completion.id for s in streams.all_kept() if s.completion is not None}
+    assert targets == dict(zip(wakes, dones, strict=True))
+    assert {(c.stream.wake.id, c.number - found[0].number) for c in found if c.missed} == {
+        (wake, k) for wake in (41, 45) for k in range(20)
+    }
+
+
+def test_streams_that_one_target_waits_for_share_its_completion() -> None:
+    parts: list[Records] = []
+    for k in range(40):
+        at = START + k * T
+        late = T // 2 if k % 4 == 0 else 0  # sometimes after the next start; never without both
+        parts += [tick(at), signal(at, 41), signal(at, 43), serve(at + 50 * US, 41)]
+        parts += [serve(at + 90 * US + late, 43), complete(at + MS + late), taken(at + MS + late + 5 * US)]
+    streams, found = decided(*parts, tick(START + 40 * T))
+    assert {s.completion.id for s in streams.all_kept() if s.completion is not None} == {DONE}
+    assert len([s for s in streams.all_kept() if s.completion is not None]) == 2
+    assert misses(found) == []

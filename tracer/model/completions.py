@@ -7,6 +7,7 @@ the matching of streams with completion eventfds and of cycles with completions.
 
 from __future__ import annotations
 
+import itertools
 from bisect import bisect_right
 from collections.abc import Sequence
 from typing import Final
@@ -29,7 +30,8 @@ def match(peers: Sequence[Stream], fits: Sequence[Completion]) -> None:
     """
     if len(fits) == 1 and peers[0].exact:
         for stream in peers:
-            stream.completion = fits[0]
+            if len(peers) == 1 or waits_for(fits[0], stream):
+                stream.completion = fits[0]
         return
     votes = _votes(peers, {e.id: e for e in fits})
     for stream in peers:
@@ -37,6 +39,18 @@ def match(peers: Sequence[Stream], fits: Sequence[Completion]) -> None:
         best = max(mine, key=lambda number: (mine[number], -number), default=-1)
         if best >= 0 and mine[best] >= MIN_COMPLETIONS and mine[best] * 10 >= sum(mine.values()) * 7:
             stream.completion = next(e for e in fits if e.id == best)
+
+
+def waits_for(done: Completion, stream: Stream) -> bool:
+    """Whether a completion eventfd may be a stream's among others: it is written only once that was served.
+
+    A target has its trigger when all that it waits for have finished. An eventfd that is written again
+    and again while a stream starves is another's, whose own has not been written yet.
+    """
+    written, read = done.written.end[-RANKED_CYCLES:], stream.wake.read
+    gaps = list(itertools.pairwise(written))
+    served = sum(_within(read, low, high) > 0 for low, high in gaps)
+    return len(written) >= MIN_COMPLETIONS and served * 10 >= len(gaps) * 7
 
 
 def went_elsewhere(stream: Stream, fits: Sequence[Completion], now_ns: int) -> bool:
