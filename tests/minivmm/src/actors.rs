@@ -7,31 +7,33 @@ use crate::args::Args;
 use crate::churn::{open_stream, LoadFds};
 use crate::fence::FenceHandler;
 use crate::gpu::gpu_command;
+use crate::guest::pipe_write;
 use crate::inject::{self, slow_call, state, take, timed, Kind, Plan};
 use crate::load;
 use crate::process;
 use crate::queue::GuestMemory;
-use crate::shared::{Offer, Shared, ENDLESS};
+use crate::shared::{Offer, Shared, ENDLESS, PIPE};
 use crate::sys;
 use crate::table::ExportTable;
 use std::collections::VecDeque;
 use std::os::unix::io::{AsRawFd, OwnedFd};
 use std::sync::atomic::Ordering;
-use std::sync::Arc;
+use std::sync::{Arc, Condvar, Mutex};
 
 /// How long before a cycle's start the earliest actor begins.
 fn lead_ns(period_ns: u64) -> u64 {
     (period_ns / 3).min(900_000)
 }
 
-/// Waits for a plan of one of these kinds, until its lead begins.
-fn await_plan(args: &Args, shared: &'static Shared, kinds: &[Kind]) -> (Plan, Kind) {
+/// Waits for a plan of one of these kinds that is not the `last` one, until its lead begins.
+fn await_plan(args: &Args, shared: &'static Shared, kinds: &[Kind], last: &mut u64) -> (Plan, Kind) {
     let lead = lead_ns(args.period_ns());
     loop {
         let start = shared.cycle_ahead(lead + 1_000, args.period_ns());
         sys::sleep_until(start - lead);
         if let Some((plan, kind)) = inject::peek(kinds) {
-            if plan.start_ns <= start {
+            if plan.start_ns <= start && plan.id != *last {
+                *last = plan.id;
                 return (plan, kind);
             }
         }
@@ -48,13 +50,24 @@ const FENCE_KINDS: &[Kind] = &[
     Kind::IntcWake,
     Kind::Barging,
     Kind::Nested,
+    Kind::NestedTwo,
 ];
 
+/// A lock behind export_table: what it guards is of no matter.
+pub type Gralloc = Arc<Mutex<u64>>;
+
 /// Another user of the fence locks and of export_table: holds one over a slow call.
-pub fn fence_thread(args: Args, shared: &'static Shared, handler: FenceHandler, exports: ExportTable) {
+pub fn fence_thread(
+    args: Args,
+    shared: &'static Shared,
+    handler: FenceHandler,
+    exports: ExportTable,
+    gralloc: Gralloc,
+) {
     process::sharp_timers();
+    let mut last = 0;
     loop {
-        let (plan, kind) = await_plan(&args, shared, FENCE_KINDS);
+        let (plan, kind) = await_plan(&args, shared, FENCE_KINDS, &mut last);
         if !matches!(kind, Kind::ControlQueueWake | Kind::FenceStateWake | Kind::IntcWake) {
             sys::sleep_until(plan.start_ns - lead_ns(args.period_ns()) / 4);
         }
@@ -75,6 +88,11 @@ pub fn fence_thread(args: Args, shared: &'static Shared, handler: FenceHandler, 
                 let _held = exports.lock().unwrap();
                 done(&plan, kind, slow_call);
             }
+            Kind::NestedTwo => {
+                sys::sleep_ns(30_000); // the importer has gralloc by then
+                let _held = exports.lock().unwrap();
+                let _further = gralloc.lock().unwrap();
+            }
             _ => done(&plan, kind, |ns| {
                 // Released and taken again at once: whoever was woken finds it taken.
                 let end = sys::now_ns() + ns;
@@ -88,20 +106,41 @@ pub fn fence_thread(args: Args, shared: &'static Shared, handler: FenceHandler, 
     }
 }
 
+/// The second hop: holds `gralloc` over a slow call, while export_table's holder waits for it.
+pub fn importer(args: Args, shared: &'static Shared, gralloc: Gralloc) {
+    process::sharp_timers();
+    let mut last = 0;
+    loop {
+        let (plan, kind) = await_plan(&args, shared, &[Kind::NestedTwo], &mut last);
+        sys::sleep_until(plan.start_ns - lead_ns(args.period_ns()) / 4);
+        let _held = gralloc.lock().unwrap();
+        done(&plan, kind, slow_call);
+    }
+}
+
 /// The plan stays visible to others until it is over; then it is taken and logged.
 fn done(plan: &Plan, kind: Kind, delay: impl FnOnce(u64)) {
     timed(plan, delay);
     let _ = take(&[kind], true);
 }
 
-/// An application on another vCPU: its command keeps G busy.
+/// An application on another vCPU: its commands keep G busy.
 pub fn vcpu(args: Args, shared: &'static Shared, mem: Arc<GuestMemory>) {
+    const KINDS: &[Kind] = &[Kind::BusySyscall, Kind::BusyCpu, Kind::RearmG, Kind::BusyPipe];
     process::sharp_timers();
-    let mut fence_id = 1 << 32;
+    let (mut fence_id, mut last) = (1 << 32, 0);
     loop {
-        let (plan, kind) = await_plan(&args, shared, &[Kind::BusySyscall, Kind::BusyCpu, Kind::RearmG]);
+        let (plan, kind) = await_plan(&args, shared, KINDS, &mut last);
         if kind != Kind::RearmG {
             sys::sleep_until(plan.start_ns - lead_ns(args.period_ns()) / 4);
+        }
+        if kind == Kind::BusyPipe {
+            let pipe = mem.pipe_id.load(Ordering::Acquire);
+            for _ in 0..2 {
+                mem.push(args.other_context() as u32 + 1, 0, pipe_write(pipe)); // the second one blocks
+            }
+            mem.kick();
+            continue;
         }
         let us = (plan.amount_ns / 1000) as u32;
         let bytes = if kind == Kind::BusyCpu { gpu_command(0, us, 300) } else { gpu_command(us, 0, 300) };
@@ -150,17 +189,59 @@ pub fn run_process(args: &Args, shared: &'static Shared, fds: &LoadFds, socket: 
             }
         });
     }
-    let offer = Offer { kind: ENDLESS, stream: 0, target: 0, group: 0 }.encode();
-    let _ = sys::send_fds(&socket, &offer, &[fds.endless.as_raw_fd()]);
+    let offer = |kind| Offer { kind, stream: 0, target: 0, group: 0 }.encode();
+    let _ = sys::send_fds(&socket, &offer(ENDLESS), &[fds.endless.as_raw_fd()]);
+    if inject::uses(args, Kind::BusyPipe) {
+        let _ = sys::send_fds(&socket, &offer(PIPE), &[inject::fds().pipe.1.as_raw_fd()]);
+    }
+    let hogs = Hogs::start();
     process::sharp_timers();
     if load::victim(args).is_some() {
         process::pin(load::contested_cpu());
     }
     process::realtime(15);
-    hand(args, shared, fds, socket)
+    hand(args, shared, fds, socket, &hogs)
 }
 
-fn hand(args: &Args, shared: &'static Shared, fds: &LoadFds, socket: OwnedFd) -> ! {
+/// Many threads of the fair class at the highest priority, on the contested CPU.
+struct Hogs {
+    until_ns: Arc<(Mutex<u64>, Condvar)>,
+}
+
+impl Hogs {
+    const COUNT: usize = 10;
+
+    fn start() -> Hogs {
+        let until_ns = Arc::new((Mutex::new(0), Condvar::new()));
+        for i in 0..Hogs::COUNT {
+            let until_ns = until_ns.clone();
+            process::spawn(&format!("hog {}", i), move || {
+                process::pin(load::contested_cpu());
+                process::nice(-20);
+                let mut done_ns = 0;
+                loop {
+                    let mut end_ns = until_ns.0.lock().unwrap();
+                    while *end_ns <= done_ns {
+                        end_ns = until_ns.1.wait(end_ns).unwrap();
+                    }
+                    done_ns = *end_ns;
+                    drop(end_ns);
+                    while sys::now_ns() < done_ns {
+                        process::work(50_000);
+                    }
+                }
+            });
+        }
+        Hogs { until_ns }
+    }
+
+    fn run_until(&self, end_ns: u64) {
+        *self.until_ns.0.lock().unwrap() = end_ns;
+        self.until_ns.1.notify_all();
+    }
+}
+
+fn hand(args: &Args, shared: &'static Shared, fds: &LoadFds, socket: OwnedFd, hogs: &Hogs) -> ! {
     const KINDS: &[Kind] = &[
         Kind::ControlQueueWake,
         Kind::FenceStateWake,
@@ -172,17 +253,43 @@ fn hand(args: &Args, shared: &'static Shared, fds: &LoadFds, socket: OwnedFd) ->
         Kind::OffG,
         Kind::OffVcpu,
         Kind::OffHolder,
+        Kind::HogsW,
+        Kind::HogsG,
+        Kind::HogsVcpu,
+        Kind::HostRead,
+        Kind::BusyPipe,
         Kind::Serialised,
         Kind::Nested,
+        Kind::NestedTwo,
     ];
     let lead = lead_ns(args.period_ns());
-    let mut alive = VecDeque::new();
+    let (mut alive, mut last) = (VecDeque::new(), 0);
     loop {
-        let (plan, kind) = await_plan(args, shared, KINDS);
+        let (plan, kind) = await_plan(args, shared, KINDS, &mut last);
         match kind {
             Kind::OffW | Kind::OffG | Kind::OffVcpu => {
                 sys::sleep_until(plan.start_ns - 50_000);
                 done(&plan, kind, process::work);
+            }
+            Kind::HogsW | Kind::HogsG | Kind::HogsVcpu => {
+                sys::sleep_until(plan.start_ns - 50_000);
+                done(&plan, kind, |ns| {
+                    let end = sys::now_ns() + ns;
+                    hogs.run_until(end);
+                    sys::sleep_until(end);
+                });
+            }
+            Kind::HostRead => {
+                after_wake(&plan, shared);
+                let _ = sys::write_u64(&inject::fds().client, 1); // D's other source
+            }
+            Kind::BusyPipe => {
+                sys::sleep_until(plan.start_ns - lead / 4);
+                done(&plan, kind, |ns| {
+                    sys::sleep_ns(ns);
+                    let _ = sys::read_bytes(&inject::fds().pipe.0, &mut [0; 4096]);
+                });
+                let _ = sys::read_bytes(&inject::fds().pipe.0, &mut [0; 4096]);
             }
             Kind::OffHolder => {
                 after_wake(&plan, shared);
@@ -194,7 +301,7 @@ fn hand(args: &Args, shared: &'static Shared, fds: &LoadFds, socket: OwnedFd) ->
                 after_wake(&plan, shared);
                 let _ = sys::write_u64(&fds.endless, 1);
             }
-            Kind::Nested => {
+            Kind::Nested | Kind::NestedTwo => {
                 after_wake(&plan, shared);
                 alive.extend(open_stream(&socket).ok());
             }

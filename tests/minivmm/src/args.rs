@@ -21,6 +21,9 @@ pub const USAGE: &str = "minivmm: a small VMM with a cross-domain device, and an
   --wav FILE  --log FILE                  what was played; JSON lines, one per stream and cycle
   --hold-start                            wait for a line on stdin before audio and load start
   --linger                                stay, idle, after the run until stdin is closed
+  --negative KIND[,KIND]                  what is no miss: pause suspend reuse quantum async condvar idle
+                                          shared-futex driver follower (README)
+  --vmms N                                VMMs on one audio server, streams in turn (1)
   --inject SPEC  --inject-file FILE       delay chosen cycles: KIND[:MIN..MAX in periods][+KIND...] (README)
   --truth FILE                            JSON lines, one per delay that was made
   --userns                                run the VMM in a user and a pid namespace";
@@ -39,6 +42,7 @@ macro_rules! choice {
             }
         }
         impl $name {
+            #[allow(dead_code)] // not every choice is said again
             pub fn text(self) -> &'static str {
                 match self { $($name::$variant => $text),* }
             }
@@ -52,6 +56,11 @@ choice!(Topology { Shared = "shared", PerClient = "per-client" });
 choice!(Timer { Rearm = "rearm", Periodic = "periodic" });
 choice!(Load {
     None = "none", Pipe = "pipe", PreemptHolder = "preempt-holder", Nested = "nested", Hogs = "hogs", Gpu = "gpu"
+});
+
+choice!(Negative {
+    Pause = "pause", Suspend = "suspend", Reuse = "reuse", Quantum = "quantum", Async = "async",
+    Condvar = "condvar", Idle = "idle", SharedFutex = "shared-futex", Driver = "driver", Follower = "follower"
 });
 
 #[derive(Clone, Debug)]
@@ -77,6 +86,8 @@ pub struct Args {
     pub userns: bool,
     pub inject: Vec<Wanted>,
     pub truth: Option<String>,
+    pub negative: Vec<Negative>,
+    pub vmms: usize,
 }
 
 fn parsed<T: FromStr>(text: &str) -> Result<T, String>
@@ -118,6 +129,8 @@ impl Args {
             userns: false,
             inject: Vec::new(),
             truth: None,
+            negative: Vec::new(),
+            vmms: 1,
         };
         while let Some(word) = words.next() {
             let (key, inline) = match word.split_once('=') {
@@ -155,11 +168,20 @@ impl Args {
                     let text = std::fs::read_to_string(&path).map_err(|e| format!("{}: {}", path, e))?;
                     a.inject.extend(inject::parse(&text)?);
                 }
+                "--negative" => {
+                    a.negative = value()?.split(',').map(parsed).collect::<Result<_, _>>()?;
+                }
+                "--vmms" => a.vmms = parsed(&value()?)?,
                 "--truth" => a.truth = Some(value()?),
                 _ => return Err(format!("unknown option {}", key)),
             }
         }
         let sane = (1..=16).contains(&a.streams) && a.vcpus >= 2 && a.quantum > 0 && a.rate > 0;
+        let sane = sane && (1..=4).contains(&a.vmms) && a.vmms <= a.streams;
+        let whole = a.wav.is_none() && a.inject.is_empty() && !a.share_completion;
+        if !(a.negative.is_empty() || whole) {
+            return Err("--negative goes without --inject, --wav and --share-completion".to_string());
+        }
         let sane = sane && a.guest_us.0 >= 0.0 && a.guest_us.1 >= a.guest_us.0 && a.duration_s >= 0.0;
         if !sane {
             return Err("a number is out of range".to_string());
@@ -171,7 +193,21 @@ impl Args {
         self.quantum * 1_000_000_000 / self.rate
     }
 
-    /// Contexts are numbered from 0 here; on the wire ctx_id is one more.
+    pub fn negates(&self, kind: Negative) -> bool {
+        self.negative.contains(&kind)
+    }
+
+    /// Which VMM plays a stream.
+    pub fn vmm_of(&self, stream: usize) -> usize {
+        stream % self.vmms
+    }
+
+    /// Where the socket of a stream's context is among those of all VMMs.
+    pub fn socket_of(&self, stream: usize) -> usize {
+        self.vmm_of(stream) * self.contexts() + self.context_of(stream)
+    }
+
+    /// Per VMM. Contexts are numbered from 0 here; on the wire ctx_id is one more.
     pub fn contexts(&self) -> usize {
         self.other_context() + 1
     }
@@ -189,6 +225,14 @@ impl Args {
             Topology::Shared => 0,
             Topology::PerClient => self.context_of(self.streams - 1) + 1,
         }
+    }
+
+    /// How many finish a stream's cycle; 0: it is async, nobody waits for it.
+    pub fn group_of(&self, stream: usize) -> usize {
+        if self.negates(Negative::Async) && stream % 2 == 1 {
+            return 0;
+        }
+        self.streams / self.targets() + usize::from(stream == 0 && self.negates(Negative::Follower))
     }
 
     /// Completion targets: each stream's own, or one for all.

@@ -7,23 +7,32 @@
 
 use crate::args::{Args, Timer};
 use crate::hooks::Hooks;
-use crate::inject::Director;
+use crate::inject::{self, Director, Kind};
 use crate::load;
+use crate::negative::{Disturber, FOLLOWER};
 use crate::process;
 use crate::shared::Shared;
 use crate::sys::{self, EpollEvent};
-use crate::truth::Truth;
+use crate::truth::{Signal, Truth};
 use std::os::unix::io::{AsRawFd, OwnedFd, RawFd};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::Arc;
 
 const TIMER: u64 = u64::MAX;
+const CLIENT: u64 = u64::MAX - 1;
 /// What remains open at the end is waited for this long.
 const GRACE_NS: u64 = 2_000_000_000;
 
 pub struct Stream {
     pub wake: OwnedFd,
+    pub wake_id: i64,
     pub target: usize,
+    /// It never completes, and D does not wait for it.
+    pub asynchronous: bool,
+    /// Its eventfds belong to the past.
+    pub ended: bool,
+    /// A new completion, which D does not watch yet.
+    pub fresh: Option<OwnedFd>,
 }
 
 /// A cycle that did not start as it should: start, cycle, what.
@@ -37,6 +46,9 @@ pub struct DataLoop {
     pub shared: &'static Shared,
     pub stop: Arc<AtomicBool>,
     pub hooks: Hooks,
+    pub disturber: Disturber,
+    /// Wakes the client outside the VMM that completes as well.
+    pub follower: Option<OwnedFd>,
 }
 
 /// What a run has left behind.
@@ -51,7 +63,7 @@ pub struct Record {
 impl DataLoop {
     /// Runs until `stop`, or for the duration. The timer is armed by whoever starts the audio,
     /// who has stored the first nominal start before.
-    pub fn run(self) -> Record {
+    pub fn run(mut self) -> Record {
         let targets: Vec<usize> = self.streams.iter().map(|s| s.target).collect();
         let realtime = process::realtime(20);
         load::place(&self.args, Some('d'));
@@ -64,16 +76,25 @@ impl DataLoop {
         for (i, fd) in self.completions.iter().enumerate() {
             sys::epoll_change(&ep, sys::EPOLL_CTL_ADD, fd, i as u64).expect("epoll_ctl");
         }
+        if inject::uses(&self.args, Kind::HostRead) {
+            sys::epoll_change(&ep, sys::EPOLL_CTL_ADD, &inject::fds().client, CLIENT).expect("epoll_ctl");
+        }
         let mut events = [EpollEvent::default(); 32];
         let mut cycle = 0;
         let mut last = false;
         while !last {
             let n = sys::epoll_events(&ep, &mut events, -1, false);
             for event in &events[..n] {
-                if event.data != TIMER {
+                if event.data == CLIENT {
+                    self.serve_client();
+                } else if event.data != TIMER {
                     self.close(event.data as usize, &mut record.truth);
-                } else if let Ok(expirations) = sys::read_u64(&self.timer) {
-                    last = self.cycle(&mut record, &mut director, cycle, expirations);
+                }
+                if event.data != TIMER && event.data != CLIENT {
+                    continue;
+                }
+                if let Ok(expirations) = sys::read_u64(&self.timer) {
+                    last = self.cycle(&ep, &mut record, &mut director, cycle, expirations);
                     cycle += 1;
                 }
             }
@@ -84,6 +105,19 @@ impl DataLoop {
         record
     }
 
+    /// Another source of D's loop: it takes its time, and then the timer's expiry is looked at first.
+    fn serve_client(&self) {
+        let _ = sys::read_u64(&inject::fds().client);
+        if let Some((plan, _)) = inject::take(&[Kind::HostRead], false) {
+            let end = plan.start_ns + self.args.period_ns();
+            inject::timed(&plan, |_| {
+                while sys::now_ns() < end {
+                    process::work(20_000);
+                }
+            });
+        }
+    }
+
     /// Reads a completion, if there is one.
     fn close(&self, target: usize, truth: &mut Truth) {
         if sys::read_u64(&self.completions[target]).is_ok() {
@@ -92,9 +126,16 @@ impl DataLoop {
     }
 
     /// The start of a cycle; true if it was only the deadline of the last one.
-    fn cycle(&self, record: &mut Record, director: &mut Director, cycle: u64, expirations: u64) -> bool {
+    fn cycle(
+        &mut self,
+        ep: &OwnedFd,
+        record: &mut Record,
+        director: &mut Director,
+        cycle: u64,
+        expirations: u64,
+    ) -> bool {
         let start = sys::now_ns();
-        let period = self.args.period_ns();
+        let period = self.shared.period_ns.load(Ordering::Acquire);
         self.driver_events(record, cycle, start, expirations);
         let truth = &mut record.truth;
         let missed = (0..self.completions.len()).any(|t| truth.is_open(t));
@@ -106,33 +147,56 @@ impl DataLoop {
                 self.close(target, truth);
             }
         }
+        for i in truth.unanswered() {
+            let stream = truth.rows[i].stream;
+            truth.unread(i, start, sys::readable(&[self.streams[stream].wake.as_raw_fd()], 0)[0]);
+        }
         record.start_ns = if cycle == 0 { start } else { record.start_ns };
         let limit = (self.args.duration_s * 1e9) as u64;
         if self.stop.load(Ordering::Acquire) || (limit > 0 && start + period / 2 >= record.start_ns + limit) {
             return true;
         }
+        let playing: Vec<bool> =
+            (0..self.streams.len()).map(|i| self.disturber.plays(cycle, i, &mut self.streams[i])).collect();
+        for stream in &mut self.streams {
+            if let Some(fresh) = stream.fresh.take() {
+                let _ = sys::epoll_change(ep, sys::EPOLL_CTL_DEL, &self.completions[stream.target], 0);
+                self.completions[stream.target] = fresh;
+                let (fd, data) = (&self.completions[stream.target], stream.target as u64);
+                sys::epoll_change(ep, sys::EPOLL_CTL_ADD, fd, data).expect("epoll_ctl");
+            }
+        }
         for target in 0..self.completions.len() {
-            self.shared.pending[target].store(truth.streams_of(target).len() as i32, Ordering::Release);
+            let streams = truth.streams_of(target).iter().filter(|&&s| playing[s]).count();
+            let all = streams + usize::from(target == 0 && self.follower.is_some());
+            self.shared.pending[target].store(all as i32, Ordering::Release);
+        }
+        if let Some(follower) = &self.follower {
+            self.shared.awake[FOLLOWER].store(1, Ordering::Release);
+            let _ = sys::write_u64(follower, 1);
         }
         director.cycle(cycle, self.shared.next_start_ns.load(Ordering::Acquire), missed);
-        for (i, stream) in self.streams.iter().enumerate() {
+        for (i, stream) in self.streams.iter().enumerate().filter(|(i, _)| playing[*i]) {
             (self.hooks.before_wake)(i as u32, cycle);
             self.shared.awake[i].store(1, Ordering::Release);
-            truth.signalled(stream.target, i, cycle, start, sys::now_ns());
+            let at = Signal { stream: i, wake_id: stream.wake_id, cycle, start_ns: start, ns: sys::now_ns() };
+            truth.signalled(if stream.asynchronous { None } else { Some(stream.target) }, at);
             let _ = sys::write_u64(&stream.wake, 1);
         }
         let nominal = self.shared.next_start_ns.load(Ordering::Acquire);
         let skipped = if self.args.timer == Timer::Periodic { expirations - 1 } else { 0 };
-        let next = nominal + period * (1 + skipped);
+        let next = nominal + self.shared.period_ns.load(Ordering::Acquire) * (1 + skipped);
+        let next = self.disturber.next(next);
         self.shared.next_start_ns.store(next, Ordering::Release);
         if self.args.timer == Timer::Rearm {
             sys::arm(&self.timer, next, 0).expect("timerfd_settime");
         }
+        self.disturber.stall();
         false
     }
 
     fn driver_events(&self, record: &mut Record, cycle: u64, start: u64, expirations: u64) {
-        let period = self.args.period_ns();
+        let period = self.shared.period_ns.load(Ordering::Acquire);
         if expirations > 1 {
             record.events.push((start, cycle, "skipped"));
         }

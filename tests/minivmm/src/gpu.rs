@@ -73,7 +73,7 @@ impl GpuWorker {
         }
         if head.ctx_id != 0 {
             let completes = head.bytes[0] == CMD_WRITE && head.bytes.len() == WRITE_HEADER + 8;
-            if completes && !(self.hooks.before_write)() {
+            if completes && !(self.hooks.before_write)(head.ctx_id, word(&head.bytes, 8)) {
                 return;
             }
             if let Some(context) = self.contexts.get_mut(&head.ctx_id) {

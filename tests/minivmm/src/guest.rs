@@ -10,7 +10,7 @@ use crate::hooks::Hooks;
 use crate::inject;
 use crate::process::{self, Rng};
 use crate::queue::{GuestMemory, RingPage};
-use crate::shared::{word, Offer, Shared, ENDLESS, PIPE, SHORT, SUSTAINED};
+use crate::shared::{word, Offer, Shared, CLOSE, ENDLESS, PIPE, SHORT, SUSTAINED};
 use crate::sys;
 use crate::table::{CMD_POLL, CMD_READ_EVENTFD_NEW, CMD_WRITE};
 use crate::worker::{CMD_READ, CMD_RECEIVE, MESSAGE_BYTES, RECEIVE_DATA};
@@ -32,6 +32,11 @@ pub fn command(cmd: u8, words: &[u32], data: &[u8]) -> Vec<u8> {
 
 pub fn write_command(id: u32, hang_up: bool, data: &[u8]) -> Vec<u8> {
     command(CMD_WRITE, &[id, hang_up as u32, data.len() as u32, 0], data)
+}
+
+/// What the piping application writes; two do not fit in its pipe.
+pub fn pipe_write(id: u32) -> Vec<u8> {
+    write_command(id, false, &[7; PIPE_CHUNK])
 }
 
 struct Playing {
@@ -137,6 +142,10 @@ impl Bridge {
         let ids: Vec<u32> = (0..word(message, 8) as usize).map(|i| word(message, 16 + 4 * i)).collect();
         match (offer.kind, ids.as_slice()) {
             (SUSTAINED, &[wake, completion]) => {
+                let state = inject::state();
+                let stream = offer.stream as usize;
+                state.wake_item[stream].store(inject::place(ctx_id, wake), Ordering::Release);
+                state.completion_item[stream].store(inject::place(ctx_id, completion), Ordering::Release);
                 self.playing.insert((ctx_id, wake), Playing { completion, offer });
                 self.watch(ctx_id, wake);
             }
@@ -153,7 +162,19 @@ impl Bridge {
                 inject::state().own_item.store(wake, Ordering::Release);
                 self.watch(ctx_id, wake);
             }
+            (CLOSE, _) => self.close(ctx_id, offer.stream),
             _ => {}
+        }
+    }
+
+    /// A stream has ended: its client gives both its items back.
+    fn close(&mut self, ctx_id: u32, stream: u32) {
+        let ended = self.playing.iter().find(|(at, of)| at.0 == ctx_id && of.offer.stream == stream);
+        if let Some((&(ctx_id, wake), &Playing { completion, .. })) = ended {
+            self.playing.remove(&(ctx_id, wake));
+            for id in [wake, completion] {
+                self.send(ctx_id, 0, write_command(id, true, &[]));
+            }
         }
     }
 
@@ -165,6 +186,9 @@ impl Bridge {
         };
         self.latency();
         let last = self.shared.finish(offer.stream as usize, offer.target as usize);
+        if offer.group == 0 {
+            return; // an async stream: its server waits for nobody
+        }
         if last || offer.group == 1 {
             (self.hooks.before_kick)(ctx_id, completion);
             self.send(ctx_id, 0, write_command(completion, false, &1u64.to_ne_bytes()));
@@ -214,7 +238,7 @@ pub fn applications(mem: Arc<GuestMemory>, args: Args, shared: &'static Shared) 
             } else if args.load == Load::Pipe {
                 let id = mem.pipe_id.load(Ordering::Acquire);
                 for _ in 0..2 {
-                    mem.push(args.other_context() as u32 + 1, 0, write_command(id, false, &[7; PIPE_CHUNK]));
+                    mem.push(args.other_context() as u32 + 1, 0, pipe_write(id));
                 }
             }
         }

@@ -3,7 +3,7 @@
 //!
 //! The default does nothing.
 
-use crate::inject::{self, compute, peek, slow_call, state, take, timed, Kind};
+use crate::inject::{self, compute, peek, place, slow_call, state, take, take_of, timed, Kind};
 use crate::sys;
 use std::sync::atomic::Ordering;
 
@@ -11,8 +11,8 @@ use std::sync::atomic::Ordering;
 pub struct Hooks {
     /// D, before it writes a stream's eventfd: stream, cycle.
     pub before_wake: fn(u32, u64),
-    /// W, after it chose an item and before it takes item_state: context, item.
-    pub before_serve: fn(u32, u32),
+    /// W, after it chose an item and before it takes item_state: context, item; false: W ends.
+    pub before_serve: fn(u32, u32) -> bool,
     /// W, under item_state, before the fence: context, item.
     pub under_lock: fn(u32, u32),
     /// W has taken one message from the channel.
@@ -21,20 +21,20 @@ pub struct Hooks {
     pub before_poll: fn(u32),
     /// The guest, before it kicks the completion: context, item.
     pub before_kick: fn(u32, u32),
-    /// G, before it executes a completion's WRITE; false: it has failed.
-    pub before_write: fn() -> bool,
+    /// G, before it executes a completion's WRITE: context, item; false: nothing is written.
+    pub before_write: fn(u32, u32) -> bool,
 }
 
 impl Default for Hooks {
     fn default() -> Hooks {
         Hooks {
             before_wake: |_, _| {},
-            before_serve: |_, _| {},
+            before_serve: |_, _| true,
             under_lock: |_, _| {},
             received: || {},
             before_poll: |_| {},
             before_kick: |_, _| {},
-            before_write: || true,
+            before_write: |_, _| true,
         }
     }
 }
@@ -49,29 +49,43 @@ fn is_own(item: u32) -> bool {
     item == state().own_item.load(Ordering::Acquire)
 }
 
-fn before_wake(_stream: u32, _cycle: u64) {
-    if let Some((plan, _)) = take(&[Kind::Host], false) {
+fn wakes(context: u32, item: u32) -> impl Fn(usize) -> bool {
+    move |stream| state().wake_item[stream].load(Ordering::Acquire) == place(context, item)
+}
+
+fn completes(context: u32, item: u32) -> impl Fn(usize) -> bool {
+    move |stream| state().completion_item[stream].load(Ordering::Acquire) == place(context, item)
+}
+
+fn before_wake(stream: u32, _cycle: u64) {
+    let is_it = |hit| hit == stream as usize;
+    if let Some((plan, _)) = take_of(&[Kind::Host], is_it) {
         compute(&plan);
     }
-    if peek(&[Kind::OffD]).is_some() {
+    if peek(&[Kind::OffD]).map_or(false, |found| is_it(found.0.stream)) {
         let _ = sys::write_u64(&inject::fds().client, 1); // a client that D wakes before ours
     }
 }
 
-fn before_serve(_context: u32, item: u32) {
-    if is_own(item) {
-        return;
-    }
-    match take(&[Kind::SlowWake, Kind::CpuWake], false) {
+fn before_serve(context: u32, item: u32) -> bool {
+    match take_of(&[Kind::SlowWake, Kind::CpuWake, Kind::Exit], wakes(context, item)) {
         Some((plan, Kind::SlowWake)) => timed(&plan, slow_call),
-        Some((plan, _)) => compute(&plan),
+        Some((plan, Kind::CpuWake)) => compute(&plan),
+        Some((plan, _)) => {
+            timed(&plan, |_| {});
+            return false;
+        }
         None => {}
     }
+    true
 }
 
-fn under_lock(_context: u32, item: u32) {
-    let kinds: &[Kind] = if is_own(item) { &[Kind::ItemState] } else { &[Kind::SlowW, Kind::CpuW] };
-    match take(kinds, false) {
+fn under_lock(context: u32, item: u32) {
+    let found = match is_own(item) {
+        true => take(&[Kind::ItemState], false),
+        false => take_of(&[Kind::SlowW, Kind::CpuW], wakes(context, item)),
+    };
+    match found {
         Some((plan, Kind::CpuW)) => compute(&plan),
         Some((plan, _)) => timed(&plan, slow_call),
         None => {}
@@ -96,16 +110,21 @@ fn before_poll(item: u32) {
     }
 }
 
-fn before_kick(_context: u32, _item: u32) {
-    if let Some((plan, _)) = take(&[Kind::Guest], false) {
+fn before_kick(context: u32, item: u32) {
+    if let Some((plan, _)) = take_of(&[Kind::Guest], completes(context, item)) {
         compute(&plan);
     }
 }
 
-fn before_write() -> bool {
-    match take(&[Kind::SlowG, Kind::CpuG, Kind::Failed], false) {
+fn before_write(context: u32, item: u32) -> bool {
+    let kinds = &[Kind::SlowG, Kind::CpuG, Kind::Failed, Kind::NoWrite];
+    match take_of(kinds, completes(context, item)) {
         Some((plan, Kind::SlowG)) => timed(&plan, slow_call),
         Some((plan, Kind::CpuG)) => compute(&plan),
+        Some((plan, Kind::NoWrite)) => {
+            timed(&plan, |_| {}); // as for an item that is gone
+            return false;
+        }
         Some((plan, _)) => {
             timed(&plan, |_| {
                 let _ = crate::process::write_closed(&1u64.to_ne_bytes());

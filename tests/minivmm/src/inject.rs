@@ -7,6 +7,7 @@
 
 use crate::args::Args;
 use crate::process::{self, Rng};
+use crate::shared::MAX_STREAMS;
 use crate::sys;
 use std::io::{BufWriter, Write};
 use std::os::unix::io::OwnedFd;
@@ -35,14 +36,19 @@ kinds! {
     IntcWake = "lock.intc.wake", "lock", "wake", "intc,fence_state,control_queue";
     ItemState = "lock.item_state", "lock", "completion", "item_state";
     Nested = "lock.nested", "lock", "completion", "item_state,export_table";
+    NestedTwo = "lock.nested.two", "lock", "completion", "item_state,export_table,gralloc";
     Barging = "lock.barging", "lock", "completion", "control_queue";
     OffW = "not_scheduled.w", "not_scheduled", "wake", "";
     OffG = "not_scheduled.g", "not_scheduled", "completion", "";
     OffVcpu = "not_scheduled.vcpu", "not_scheduled", "completion", "";
     OffD = "not_scheduled.d", "not_scheduled", "completion", "";
+    HogsW = "not_scheduled.w.hogs", "not_scheduled", "wake", "";
+    HogsG = "not_scheduled.g.hogs", "not_scheduled", "completion", "";
+    HogsVcpu = "not_scheduled.vcpu.hogs", "not_scheduled", "completion", "";
     OffHolder = "not_scheduled.holder", "not_scheduled", "completion", "item_state";
     BusySyscall = "head_of_line.syscall", "head_of_line", "completion", "";
     BusyCpu = "head_of_line.cpu", "head_of_line", "completion", "";
+    BusyPipe = "head_of_line.pipe", "head_of_line", "completion", "";
     Serialised = "serialised", "serialised", "wake", "";
     RearmGuest = "not_rearmed.guest", "not_rearmed", "wake", "";
     RearmG = "not_rearmed.g", "not_rearmed", "wake", "";
@@ -54,8 +60,26 @@ kinds! {
     CpuW = "on_cpu.w", "on_cpu", "completion", "";
     CpuG = "on_cpu.g", "on_cpu", "completion", "";
     Host = "host_late", "host_late", "completion", "";
+    HostRead = "host_late.read", "host_late", "completion", "";
     Failed = "forward_failed", "forward_failed", "completion", "";
+    NoWrite = "no_write", "unknown", "completion", "";
+    Exit = "forward_failed.exit", "forward_failed", "wake", "";
 }
+
+/// Done in one stream's own turn, so that of several streams the chosen one is hit and no other.
+const OF_A_STREAM: &[Kind] = &[
+    Kind::Guest,
+    Kind::SlowWake,
+    Kind::SlowW,
+    Kind::SlowG,
+    Kind::CpuWake,
+    Kind::CpuW,
+    Kind::CpuG,
+    Kind::Host,
+    Kind::Failed,
+    Kind::NoWrite,
+    Kind::Exit,
+];
 
 /// Whether a run injects that kind.
 pub fn uses(args: &Args, kind: Kind) -> bool {
@@ -75,7 +99,7 @@ fn parse_one(word: &str) -> Result<Wanted, String> {
     let (name, range) = word.split_once(':').unwrap_or((word, ""));
     let at = KINDS.iter().position(|k| k.1 == name).ok_or_else(|| format!("no injection {:?}", name))?;
     // What D itself delays has to end before its next start, or that one would be late too.
-    let own = matches!(KINDS[at].0, Kind::Host | Kind::OffD);
+    let own = matches!(KINDS[at].0, Kind::Host | Kind::HostRead | Kind::OffD);
     let default = if own { (0.975, 0.997) } else { (1.15, 1.8) };
     let parsed = range.split_once("..").map(|(a, b)| (a.parse::<f64>(), b.parse::<f64>()));
     match parsed {
@@ -85,10 +109,11 @@ fn parse_one(word: &str) -> Result<Wanted, String> {
     }
 }
 
-/// A delay that is due: its id, the cycle, the cycle's nominal start, how long.
+/// A delay that is due: its id (the cycle, plus one), whose cycle, its nominal start, how long.
 #[derive(Clone, Copy)]
 pub struct Plan {
     pub id: u64,
+    pub stream: usize,
     pub start_ns: u64,
     pub amount_ns: u64,
 }
@@ -96,6 +121,7 @@ pub struct Plan {
 #[repr(C)]
 struct Entry {
     kind: AtomicU32,
+    stream: AtomicU32,
     cycle: AtomicU64,
     begin_ns: AtomicU64,
     end_ns: AtomicU64,
@@ -108,6 +134,7 @@ pub struct State {
     /// The plan in force; 0: none. Stored last, so that what follows is whole.
     id: AtomicU64,
     kind: AtomicU32,
+    stream: AtomicU32,
     start_ns: AtomicU64,
     amount_ns: AtomicU64,
     taken: AtomicU64,
@@ -118,11 +145,16 @@ pub struct State {
     pub burst: AtomicI64,
     pub burst_begin_ns: AtomicU64,
     pub turn_ns: AtomicU64,
+    /// Per stream, where its two items are: `place`. 0: not known yet.
+    pub wake_item: [AtomicU64; MAX_STREAMS],
+    pub completion_item: [AtomicU64; MAX_STREAMS],
     count: AtomicUsize,
     entries: [Entry; ENTRIES],
 }
 
 static STATE: AtomicPtr<State> = AtomicPtr::new(std::ptr::null_mut());
+/// Which VMM this process is.
+static VMM: AtomicU64 = AtomicU64::new(0);
 static FDS: AtomicPtr<Fds> = AtomicPtr::new(std::ptr::null_mut());
 
 /// A slow device: requests to it, its replies; and what wakes the client beside D.
@@ -130,6 +162,17 @@ pub struct Fds {
     pub ask: (OwnedFd, OwnedFd),
     pub answer: (OwnedFd, OwnedFd),
     pub client: OwnedFd,
+    /// A guest application's pipe, and the end that is read late.
+    pub pipe: (OwnedFd, OwnedFd),
+}
+
+pub fn set_vmm(index: usize) {
+    VMM.store(index as u64, Ordering::Release);
+}
+
+/// One number for an item of a context of this VMM; never 0.
+pub fn place(ctx_id: u32, item: u32) -> u64 {
+    VMM.load(Ordering::Acquire) << 56 | u64::from(ctx_id) << 32 | u64::from(item)
 }
 
 pub fn state() -> &'static State {
@@ -145,7 +188,8 @@ pub fn fds() -> &'static Fds {
 /// Before any process parts.
 pub fn prepare() -> std::io::Result<()> {
     STATE.store(sys::shared_pages(std::mem::size_of::<State>()).cast(), Ordering::Release);
-    let made = Fds { ask: sys::pipe(4096)?, answer: sys::pipe(4096)?, client: sys::event(false)? };
+    let (ask, answer, pipe) = (sys::pipe(4096)?, sys::pipe(4096)?, sys::pipe(4096)?);
+    let made = Fds { ask, answer, client: sys::event(false)?, pipe };
     FDS.store(Box::into_raw(Box::new(made)), Ordering::Release);
     state().turn_ns.store(250_000, Ordering::Release);
     state().wait.store(SPACING + 4, Ordering::Release);
@@ -170,6 +214,7 @@ pub fn peek(kinds: &[Kind]) -> Option<(Plan, Kind)> {
     let kind = KINDS[state.kind.load(Ordering::Acquire) as usize].0;
     let plan = Plan {
         id,
+        stream: state.stream.load(Ordering::Acquire) as usize,
         start_ns: state.start_ns.load(Ordering::Acquire),
         amount_ns: state.amount_ns.load(Ordering::Acquire),
     };
@@ -183,6 +228,11 @@ pub fn take(kinds: &[Kind], early: bool) -> Option<(Plan, Kind)> {
     (ready && state().taken.swap(found.0.id, Ordering::AcqRel) != found.0.id).then(|| found)
 }
 
+/// The same, only if the plan is for the stream that `is_hit` knows.
+pub fn take_of(kinds: &[Kind], is_hit: impl Fn(usize) -> bool) -> Option<(Plan, Kind)> {
+    peek(kinds).filter(|found| is_hit(found.0.stream)).and_then(|_| take(kinds, false))
+}
+
 /// Writes down what was done, all of the time from `begin_ns` to `end_ns`.
 pub fn log(plan: &Plan, begin_ns: u64, end_ns: u64) {
     log_part(plan, begin_ns, end_ns, end_ns - begin_ns);
@@ -194,6 +244,7 @@ pub fn log_part(plan: &Plan, begin_ns: u64, end_ns: u64, delay_ns: u64) {
     let at = state.count.fetch_add(1, Ordering::AcqRel);
     if let Some(entry) = state.entries.get(at) {
         entry.kind.store(state.kind.load(Ordering::Acquire), Ordering::Release);
+        entry.stream.store(plan.stream as u32, Ordering::Release);
         entry.cycle.store(plan.id - 1, Ordering::Release);
         entry.start_ns.store(plan.start_ns, Ordering::Release);
         entry.begin_ns.store(begin_ns, Ordering::Release);
@@ -221,11 +272,17 @@ pub struct Director {
     wanted: Vec<Wanted>,
     rng: Rng,
     period_ns: u64,
+    streams: usize,
 }
 
 impl Director {
     pub fn new(args: &Args) -> Director {
-        Director { wanted: args.inject.clone(), rng: Rng::new(args.seed, 9), period_ns: args.period_ns() }
+        Director {
+            wanted: args.inject.clone(),
+            rng: Rng::new(args.seed, 9),
+            period_ns: args.period_ns(),
+            streams: args.streams,
+        }
     }
 
     /// `missed`: something was open at this start.
@@ -247,7 +304,9 @@ impl Director {
         state.wait.store(SPACING + 1 + extra, Ordering::Release);
         let (kind, low, high) = self.wanted[self.rng.within(0.0, self.wanted.len() as f64) as usize];
         let amount = self.rng.within(low, high + 1e-9) * self.period_ns as f64;
+        let stream = self.rng.within(0.0, self.streams as f64) as u32;
         state.id.store(0, Ordering::Release);
+        state.stream.store(stream, Ordering::Release);
         state.kind.store(kind as u32, Ordering::Release);
         state.start_ns.store(nominal_ns + self.period_ns, Ordering::Release);
         state.amount_ns.store(amount as u64, Ordering::Release);
@@ -255,17 +314,19 @@ impl Director {
     }
 }
 
-/// The truth as JSON lines.
-pub fn write_truth(path: &str) -> std::io::Result<()> {
+/// The truth as JSON lines. Stream -1: of several streams, whichever was in the way.
+pub fn write_truth(path: &str, streams: usize) -> std::io::Result<()> {
     let mut out = BufWriter::new(std::fs::File::create(path)?);
     for entry in state().entries.iter().take(state().count.load(Ordering::Acquire)) {
-        let (_, kind, cause, leg, locks) = KINDS[entry.kind.load(Ordering::Acquire) as usize];
+        let (which, kind, cause, leg, locks) = KINDS[entry.kind.load(Ordering::Acquire) as usize];
+        let own = streams == 1 || OF_A_STREAM.contains(&which);
+        let stream = if own { i64::from(entry.stream.load(Ordering::Acquire)) } else { -1 };
         let begin = entry.begin_ns.load(Ordering::Acquire);
         let end = entry.end_ns.load(Ordering::Acquire);
         writeln!(
             out,
-            "{{\"stream\":0,\"cycle\":{},\"kind\":\"{}\",\"cause\":\"{}\",\"leg\":\"{}\",\"lock\":\"{}\",\"start_ns\":{},\"begin_ns\":{},\"end_ns\":{},\"delay_ns\":{},\"clock\":\"monotonic\"}}",
-            entry.cycle.load(Ordering::Acquire), kind, cause, leg, locks,
+            "{{\"stream\":{},\"cycle\":{},\"kind\":\"{}\",\"cause\":\"{}\",\"leg\":\"{}\",\"lock\":\"{}\",\"start_ns\":{},\"begin_ns\":{},\"end_ns\":{},\"delay_ns\":{},\"clock\":\"monotonic\"}}",
+            stream, entry.cycle.load(Ordering::Acquire), kind, cause, leg, locks,
             entry.start_ns.load(Ordering::Acquire), begin, end,
             entry.delay_ns.load(Ordering::Acquire)
         )?;

@@ -20,9 +20,9 @@ pub fn contested_cpu() -> usize {
 /// Whose thread an injection keeps off the CPU: 'w', 'g', 'v' or 'd'; of one run, one.
 pub fn victim(args: &Args) -> Option<char> {
     let of = |kind| match kind {
-        Kind::OffW | Kind::OffHolder => Some('w'),
-        Kind::OffG => Some('g'),
-        Kind::OffVcpu => Some('v'),
+        Kind::OffW | Kind::OffHolder | Kind::HogsW => Some('w'),
+        Kind::OffG | Kind::HogsG => Some('g'),
+        Kind::OffVcpu | Kind::HogsVcpu => Some('v'),
         Kind::OffD => Some('d'),
         _ => None,
     };

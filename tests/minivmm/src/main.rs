@@ -14,6 +14,7 @@ mod guest;
 mod hooks;
 mod inject;
 mod load;
+mod negative;
 mod pipewire;
 mod process;
 mod protocol;
@@ -34,6 +35,7 @@ use churn::LoadFds;
 use hooks::Hooks;
 use shared::Shared;
 use std::os::unix::io::{AsRawFd, OwnedFd};
+use std::sync::atomic::Ordering;
 use std::sync::Arc;
 
 fn main() {
@@ -62,13 +64,15 @@ fn main() {
 fn run(args: Args) -> std::io::Result<i32> {
     process::calibrate();
     let shared = Shared::map();
+    shared.period_ns.store(args.period_ns(), Ordering::Release);
     let fds = Arc::new(LoadFds::new()?);
     let injecting = !args.inject.is_empty();
     let hooks = if injecting { Hooks::injecting() } else { Hooks::default() };
     inject::prepare()?;
     let (control, server_control) = sys::socket_pair()?;
-    let pairs = (0..args.contexts()).map(|_| sys::socket_pair()).collect::<Result<Vec<_>, _>>()?;
-    let (channels, sockets): (Vec<OwnedFd>, Vec<OwnedFd>) = pairs.into_iter().unzip();
+    let pairs =
+        (0..args.vmms * args.contexts()).map(|_| sys::socket_pair()).collect::<Result<Vec<_>, _>>()?;
+    let (mut channels, sockets): (Vec<OwnedFd>, Vec<OwnedFd>) = pairs.into_iter().unzip();
 
     let audio = match process::spawn_process("minipipewire")? {
         Some(pid) => pid,
@@ -102,11 +106,53 @@ fn run(args: Args) -> std::io::Result<i32> {
             None => load::run_process(&args, shared, &fds),
         }
     }
+    let mut others = Vec::new();
+    for index in 1..args.vmms {
+        let channels = channels.drain(args.contexts()..2 * args.contexts()).collect::<Vec<_>>();
+        let (args, fds) = (args.clone(), fds.clone());
+        match process::spawn_process("minivmm")? {
+            Some(pid) => others.push(pid),
+            None => {
+                inject::set_vmm(index);
+                let (pid, signals) = (std::process::id() as i32, process::signals()?);
+                let others = Vec::new();
+                drop(control);
+                let control = sys::event(false)?;
+                vmm::run_beside(vmm::Vmm {
+                    args,
+                    control,
+                    channels,
+                    shared,
+                    fds,
+                    hooks,
+                    signals,
+                    index,
+                    others,
+                    pid,
+                    audio,
+                })?;
+                std::process::exit(0);
+            }
+        }
+    }
+    children.extend(&others);
     let code = if args.userns {
         run_in_namespaces(args, control, channels, shared, fds, hooks, audio)
     } else {
         let (pid, signals) = (std::process::id() as i32, process::signals()?);
-        vmm::run(vmm::Vmm { args, control, channels, shared, fds, hooks, signals, pid, audio })
+        vmm::run(vmm::Vmm {
+            args,
+            control,
+            channels,
+            shared,
+            fds,
+            hooks,
+            signals,
+            index: 0,
+            others,
+            pid,
+            audio,
+        })
     };
     end_children(&children);
     code
@@ -132,8 +178,19 @@ fn run_in_namespaces(
             let mut pid = [0; 4];
             sys::read_bytes(&told, &mut pid)?;
             let pid = i32::from_ne_bytes(pid);
-            let code =
-                vmm::run(vmm::Vmm { args, control, channels, shared, fds, hooks, signals, pid, audio });
+            let code = vmm::run(vmm::Vmm {
+                args,
+                control,
+                channels,
+                shared,
+                fds,
+                hooks,
+                signals,
+                index: 0,
+                others: Vec::new(),
+                pid,
+                audio,
+            });
             std::process::exit(code.unwrap_or(1));
         }
     };

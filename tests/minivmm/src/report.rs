@@ -48,7 +48,7 @@ pub fn write_log(path: &str, args: &Args, record: &Record, ids: &Ids) -> Result<
         writeln!(
             out,
             "{{\"type\":\"cycle\",\"stream\":{},\"wake_eventfd\":{},\"completion_eventfd\":{},\"cycle\":{},\"start_ns\":{},\"signal_ns\":{},\"missed\":{},\"leg\":\"{}\",\"target_missed\":{},\"deadline_ns\":{},\"closing_ns\":{}}}",
-            row.stream, ids.wake[row.stream], ids.completion[target], row.cycle, row.start_ns, row.signal_ns,
+            row.stream, row.wake_id, ids.completion[target], row.cycle, row.start_ns, row.signal_ns,
             row.leg != Leg::None, row.leg.text(), row.target_missed, row.deadline_ns, row.closing_ns
         )?;
     }

@@ -1,11 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 //! The audio server's process: its streams, its data loop, its clients, and its end.
 
-use crate::args::{Args, Timer};
+use crate::args::{Args, Negative, Timer};
 use crate::audio::{DataLoop, Stream};
 use crate::churn::{self, LoadFds};
 use crate::hooks::Hooks;
 use crate::inject;
+use crate::negative::{self, Disturber};
 use crate::process;
 use crate::report::{self, Ids};
 use crate::shared::{Offer, Shared, SUSTAINED};
@@ -40,14 +41,23 @@ pub fn run(server: Server) -> std::io::Result<i32> {
     let mut streams = Vec::new();
     for i in 0..args.streams {
         let (wake, target) = (sys::event(true)?, args.target_of(i));
-        let group = args.streams / args.targets();
+        let group = args.group_of(i);
         let offer = Offer { kind: SUSTAINED, stream: i as u32, target: target as u32, group: group as u32 };
         let sent = [wake.as_raw_fd(), completions[target].as_raw_fd()];
-        sys::send_fds(&sockets[args.context_of(i)], &offer.encode(), &sent)?;
-        streams.push(Stream { wake, target });
+        sys::send_fds(&sockets[args.socket_of(i)], &offer.encode(), &sent)?;
+        let (wake_id, asynchronous) = (process::eventfd_id(&wake), group == 0);
+        streams.push(Stream { wake, wake_id, target, asynchronous, ended: false, fresh: None });
+    }
+    let mut follower = None;
+    if args.negates(Negative::Follower) {
+        let wake = sys::event(false)?;
+        if process::spawn_process("pw-native")?.is_none() {
+            negative::follower(&args, shared, &wake, &completions[0]);
+        }
+        follower = Some(wake);
     }
     let ids = Ids {
-        wake: streams.iter().map(|s| process::eventfd_id(&s.wake)).collect(),
+        wake: streams.iter().map(|s| s.wake_id).collect(),
         completion: completions.iter().map(process::eventfd_id).collect(),
     };
     let (stop, done, timer) = (Arc::new(AtomicBool::new(false)), sys::event(false)?, Arc::new(sys::timer()?));
@@ -59,6 +69,8 @@ pub fn run(server: Server) -> std::io::Result<i32> {
         shared,
         stop: stop.clone(),
         hooks,
+        disturber: Disturber::new(&args, shared, sockets.clone()),
+        follower,
     };
     let finished = sys::dup(&done)?;
     let thread = std::thread::Builder::new().name("data-loop.0".to_string()).spawn(move || {
@@ -93,6 +105,7 @@ pub fn run(server: Server) -> std::io::Result<i32> {
                 process::spawn("clients", move || churn::short_streams(args, other, stop));
             }
             churn::start_load(&args, other.clone(), shared, fds.clone());
+            negative::in_server(&args, shared);
             let first = sys::now_ns() + args.period_ns();
             shared.next_start_ns.store(first, Ordering::Release);
             sys::arm(&timer, first, if args.timer == Timer::Periodic { args.period_ns() } else { 0 })?;
@@ -105,7 +118,7 @@ pub fn run(server: Server) -> std::io::Result<i32> {
         report::write_log(path, &args, &record, &ids)?;
     }
     if let Some(path) = &args.truth {
-        inject::write_truth(path)?;
+        inject::write_truth(path, args.streams)?;
     }
     if let Some(path) = &args.wav {
         wav::write(path, &record.truth.rows, args.streams, args.quantum, args.rate)?;

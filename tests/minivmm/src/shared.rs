@@ -12,6 +12,10 @@ pub struct Shared {
     pub next_start_ns: AtomicU64,
     /// Sustained streams whose wake eventfd W has in its epoll set.
     pub registered: AtomicU32,
+    /// The driver's period at present.
+    pub period_ns: AtomicU64,
+    /// What a futex that processes share is waited on by.
+    pub futex: AtomicU32,
     /// Per target: streams that have not finished the cycle yet.
     pub pending: [AtomicI32; MAX_STREAMS],
     /// Per stream: 1 from the driver's wakeup until the stream finishes.
@@ -62,6 +66,7 @@ pub const SUSTAINED: u32 = 1;
 pub const SHORT: u32 = 2;
 pub const PIPE: u32 = 3;
 pub const ENDLESS: u32 = 4;
+pub const CLOSE: u32 = 5;
 pub const OFFER_BYTES: usize = 16;
 
 impl Offer {

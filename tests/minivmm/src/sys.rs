@@ -7,6 +7,7 @@
 use std::io::{Error, Result};
 use std::os::raw::{c_int, c_long, c_ulong, c_void};
 use std::os::unix::io::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::sync::atomic::AtomicU32;
 
 pub const EPOLLIN: u32 = 1;
 pub const EPOLL_CTL_ADD: c_int = 1;
@@ -69,6 +70,7 @@ extern "C" {
     fn poll(fds: *mut PollFd, n: c_ulong, ms: c_int) -> c_int;
     fn socketpair(family: c_int, kind: c_int, proto: c_int, fds: *mut c_int) -> c_int;
     fn pipe2(fds: *mut c_int, flags: c_int) -> c_int;
+    fn syscall(number: c_long, ...) -> c_long;
     fn fcntl(fd: c_int, cmd: c_int, arg: c_long) -> c_int;
     fn lseek(fd: c_int, off: i64, whence: c_int) -> i64;
     fn readlink(path: *const u8, buf: *mut u8, len: usize) -> isize;
@@ -140,6 +142,24 @@ pub fn arm(fd: &OwnedFd, at_ns: u64, interval_ns: u64) -> Result<()> {
     let spec = [timespec(interval_ns), timespec(at_ns)];
     // SAFETY: struct itimerspec is {interval, value}; 1 is TFD_TIMER_ABSTIME.
     check(unsafe { timerfd_settime(fd.as_raw_fd(), 1, &spec, std::ptr::null_mut()) }).map(drop)
+}
+
+#[cfg(target_arch = "x86_64")]
+const FUTEX: c_long = 202;
+#[cfg(not(target_arch = "x86_64"))]
+const FUTEX: c_long = 98;
+
+/// FUTEX_WAIT on a word that other processes share.
+pub fn shared_futex_wait(word: &AtomicU32, expected: u32) {
+    let no_limit = std::ptr::null::<Timespec>();
+    // SAFETY: the kernel only reads the word.
+    unsafe { syscall(FUTEX, word as *const AtomicU32, 0 as c_int, expected, no_limit) };
+}
+
+/// FUTEX_WAKE of everybody who waits on a shared word.
+pub fn shared_futex_wake(word: &AtomicU32) {
+    // SAFETY: the kernel touches nothing of ours.
+    unsafe { syscall(FUTEX, word as *const AtomicU32, 1 as c_int, c_int::MAX) };
 }
 
 pub fn now_ns() -> u64 {

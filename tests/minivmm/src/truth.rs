@@ -22,10 +22,21 @@ impl Leg {
     }
 }
 
+/// A wakeup of a stream.
+pub struct Signal {
+    pub stream: usize,
+    pub wake_id: i64,
+    pub cycle: u64,
+    pub start_ns: u64,
+    pub ns: u64,
+}
+
 /// One (stream, cycle).
 #[derive(Clone, Debug)]
 pub struct Row {
     pub stream: usize,
+    /// Its eventfd at that time.
+    pub wake_id: i64,
     pub cycle: u64,
     pub start_ns: u64,
     pub signal_ns: u64,
@@ -64,6 +75,8 @@ pub struct Truth {
     pub streams: Vec<StreamCounts>,
     pub targets: Vec<TargetCounts>,
     state: Vec<TargetState>,
+    /// Rows of the last cycle that nobody will complete.
+    unanswered: Vec<usize>,
 }
 
 impl Truth {
@@ -82,6 +95,7 @@ impl Truth {
                     open_rows: Vec::with_capacity(256),
                 })
                 .collect(),
+            unanswered: Vec::new(),
         }
     }
 
@@ -93,21 +107,38 @@ impl Truth {
         !self.state[target].open_rows.is_empty()
     }
 
-    /// A stream was woken for a cycle that started at `start_ns`.
-    pub fn signalled(&mut self, target: usize, stream: usize, cycle: u64, start_ns: u64, signal_ns: u64) {
-        self.streams[stream].cycles += 1;
-        self.state[target].open_rows.push(self.rows.len());
+    /// A stream was woken; without a target nobody waits for it.
+    pub fn signalled(&mut self, target: Option<usize>, at: Signal) {
+        self.streams[at.stream].cycles += 1;
+        match target {
+            Some(target) => self.state[target].open_rows.push(self.rows.len()),
+            None => self.unanswered.push(self.rows.len()),
+        }
         let (leg, target_missed) = (Leg::None, false);
         self.rows.push(Row {
-            stream,
-            cycle,
-            start_ns,
-            signal_ns,
+            stream: at.stream,
+            wake_id: at.wake_id,
+            cycle: at.cycle,
+            start_ns: at.start_ns,
+            signal_ns: at.ns,
             closing_ns: 0,
             deadline_ns: 0,
             leg,
             target_missed,
         });
+    }
+
+    /// Rows of the last cycle that nobody completes, to be judged by `unread`.
+    pub fn unanswered(&mut self) -> Vec<usize> {
+        std::mem::take(&mut self.unanswered)
+    }
+
+    pub fn unread(&mut self, row: usize, now_ns: u64, unread: bool) {
+        if unread {
+            self.rows[row].deadline_ns = now_ns;
+            self.rows[row].leg = Leg::Wake;
+            self.streams[self.rows[row].stream].wake_misses += 1;
+        }
     }
 
     /// A completion of the target was read.
@@ -167,15 +198,19 @@ impl Truth {
 mod tests {
     use super::*;
 
+    fn signal(truth: &mut Truth, stream: usize, cycle: u64, start_ns: u64, ns: u64) {
+        truth.signalled(Some(0), Signal { stream, wake_id: 7, cycle, start_ns, ns });
+    }
+
     #[test]
     fn one_starvation_is_one_episode_of_several_misses() {
         let mut truth = Truth::new(&[0]);
         for cycle in 0..3 {
-            truth.signalled(0, 0, cycle, cycle * 10, cycle * 10 + 1);
+            signal(&mut truth, 0, cycle, cycle * 10, cycle * 10 + 1);
             truth.deadline(0, cycle, cycle * 10 + 10, &[true]);
         }
         truth.completed(0, 31);
-        truth.signalled(0, 0, 3, 30, 32);
+        signal(&mut truth, 0, 3, 30, 32);
         truth.completed(0, 33);
         assert_eq!(truth.totals(), (3, 0, 1));
         assert_eq!(truth.cycles(), 4);
@@ -187,7 +222,7 @@ mod tests {
     fn a_late_completion_between_two_misses_makes_two_episodes() {
         let mut truth = Truth::new(&[0]);
         for cycle in 0..2 {
-            truth.signalled(0, 0, cycle, cycle * 10, cycle * 10);
+            signal(&mut truth, 0, cycle, cycle * 10, cycle * 10);
             truth.deadline(0, cycle, cycle * 10 + 10, &[false]);
             truth.completed(0, cycle * 10 + 11);
         }
@@ -198,16 +233,29 @@ mod tests {
     fn of_a_shared_completion_the_unread_streams_miss_or_else_the_target_once() {
         let mut truth = Truth::new(&[0, 0, 0]);
         for stream in 0..3 {
-            truth.signalled(0, stream, 0, 0, 1);
+            signal(&mut truth, stream, 0, 0, 1);
         }
         truth.deadline(0, 0, 10, &[false, true, false]);
         for stream in 0..3 {
-            truth.signalled(0, stream, 1, 10, 11);
+            signal(&mut truth, stream, 1, 10, 11);
         }
         truth.deadline(0, 1, 20, &[false, false, false]);
         assert_eq!(truth.totals(), (1, 1, 1));
         assert_eq!(truth.streams[1].wake_misses, 1);
         assert_eq!(truth.rows.iter().filter(|r| r.leg != Leg::None).count(), 1);
         assert!(truth.rows.iter().all(|r| r.target_missed));
+    }
+
+    #[test]
+    fn of_a_stream_that_nobody_waits_for_only_the_wakeup_can_be_missed() {
+        let mut truth = Truth::new(&[0]);
+        for cycle in 0..2 {
+            let at = Signal { stream: 0, wake_id: 7, cycle, start_ns: cycle * 10, ns: cycle * 10 };
+            truth.signalled(None, at);
+            let rows = truth.unanswered();
+            truth.unread(rows[0], cycle * 10 + 10, cycle == 1);
+        }
+        assert_eq!((truth.streams[0].wake_misses, truth.totals()), (1, (0, 0, 0)));
+        assert_eq!((truth.rows[0].leg, truth.rows[1].leg), (Leg::None, Leg::Wake));
     }
 }

@@ -10,6 +10,7 @@ use crate::guest::{self, Bridge};
 use crate::hooks::Hooks;
 use crate::inject::{self, Kind};
 use crate::load;
+use crate::negative;
 use crate::process::{self, spawn};
 use crate::queue::{GuestMemory, RingPage};
 use crate::server::{START, STOP};
@@ -35,6 +36,9 @@ pub struct Vmm {
     pub fds: Arc<LoadFds>,
     pub hooks: Hooks,
     pub signals: OwnedFd,
+    /// Of the VMMs that share the audio server; 0 is the one that is waited for.
+    pub index: usize,
+    pub others: Vec<i32>,
     /// pid as seen from outside; inside a pid namespace it is told by the launcher.
     pub pid: i32,
     pub audio: i32,
@@ -73,7 +77,9 @@ struct Machine {
 }
 
 fn build_contexts(vmm: &mut Vmm, handler: &FenceHandler, exports: &ExportTable) -> std::io::Result<Machine> {
-    let nested = vmm.args.load == Load::Nested || inject::uses(&vmm.args, Kind::Nested);
+    let nested = vmm.args.load == Load::Nested
+        || inject::uses(&vmm.args, Kind::Nested)
+        || inject::uses(&vmm.args, Kind::NestedTwo);
     let words = Words { item_state: Vec::new(), context_resources: Vec::new(), jobs: Vec::new() };
     let mut machine = Machine { words, contexts: BTreeMap::new(), workers: Vec::new(), rings: Vec::new() };
     for (i, channel) in std::mem::take(&mut vmm.channels).into_iter().enumerate() {
@@ -143,6 +149,7 @@ pub fn build_context(parts: ContextParts) -> std::io::Result<(CrossDomainContext
         on_registered: parts.on_registered,
         served: BTreeMap::new(),
         turn: 0,
+        dead: false,
     };
     let context = CrossDomainContext::new(parts.write_path, item_state, state, wait_ctx, resample_evt);
     Ok((context, worker))
@@ -167,9 +174,14 @@ fn start(vmm: &mut Vmm) -> std::io::Result<String> {
     let place = move |role| load::place(&placed, Some(role));
     let (gpu_fences, pending) = channel();
     let (fence_handler, shared) = (handler.clone(), vmm.shared);
-    if !vmm.args.inject.is_empty() {
+    negative::in_vmm(&vmm.args, shared);
+    let acts = !vmm.args.inject.is_empty() && vmm.index == 0;
+    if acts {
         let (args, handler, exports) = (vmm.args.clone(), handler.clone(), exports.clone());
-        spawn("virgl fence 2", move || actors::fence_thread(args, shared, handler, exports));
+        let gralloc = Arc::new(Mutex::new(0));
+        let (importer, further) = (args.clone(), gralloc.clone());
+        spawn("virgl fence 2", move || actors::fence_thread(args, shared, handler, exports, gralloc));
+        spawn("importer", move || actors::importer(importer, shared, further));
     }
     spawn("virgl fence", move || fence::run(pending, fence_handler));
     let (gpu_device, hooks) = (sys::event(false)?, vmm.hooks);
@@ -212,7 +224,7 @@ fn start(vmm: &mut Vmm) -> std::io::Result<String> {
     });
     for i in 2..vmm.args.vcpus {
         let (args, mem) = (vmm.args.clone(), memory.clone());
-        let busy = i == 2 && !args.inject.is_empty();
+        let busy = i == 2 && acts;
         spawn(&format!("fc_vcpu {}", i), move || match busy {
             true => actors::vcpu(args, shared, mem),
             false => guest::idle(i),
@@ -258,6 +270,17 @@ fn await_line(vmm: &Vmm) -> Input {
     }
 }
 
+/// A VMM beside the first: it runs until its parent ends it.
+pub fn run_beside(mut vmm: Vmm) -> std::io::Result<()> {
+    start(&mut vmm)?;
+    loop {
+        sys::readable(&[vmm.signals.as_raw_fd()], -1);
+        if process::asked_to_end(&vmm.signals) {
+            return Ok(());
+        }
+    }
+}
+
 /// Runs the VMM; its exit code.
 pub fn run(mut vmm: Vmm) -> std::io::Result<i32> {
     let locks = start(&mut vmm)?;
@@ -266,8 +289,8 @@ pub fn run(mut vmm: Vmm) -> std::io::Result<i32> {
         return Ok(1);
     }
     println!(
-        "{{\"type\":\"ready\",\"vmm\":{},\"audio\":{},\"write_path\":\"{}\",\"worker\":\"{}\",\"load\":\"{}\",\"topology\":\"{}\",\"timer\":\"{}\",\"period_ns\":{},\"locks\":{}}}",
-        vmm.pid, vmm.audio, vmm.args.write_path.text(), vmm.args.worker.text(), vmm.args.load.text(),
+        "{{\"type\":\"ready\",\"vmm\":{},\"others\":{:?},\"audio\":{},\"write_path\":\"{}\",\"worker\":\"{}\",\"load\":\"{}\",\"topology\":\"{}\",\"timer\":\"{}\",\"period_ns\":{},\"locks\":{}}}",
+        vmm.pid, vmm.others, vmm.audio, vmm.args.write_path.text(), vmm.args.worker.text(), vmm.args.load.text(),
         vmm.args.topology.text(), vmm.args.timer.text(), vmm.args.period_ns(), locks
     );
     std::io::stdout().flush()?;

@@ -112,13 +112,19 @@ pub struct CrossDomainWorker {
     pub on_registered: Box<dyn Fn() + Send>,
     pub served: BTreeMap<u64, u64>,
     pub turn: u64,
+    pub dead: bool,
 }
 
 impl CrossDomainWorker {
     pub fn run(mut self) {
         while let Some(job) = self.state.wait_for_job() {
             match job {
-                Job::HandleFence(fence) => self.handle_fence(fence),
+                Job::HandleFence(fence) => {
+                    self.handle_fence(fence);
+                    if self.dead {
+                        return;
+                    }
+                }
                 Job::AddReadPipe(id) => {
                     let items = self.item_state.lock().unwrap();
                     if let Some(CrossDomainItem::Event(file)) = items.table.get(&id) {
@@ -175,7 +181,10 @@ impl CrossDomainWorker {
 
     /// Reads an item's eventfd and signals the fence, all under item_state. False: the item is gone.
     fn process_event(&mut self, id: u32, fence: Fence) -> bool {
-        (self.hooks.before_serve)(self.ctx_id, id);
+        if !(self.hooks.before_serve)(self.ctx_id, id) {
+            self.dead = true;
+            return true;
+        }
         let items = self.item_state.lock().unwrap();
         let file = match items.table.get(&id) {
             Some(CrossDomainItem::Event(file)) => file,
