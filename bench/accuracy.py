@@ -18,7 +18,8 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -28,83 +29,25 @@ if __package__ in (None, ""):  # run as a file
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from bench.figures import figures, table
-from bench.score import Cycle, Injection, Labelled, Score, Verdict, add_run
+from bench.matrix import Trial, in_a_round, trials
+from bench.score import (
+    NO_TIME,
+    Cycle,
+    Injection,
+    Labelled,
+    Score,
+    Verdict,
+    add_run,
+    match,
+    saved_form,
+    score_of,
+)
 from tracer.capture.session import Session, Settings
 from tracer.cli.minivmm import SETTLE_S, MiniVmm, binary
 from tracer.model.analysis import Analysis
 from tracer.model.summary import Summary
 from tracer.schema import RW, Batch, Kind, view
 from tracer.trace import TraceReader, TraceWriter
-
-LOCKS = (
-    "lock.control_queue",
-    "lock.fence_state",
-    "lock.intc",
-    "lock.control_queue.wake",
-    "lock.fence_state.wake",
-    "lock.intc.wake",
-    "lock.item_state",
-    "lock.nested",
-    "lock.barging",
-)
-OTHERS = (
-    "head_of_line.syscall",
-    "head_of_line.cpu",
-    "serialised",
-    "not_rearmed.guest",
-    "not_rearmed.g",
-    "guest_late",
-    "slow_syscall.w.wake",
-    "slow_syscall.w",
-    "slow_syscall.g",
-    "on_cpu.w.wake",
-    "on_cpu.w",
-    "on_cpu.g",
-    "host_late",
-    "forward_failed",
-)
-VICTIMS = ("w", "g", "vcpu", "d", "holder")
-
-
-@dataclass(frozen=True)
-class Trial:
-    """One run: what is injected, how the mini-VMM is run besides, for how long."""
-
-    inject: str
-    write_path: str
-    period: str
-    seconds: float
-    seed: int
-    extra: tuple[str, ...] = ()
-    negative: bool = False
-
-    @property
-    def period_ns(self) -> int:
-        """Of a cycle."""
-        quantum, rate = self.period.split("/")
-        return int(quantum) * 1_000_000_000 // int(rate)
-
-
-def trials(quick: bool, rounds: int, seed: int) -> Iterator[Trial]:
-    """The matrix, in an order that spreads each condition over the whole time."""
-    paths = ("locked", "dup") if quick else ("locked", "dup", "refcount", "task")
-    periods = ("256/48000",) if quick else ("1024/48000", "256/48000")
-    everything = "+".join((*LOCKS, *OTHERS))
-    for _ in range(rounds):
-        for period in periods:
-            scale = 3 if period.startswith("1024") else 1
-            for path in paths:
-                seed += 1
-                yield Trial(everything, path, period, 8.0 * scale, seed)
-            for victim in VICTIMS:
-                seed += 1
-                path = paths[seed % len(paths)]
-                yield Trial(f"not_scheduled.{victim}", path, period, 2.5 * scale, seed)
-        seed += 1
-        contended = "+".join(f"{kind}:0.05..0.3" for kind in LOCKS)
-        yield Trial(contended, paths[seed % len(paths)], "1024/48000", 8.0, seed, negative=True)
-        seed += 1
-        yield Trial("", paths[seed % len(paths)], "256/48000", 5.0, seed, ("--streams", "3"), True)
 
 
 def capture(trial: Trial, folder: Path) -> None:
@@ -116,7 +59,7 @@ def capture(trial: Trial, folder: Path) -> None:
     analysis = Analysis()
     with ExitStack() as stack:
         target = stack.enter_context(MiniVmm(binary(), words))
-        session = stack.enter_context(Session([target.vmm], Settings()))
+        session = stack.enter_context(Session([target.vmm, *target.others], Settings()))
         writer = stack.enter_context(TraceWriter(folder / "run.xdt", force=True))
         target.start()
         end = time.monotonic() + trial.seconds + 30
@@ -189,6 +132,7 @@ def truth(folder: Path) -> tuple[list[Cycle], list[Injection]]:
             row["deadline_ns"],
             row["closing_ns"],
             row["leg"],
+            row["stream"],
         )
         for row in _lines(folder / "log")
         if row["type"] == "cycle"
@@ -200,15 +144,23 @@ def truth(folder: Path) -> tuple[list[Cycle], list[Injection]]:
             locks=frozenset(row["lock"].split(",")) - {""},
             begin_ns=row["begin_ns"],
             end_ns=row["end_ns"],
-            delay_ns=None if row["cause"] == "forward_failed" else row["delay_ns"],
+            delay_ns=None if row["cause"] in NO_TIME else row["delay_ns"],
+            stream=row["stream"],
         )
         for row in _lines(folder / "truth")
     ]
     return cycles, injections
 
 
-def _keep(folder: Path, kept: Path, trial: Trial, wrong: list[Labelled]) -> None:
-    """Move a run with wrong labels to where it can be looked at, with what was expected."""
+def _keep(
+    folder: Path,
+    kept: Path,
+    trial: Trial,
+    wrong: list[Labelled],
+    cycles: list[Cycle],
+    seen: list[Verdict],
+) -> None:
+    """Move a run with errors to where it can be looked at, with what was expected."""
     place = kept / f"{trial.seed}-{trial.write_path}-{trial.period.replace('/', '_')}"
     shutil.rmtree(place, ignore_errors=True)
     shutil.copytree(folder, place)
@@ -222,20 +174,37 @@ def _keep(folder: Path, kept: Path, trial: Trial, wrong: list[Labelled]) -> None
                 f"sufficient={v.sufficient} late={v.late_ns} segments={v.segments}",
                 file=out,
             )
+        _, unseen, invented = match(cycles, seen, trial.period_ns // 4)
+        print(*(f"not seen: {cycle}" for cycle in unseen), sep="\n", file=out)
+        print(*(f"invented: {verdict}" for verdict in invented), sep="\n", file=out)
+        if trial.negative:
+            print(*(f"lock blamed: {v}" for v in seen if v.cause == "lock"), sep="\n", file=out)
 
 
-def measure(trial: Trial, score: Score, kept: Path | None) -> None:
-    """One run into the score."""
+def measure(trial: Trial, kept: Path | None) -> Score:
+    """What one run adds to the score."""
+    score = Score()
     with tempfile.TemporaryDirectory(prefix="xdtrace-accuracy-") as name:
         folder = Path(name)
         capture(trial, folder)
         summary = analysed(without_kicks(TraceReader(folder / "run.xdt")))
         cycles, injections = truth(folder)
-        run = f"{trial.seed}"
         seen = verdicts(summary)
-        wrong = add_run(score, run, cycles, seen, injections, trial.period_ns // 4, trial.negative)
-        if wrong and kept is not None:
-            _keep(folder, kept, trial, wrong)
+        tolerance_ns = trial.period_ns // 4
+        run = str(trial.seed)
+        wrong = add_run(score, run, cycles, seen, injections, tolerance_ns, trial.negative, trial.condition)
+        strange = score.false_misses + score.not_seen + score.negative_locks
+        if kept is not None and (wrong or strange):
+            _keep(folder, kept, trial, wrong, cycles, seen)
+    return score
+
+
+def load(path: Path | None) -> dict[int, Score]:
+    """Scores kept in a file, by seed."""
+    if path is None or not path.exists():
+        return {}
+    lines = (json.loads(line) for line in path.read_text(encoding="utf-8").splitlines())
+    return {line["seed"]: score_of(line["score"]) for line in lines}
 
 
 def main() -> None:
@@ -246,18 +215,43 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=0, help="of the whole matrix (quick: 1, else 12)")
     parser.add_argument("--seed", type=int, default=1000, help="of the first run")
     parser.add_argument("--keep", type=Path, help="keep runs with wrong labels in this folder")
+    parser.add_argument(
+        "--save", type=Path, metavar="FILE", help="append each run; what is in it is not run again"
+    )
+    parser.add_argument(
+        "--budget", type=float, metavar="S", help="start no further run after so many seconds"
+    )
+    parser.add_argument("--load", type=Path, metavar="FILE", help="no runs: the figures of what was saved")
     options = parser.parse_args()
-    score, runs, failed = Score(), 0, 0
-    for trial in trials(options.quick, options.rounds or (1 if options.quick else 12), options.seed):
+    for name in ("keep", "save", "load"):  # bcc changes the working directory
+        path = getattr(options, name)
+        setattr(options, name, path.absolute() if path else None)
+    scores, failed = load(options.load or options.save), 0
+    end = time.monotonic() + options.budget if options.budget else float("inf")
+    rounds = 0 if options.load else options.rounds or (1 if options.quick else 12)
+    for trial in islice(trials(options.quick, options.seed), rounds * in_a_round(options.quick)):
+        if trial.seed in scores:
+            continue
+        if time.monotonic() >= end:
+            print("runs are left: the same command goes on", file=sys.stderr, flush=True)
+            break
         try:
-            measure(trial, score, options.keep)
-            runs += 1
-        except RuntimeError as error:
+            score = scores[trial.seed] = measure(trial, options.keep)
+        except RuntimeError as error:  # shown, counted, and no reason to lose the other runs
             failed += 1
             print(error, file=sys.stderr)
-        print(f"{runs}: {trial}", file=sys.stderr, flush=True)
-    result = figures(score)
-    result["runs"], result["failed_runs"] = runs, failed
+            continue
+        if options.save:
+            with options.save.open("a", encoding="utf-8") as file:
+                file.write(
+                    json.dumps({"seed": trial.seed, "score": saved_form(score)}, default=sorted) + "\n"
+                )
+        print(f"{len(scores)}: {trial}", file=sys.stderr, flush=True)
+    total = Score()
+    for score in scores.values():
+        total.add(score)
+    result = figures(total)
+    result["runs"], result["failed_runs"] = len(scores), failed
     result["host"] = {
         "kernel": platform.release(),
         "cpus": os.cpu_count(),

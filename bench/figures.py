@@ -66,7 +66,10 @@ def figures(score: Score) -> dict[str, Any]:
     truth = Counter(one.injection.cause for one in known)
     majority = truth.most_common(1)[0][0] if truth else ""
     locks = [one for one in known if one.injection.cause == "lock" and one.verdict.cause == "lock"]
-    definite = [one for one in known if one.verdict.cause not in VAGUE]
+    definite = [one for one in known if one.verdict.cause not in VAGUE or right(one)]
+    conditions: dict[str, list[bool]] = defaultdict(list)
+    for one in known:
+        conditions[one.condition].append(right(one))
     episodes = [one.episode for one in known]
     total = max(1, len(known))
     others = sum(score.unlabelled.values())
@@ -85,14 +88,19 @@ def figures(score: Score) -> dict[str, Any]:
         },
         "cause": {
             "precision": sum(map(right, definite)) / max(1, len(definite)),
-            "recall": _share([right(one) for one in known], episodes),
+            "recall": sum(map(right, known)) / total,
+            "label": _share([right(one) for one in known], episodes),
             "set": _share([in_set(one) for one in known], episodes),
         },
         "by_cause": rows,
+        "by_condition": {
+            name: {"share": sum(flags) / len(flags), "n": len(flags)}
+            for name, flags in sorted(conditions.items())
+        },
         "by_kind": {kind: dict(counts) for kind, counts in sorted(kinds.items())},
         "confusion": {cause: dict(counts) for cause, counts in sorted(confusion.items())},
         "lock_named_right": sum(_same_lock(one) for one in locks) / len(locks) if locks else None,
-        "unknown_share": sum(one.verdict.cause == "unknown" for one in known) / total,
+        "unknown_share": sum(one.verdict.cause == "unknown" and not right(one) for one in known) / total,
         "mixed_share": sum(one.verdict.cause == "mixed" for one in known) / total,
         "unlabelled": {
             "share": others / max(1, others + len(known)),
@@ -100,9 +108,15 @@ def figures(score: Score) -> dict[str, Any]:
             "by_cause": dict(score.unlabelled),
         },
         "carried": {"n": score.carried, "origin_right": score.carried_right},
+        "two_at_once": {"n": score.pairs, "right": score.pairs_right},
         "late_bias_us": bias[len(bias) // 2] / 1000 if bias else None,
+        "late_bias_p5_p95_us": [bias[len(bias) // 20] / 1000, bias[-1 - len(bias) // 20] / 1000]
+        if bias
+        else None,
+        "without_item_state": _calibration(known),
         "negatives_cycles": score.negative_cycles,
         "negatives_false_misses": score.negative_false,
+        "negatives_locks_blamed": score.negative_locks,
         "negatives_bound": (
             3 / score.negative_cycles if score.negative_cycles and not score.negative_false else None
         ),
@@ -111,6 +125,24 @@ def figures(score: Score) -> dict[str, Any]:
             "majority_class": truth[majority] / total,
             "longest_segment": sum(longest_segment(o.verdict) in accepted(o) for o in known) / total,
         },
+    }
+
+
+def _calibration(known: Sequence[Labelled]) -> dict[str, Any]:
+    """Of "without item_state": how often it is said to avoid a miss that it would, and that it would not."""
+    named = [
+        (
+            "item_state" in one.injection.locks and one.injection.cause == "lock",
+            any(name.startswith("lock:item_state") for name in one.verdict.sufficient),
+        )
+        for one in known
+        if one.injection.cause != "not_scheduled" or not one.injection.locks  # avoided by two remedies
+    ]
+    real = [said for true, said in named if true]
+    other = [said for true, said in named if not true]
+    return {
+        "would_avoid": {"n": len(real), "predicted": sum(real)},
+        "would_not": {"n": len(other), "predicted": sum(other)},
     }
 
 
@@ -126,24 +158,38 @@ def table(result: dict[str, Any]) -> str:
         f"{d['recall']:.4f} (invented {d['false']}, not seen {d['not_seen']}, other leg {d['wrong_leg']})",
         f"{'cause/leg':28} {'n':>5} {'epis':>5} {'label':>7} {'>=':>6} {'set':>7} {'>=':>6} {'prec':>6}",
     ]
-    for name, row in [*result["by_cause"].items(), ("all", {**c, "label": c["recall"]})]:
+    for name, row in [*result["by_cause"].items(), ("all", c)]:
         label, sets, precision = row["label"], row["set"], row["precision"]
         lines.append(
             f"{name:28} {label['n']:5} {label['episodes']:5} {label['share']:7.3f} {label['lower']:6.3f} "
             f"{sets['share']:7.3f} {sets['lower']:6.3f} "
             + ("     –" if precision is None else f"{precision:6.3f}")
         )
+    lines += [
+        f"  {name:44} n {row['n']:5} label {row['share']:.3f}" for name, row in result["by_condition"].items()
+    ]
     lines += [f"  {kind:26} {counts}" for kind, counts in result["by_kind"].items()]
     lines += [f"  truth {cause:20} told as {told}" for cause, told in result["confusion"].items()]
     lines.append(
         "naive rules: " + ", ".join(f"{rule.replace('_', ' ')} {share:.3f}" for rule, share in n.items())
     )
-    if n["longest_segment"] >= c["recall"]["share"]:
+    if n["longest_segment"] >= c["recall"]:
         lines.append("the longest segment does as well: this matrix is too easy to tell a good rule from it")
-    for key in ("failed_runs", "lock_named_right", "mixed_share", "unknown_share", "unlabelled", "carried"):
+    for key in (
+        "failed_runs",
+        "lock_named_right",
+        "mixed_share",
+        "unknown_share",
+        "unlabelled",
+        "carried",
+        "two_at_once",
+        "without_item_state",
+        "late_bias_p5_p95_us",
+    ):
         lines.append(f"{key}: {result[key]}")
     lines.append(
         f"lateness bias {result['late_bias_us']} us (median); negatives {result['negatives_cycles']} cycles, "
-        f"{result['negatives_false_misses']} false; {result['runs']} runs"
+        f"{result['negatives_false_misses']} false (bound {result['negatives_bound']}), "
+        f"{result['negatives_locks_blamed']} locks blamed; {result['runs']} runs"
     )
     return "\n".join([*lines, str(result["host"])])

@@ -8,10 +8,11 @@ Never looks at how a verdict was made. Times are ns, CLOCK_MONOTONIC.
 
 from __future__ import annotations
 
-from collections import Counter
+from bisect import bisect_left
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Final
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any, Final
 
 #: Causes that say nothing definite; on single-cause truth they are errors.
 VAGUE: Final = ("mixed", "unknown")
@@ -19,13 +20,18 @@ VAGUE: Final = ("mixed", "unknown")
 _CAUSE_OF: Final = {"guest": "guest_late", "host": "host_late"}
 #: Kinds that fulfil two definitions at once: G is busy with another's command *while* W awaits its re-arm.
 ALSO: Final[Mapping[str, frozenset[str]]] = {"not_rearmed.g": frozenset({"head_of_line"})}
+#: Causes that are no time spent, so that there is nothing to take out.
+NO_TIME: Final = ("forward_failed", "unknown")
 #: How long after its deadline an unanswered miss is looked at.
 GRACE_NS: Final = 2_000_000_000
 
 
 @dataclass(frozen=True, slots=True)
 class Injection:
-    """What was done to a cycle. ``delay_ns`` None: without end (a write that never came)."""
+    """What was done to a cycle. ``delay_ns`` None: without end (a write that never came).
+
+    ``stream``: whose cycle, as the audio server numbers them; -1: whichever was in the way.
+    """
 
     kind: str
     cause: str
@@ -33,6 +39,7 @@ class Injection:
     begin_ns: int
     end_ns: int
     delay_ns: int | None
+    stream: int = -1
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +52,7 @@ class Cycle:
     deadline_ns: int
     closing_ns: int
     leg: str
+    stream: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +82,7 @@ class Labelled:
     injection: Injection
     leg: str
     verdict: Verdict
+    condition: str = ""
 
 
 @dataclass
@@ -93,6 +102,20 @@ class Score:
     carried_right: int = 0
     negative_cycles: int = 0
     negative_false: int = 0
+    negative_locks: int = 0
+    pairs: int = 0
+    pairs_right: int = 0
+
+    def add(self, other: Score) -> None:
+        """Count another score in."""
+        for name in (each.name for each in fields(self)):
+            ours, theirs = getattr(self, name), getattr(other, name)
+            if isinstance(ours, Counter):
+                ours.update(theirs)
+            elif isinstance(ours, list):
+                ours.extend(theirs)
+            else:
+                setattr(self, name, ours + theirs)
 
 
 def cause_of(name: str) -> str:
@@ -110,11 +133,15 @@ def match(
         pairs; missed cycles without a verdict; verdicts without a missed cycle.
     """
     missed = [c for c in cycles if c.leg != "none"]
+    told: dict[int, list[tuple[int, int]]] = defaultdict(list)
+    for j, v in enumerate(verdicts):
+        told[v.wake_eventfd].append((v.deadline_ns, j))
+    for deadlines in told.values():
+        deadlines.sort()
     near = sorted(
-        (abs(c.deadline_ns - v.deadline_ns), i, j)
+        (abs(c.deadline_ns - deadline_ns), i, j)
         for i, c in enumerate(missed)
-        for j, v in enumerate(verdicts)
-        if c.wake_eventfd == v.wake_eventfd and abs(c.deadline_ns - v.deadline_ns) <= tolerance_ns
+        for deadline_ns, j in _around(told[c.wake_eventfd], c.deadline_ns, tolerance_ns)
     )
     ours: dict[int, int] = {}
     theirs: set[int] = set()
@@ -125,6 +152,12 @@ def match(
     pairs = [(missed[i], verdicts[j]) for i, j in sorted(ours.items())]
     unseen = [c for i, c in enumerate(missed) if i not in ours]
     return pairs, unseen, [v for j, v in enumerate(verdicts) if j not in theirs]
+
+
+def _around(sorted_by: list[tuple[int, int]], middle: int, reach: int) -> list[tuple[int, int]]:
+    return sorted_by[
+        bisect_left(sorted_by, (middle - reach, 0)) : bisect_left(sorted_by, (middle + reach + 1, 0))
+    ]
 
 
 def overlapping(cycle: Cycle, nominal_ns: int, injections: Iterable[Injection]) -> list[Injection]:
@@ -147,11 +180,12 @@ def add_run(
     injections: Sequence[Injection],
     tolerance_ns: int,
     negative: bool = False,
+    condition: str = "",
 ) -> list[Labelled]:
     """Count one run in; gives the labelled misses whose label is wrong.
 
     Args:
-        negative: no miss was provoked: what is false is counted apart as well.
+        negative: no miss was provoked: what is false is counted apart as well, and locks that are blamed.
     """
     pairs, unseen, invented = match(cycles, verdicts, tolerance_ns)
     score.cycles += len(cycles)
@@ -161,6 +195,7 @@ def add_run(
     if negative:
         score.negative_cycles += len(cycles)
         score.negative_false += len(invented)
+        score.negative_locks += sum(v.cause == "lock" and v.carried_from is None for v in verdicts)
     found: dict[int, list[Injection]] = {}
     wrong: list[Labelled] = []
     for cycle, verdict in pairs:
@@ -174,11 +209,15 @@ def add_run(
                 score.carried_right += over[0] in found.get(verdict.carried_from, [])
             continue
         reason = _why_unlabelled(cycle, verdict, over)
+        if len(over) == 2 and all(explains(each, cycle) for each in over):
+            score.pairs += 1
+            causes = {each.cause for each in over}
+            score.pairs_right += verdict.cause == "mixed" or verdict.cause in causes
         if reason:
             score.reasons[reason] += 1
             score.unlabelled[verdict.cause] += 1
             continue
-        known = Labelled(f"{run}/{verdict.episode}", over[0], cycle.leg, verdict)
+        known = Labelled(f"{run}/{verdict.episode}", over[0], cycle.leg, verdict, condition)
         score.labelled.append(known)
         if not right(known):
             wrong.append(known)
@@ -189,6 +228,8 @@ def _why_unlabelled(cycle: Cycle, verdict: Verdict, over: Sequence[Injection]) -
     """Why the cause of a miss is not known for sure, "" if it is."""
     if len(over) != 1:
         return "several injections" if over else "no injection"
+    if over[0].stream not in (-1, cycle.stream):
+        return "another stream's delay"
     if not explains(over[0], cycle):
         return "later than the injected delay"
     stolen = sum(ns for kind, _, ns in verdict.segments if kind == "stolen")
@@ -202,10 +243,28 @@ def right(known: Labelled) -> bool:
 
 def in_set(known: Labelled) -> bool:
     """Whether the injected cause is among the sufficient ones."""
-    return bool(accepted(known) & {cause_of(name) for name in known.verdict.sufficient}) or (
-        known.injection.cause == "forward_failed" and right(known)
-    )
+    named = {cause_of(name) for name in known.verdict.sufficient}
+    return bool(accepted(known) & named) or (known.injection.cause in NO_TIME and right(known))
 
 
 def accepted(known: Labelled) -> frozenset[str]:
     return frozenset({known.injection.cause}) | ALSO.get(known.injection.kind, frozenset())
+
+
+def saved_form(score: Score) -> dict[str, Any]:
+    """A score as plain data; sets become lists when written as JSON with ``default=sorted``."""
+    # asdict makes counters of a counter's items.
+    return {**asdict(score), "unlabelled": dict(score.unlabelled), "reasons": dict(score.reasons)}
+
+
+def score_of(saved: Mapping[str, Any]) -> Score:
+    """A score from its ``saved_form``, after JSON."""
+    known = []
+    for one in saved["labelled"]:
+        injection, verdict = one["injection"], one["verdict"]
+        injection["locks"] = frozenset(injection["locks"])
+        verdict["sufficient"] = tuple(verdict["sufficient"])
+        verdict["segments"] = tuple((kind, via, ns) for kind, via, ns in verdict["segments"])
+        known.append(Labelled(**{**one, "injection": Injection(**injection), "verdict": Verdict(**verdict)}))
+    counters = {name: Counter(saved[name]) for name in ("unlabelled", "reasons")}
+    return Score(**{**saved, "labelled": known, **counters})

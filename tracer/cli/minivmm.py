@@ -76,7 +76,7 @@ class MiniVmm:
         program: its path; arguments: beside --hold-start and --linger.
 
     Attributes:
-        vmm, audio: tgids of its two processes.
+        vmm, audio: tgids of its two processes; others: of VMMs beside the first.
         ground_truth: what its audio server counted, once it said so.
 
     Raises:
@@ -86,6 +86,7 @@ class MiniVmm:
     def __init__(self, program: Path, arguments: Sequence[str]) -> None:
         self.ground_truth: Mapping[str, Any] | None = None
         self.vmm = self.audio = 0
+        self.others: tuple[int, ...] = ()
         self._program = program
         self._rest = b""
         self._end: float | None = None
@@ -152,6 +153,7 @@ class MiniVmm:
             return
         if said.get("type") == "ready":
             self.vmm, self.audio = int(said["vmm"]), int(said["audio"])
+            self.others = tuple(said.get("others", ()))
         elif said.get("type") == "ground_truth":
             self.ground_truth = {key: said[key] for key in ("cycles", "missed_cycles", "episodes")}
 
