@@ -3,12 +3,15 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
+from itertools import islice
 
 import pytest
 
-from bench.figures import figures, longest_segment, wilson_lower
-from bench.score import Cycle, Injection, Score, Verdict, add_run, match, overlapping
+from bench.figures import figures, longest_segment, table, wilson_lower
+from bench.matrix import NEGATIVES, PATHS, VICTIMS, in_a_round, trials
+from bench.score import Cycle, Injection, Score, Verdict, add_run, match, overlapping, saved_form, score_of
 
 PERIOD = 1000
 DONE = Injection("lock.intc", "lock", frozenset({"intc"}), begin_ns=900, end_ns=2300, delay_ns=1400)
@@ -156,3 +159,83 @@ def test_the_bound_counts_episodes_not_misses() -> None:
     label = figures(score)["by_cause"]["lock/completion"]["label"]
     assert (label["n"], label["episodes"]) == (4, 2)
     assert label["lower"] == wilson_lower(1.0, 2)
+
+
+def test_a_delay_in_another_stream_s_turn_labels_only_its_own_stream() -> None:
+    other = replace(DONE, stream=3)
+    assert dict(scored(TOLD, injections=(other,)).reasons) == {"another stream's delay": 1}
+    assert len(scored(TOLD, injections=(other,), cycle=replace(LATE, stream=3)).labelled) == 1
+
+
+def test_of_two_delays_at_once_either_or_mixed_is_right() -> None:
+    two = (DONE, replace(DONE, kind="guest_late", cause="guest_late"))
+    for said, right in (("lock", 1), ("guest_late", 1), ("mixed", 1), ("unknown", 0), ("serialised", 0)):
+        score = scored(replace(TOLD, cause=said), injections=two)
+        assert (score.pairs, score.pairs_right) == (1, right)
+
+
+def test_a_write_that_never_came_without_an_error_must_be_told_as_unknown() -> None:
+    lost = replace(DONE, kind="no_write", cause="unknown", end_ns=901, begin_ns=900, delay_ns=None)
+    lost = replace(lost, begin_ns=1100, end_ns=1101)
+    right = figures(scored(replace(TOLD, cause="unknown", sufficient=()), injections=(lost,)))
+    assert right["by_cause"]["unknown/completion"]["label"]["share"] == 1.0
+    assert (right["unknown_share"], right["cause"]["precision"]) == (0.0, 1.0)
+    wrong = figures(scored(replace(TOLD, cause="guest_late"), injections=(lost,)))
+    assert (wrong["cause"]["recall"], wrong["cause"]["precision"]) == (0.0, 0.0)
+
+
+def test_a_lock_that_is_blamed_in_a_negative_run_is_counted() -> None:
+    score = Score()
+    add_run(score, "run", [LATE], [TOLD], [], PERIOD // 4, negative=True)
+    assert figures(score)["negatives_locks_blamed"] == 1
+
+
+def test_without_item_state_is_held_against_what_was_injected() -> None:
+    score = scored(replace(TOLD, sufficient=("lock:item_state",)))
+    item_state = replace(DONE, locks=frozenset({"item_state"}))
+    score.add(scored(replace(TOLD, sufficient=("lock:item_state@1",)), injections=(item_state,)))
+    calibration = figures(score)["without_item_state"]
+    assert calibration == {"would_avoid": {"n": 1, "predicted": 1}, "would_not": {"n": 1, "predicted": 1}}
+
+
+def test_scores_survive_being_saved_and_add_up() -> None:
+    one = scored(TOLD)
+    one.add(scored(replace(TOLD, cause="mixed"), injections=()))
+    back = score_of(json.loads(json.dumps(saved_form(one), default=sorted)))
+    assert back == one
+    total = Score()
+    for score in (back, one):
+        total.add(score)
+    figure = figures(total)
+    assert (figure["cycles"], len(total.labelled), figure["unlabelled"]["reasons"]) == (
+        4,
+        2,
+        {"no injection": 2},
+    )
+
+
+def test_the_json_line_has_the_keys_that_consumers_rely_on() -> None:
+    result = figures(scored(TOLD))
+    assert {"precision", "recall"} <= result["detection"].keys()
+    assert isinstance(result["cause"]["precision"], float) and isinstance(result["cause"]["recall"], float)
+    assert {"by_cause", "unknown_share", "negatives_false_misses"} <= result.keys()
+    result |= {"runs": 1, "failed_runs": 0, "host": {}}
+    assert "lock/completion" in table(result)
+
+
+@pytest.mark.parametrize("quick", [True, False])
+def test_the_matrix_has_every_victim_and_negative_and_in_some_rounds_every_write_path(quick: bool) -> None:
+    one = in_a_round(quick)
+    runs = list(islice(trials(quick, 50), 4 * one))
+    assert [trial.seed for trial in runs] == list(range(50, 50 + 4 * one))
+    first = runs[:one]
+    assert {f"not_scheduled.{victim}" for victim in VICTIMS} <= {trial.inject for trial in first}
+    assert {trial.extra[-1] for trial in first if "--negative" in trial.extra} == set(NEGATIVES)
+    paths = {(trial.inject, trial.condition, trial.write_path) for trial in runs}
+    for trial in first:
+        mine = {
+            path
+            for inject, condition, path in paths
+            if (inject, condition) == (trial.inject, trial.condition)
+        }
+        assert mine == set(("locked", "dup") if quick else PATHS)

@@ -110,11 +110,8 @@ impl DataLoop {
         let _ = sys::read_u64(&inject::fds().client);
         if let Some((plan, _)) = inject::take(&[Kind::HostRead], false) {
             let end = plan.start_ns + self.args.period_ns();
-            inject::timed(&plan, |_| {
-                while sys::now_ns() < end {
-                    process::work(20_000);
-                }
-            });
+            // Blocked, not computing: D's priority would keep others off its CPU.
+            inject::timed(&plan, |_| inject::slow_call(end.saturating_sub(sys::now_ns())));
         }
     }
 
@@ -143,7 +140,11 @@ impl DataLoop {
             if truth.is_open(target) {
                 let fds: Vec<RawFd> =
                     truth.streams_of(target).iter().map(|&s| self.streams[s].wake.as_raw_fd()).collect();
-                truth.deadline(target, cycle - 1, start, &sys::readable(&fds, 0));
+                // Of a target that a client outside the VMM completes too, its own lateness is no stream's.
+                let finished = self.follower.is_some()
+                    && target == 0
+                    && truth.streams_of(0).iter().all(|&s| self.shared.awake[s].load(Ordering::Acquire) == 0);
+                truth.deadline(target, cycle - 1, start, &sys::readable(&fds, 0), finished);
                 self.close(target, truth);
             }
         }

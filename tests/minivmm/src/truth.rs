@@ -151,8 +151,9 @@ impl Truth {
     }
 
     /// The next cycle starts: judges `cycle`. `unread`, per stream of the target: its eventfd is
-    /// still readable. Only called while the target is open.
-    pub fn deadline(&mut self, target: usize, cycle: u64, now_ns: u64, unread: &[bool]) {
+    /// still readable. `finished`: the target waits for somebody else alone. Only called while the
+    /// target is open.
+    pub fn deadline(&mut self, target: usize, cycle: u64, now_ns: u64, unread: &[bool], finished: bool) {
         let state = &mut self.state[target];
         let counts = &mut self.targets[target];
         if !state.in_episode {
@@ -175,7 +176,7 @@ impl Truth {
                 row.leg = Leg::Wake;
                 counts.wake_misses += 1;
                 self.streams[row.stream].wake_misses += 1;
-            } else if !wake && state.streams.len() == 1 {
+            } else if !wake && !finished && state.streams.len() == 1 {
                 row.leg = Leg::Completion;
                 self.streams[row.stream].completion_misses += 1;
             }
@@ -207,7 +208,7 @@ mod tests {
         let mut truth = Truth::new(&[0]);
         for cycle in 0..3 {
             signal(&mut truth, 0, cycle, cycle * 10, cycle * 10 + 1);
-            truth.deadline(0, cycle, cycle * 10 + 10, &[true]);
+            truth.deadline(0, cycle, cycle * 10 + 10, &[true], false);
         }
         truth.completed(0, 31);
         signal(&mut truth, 0, 3, 30, 32);
@@ -223,7 +224,7 @@ mod tests {
         let mut truth = Truth::new(&[0]);
         for cycle in 0..2 {
             signal(&mut truth, 0, cycle, cycle * 10, cycle * 10);
-            truth.deadline(0, cycle, cycle * 10 + 10, &[false]);
+            truth.deadline(0, cycle, cycle * 10 + 10, &[false], false);
             truth.completed(0, cycle * 10 + 11);
         }
         assert_eq!(truth.totals(), (0, 2, 2));
@@ -235,15 +236,23 @@ mod tests {
         for stream in 0..3 {
             signal(&mut truth, stream, 0, 0, 1);
         }
-        truth.deadline(0, 0, 10, &[false, true, false]);
+        truth.deadline(0, 0, 10, &[false, true, false], false);
         for stream in 0..3 {
             signal(&mut truth, stream, 1, 10, 11);
         }
-        truth.deadline(0, 1, 20, &[false, false, false]);
+        truth.deadline(0, 1, 20, &[false, false, false], false);
         assert_eq!(truth.totals(), (1, 1, 1));
         assert_eq!(truth.streams[1].wake_misses, 1);
         assert_eq!(truth.rows.iter().filter(|r| r.leg != Leg::None).count(), 1);
         assert!(truth.rows.iter().all(|r| r.target_missed));
+    }
+
+    #[test]
+    fn what_only_another_client_is_late_with_is_no_stream_s_miss() {
+        let mut truth = Truth::new(&[0]);
+        signal(&mut truth, 0, 0, 0, 1);
+        truth.deadline(0, 0, 10, &[false], true);
+        assert!(truth.rows[0].leg == Leg::None && truth.rows[0].target_missed);
     }
 
     #[test]
