@@ -40,10 +40,11 @@ from world import (
 
 from tracer.model import verdicts
 from tracer.model.analysis import Analysis
+from tracer.model.baselines import Usual
 from tracer.model.counterfactual import Case, Names, remedy_removal
 from tracer.model.counterfactual import judge as judge_case
 from tracer.model.leaves import Holder, Leaf
-from tracer.model.phases import GPU, HEAD_OF_LINE, WORKER, Habits, Path, Phase
+from tracer.model.phases import GPU, HEAD_OF_LINE, WORKER, Path, Phase
 from tracer.model.remedies import Remedies
 from tracer.model.streams import Stream
 from tracer.model.summary import Summary
@@ -654,11 +655,12 @@ def test_a_label_that_depends_on_an_inferred_kick_is_mixed(monkeypatch: pytest.M
     analysis = feed(world, play_on(world, Delays(guest=LATE)))
     (miss,) = analysis.verdicts.misses
     judge = analysis.verdicts
-    monkeypatch.setattr(judge, "_case", lambda cycle, window, habits, kick: busy(kick == 1))
-    found = judge_case(busy(False), {})
+    monkeypatch.setattr(judge, "_moved", lambda case, cycle, window, usual, kick: busy(kick == 1))
+    usual = Usual([], lambda entries, totals: None)
+    found = judge_case(busy(False), usual.of)
     assert found.cause == "slow_syscall"
     window = judge._finder.window(miss.cycle)
-    bound = judge._within_bounds(miss.cycle, window, Habits(), busy(False), {}, found)
+    bound = judge._within_bounds(miss.cycle, window, usual, busy(False), found)
     assert bound.cause == "mixed"
 
 

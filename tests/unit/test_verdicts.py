@@ -158,3 +158,24 @@ def test_lost_records_make_a_verdict_unknown() -> None:
     records = np.concatenate([records, r.loss(lost_at, 3)])
     (miss,) = origins(analyse(world, r.trace(records)))
     assert (miss.cause, miss.evidence) == ("unknown", "degraded")
+
+
+def test_habits_measured_together_are_those_measured_one_by_one() -> None:
+    """The columns of habits.py against path.py, cycle by cycle, with records missing here and there."""
+    rng = random.Random(7)
+    told = 0
+    for _ in range(6):
+        world, records = play(*(Delays(guest=rng.choice((0, 1, 3)) * MS) for _ in range(40)))
+        records = records[np.array([rng.random() > 0.02 for _ in records])]
+        analysis = Analysis()
+        analysis.feed(world.batch(records, int(end_ns(records)[-1]), first=True))
+        verdicts = analysis.verdicts
+        for state in verdicts.states.values():
+            together = verdicts._baselines._answers.measure([entry.cycle for entry in state.on_time])
+            for entry, answer in zip(state.on_time, together, strict=True):
+                verdicts._baselines._find(entry)
+                if answer is not None:
+                    told += answer.exact
+                    mine = (answer.guest_ns, answer.command_ns) if answer.exact else (None, None)
+                    assert mine == (entry.guest_ns, entry.command_ns)
+    assert told > 100

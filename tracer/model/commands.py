@@ -12,7 +12,7 @@ from bisect import bisect_left, bisect_right
 from typing import Final
 
 from tracer.model.locks import Locks
-from tracer.model.phases import GPU, GUEST, HEAD_OF_LINE, Habits, Path, Phase
+from tracer.model.phases import GPU, GUEST, HEAD_OF_LINE, Habitual, Path, Phase
 from tracer.model.registry import Registry
 from tracer.model.roles import Roles
 from tracer.model.spans import Call
@@ -27,6 +27,19 @@ MEMORY_CALLS: Final = frozenset({9, 10, 11, 12, 28})
 CLOSE: Final = frozenset({3, 57})
 #: What a G idles in: a blocking read of its queue (libkrun), or epoll_wait before the read (crosvm).
 IDLE_CALLS: Final = (int(Kind.READ), int(Kind.EPOLL_WAIT))
+_READ, _EVENTFD = int(Kind.READ), int(Flag.EVENTFD)
+_FD, _FUTEX, _SYSCALL = int(Kind.FD), int(Kind.FUTEX), int(Kind.SYSCALL)
+_WRITE: Final = int(Kind.WRITE)
+#: Syscalls that end a command of G.
+_ENDS: Final = (_FD, _WRITE, int(Kind.EPOLL_CTL), _FUTEX)
+
+
+def _woken(sleep: tuple[int, int]) -> int:
+    return sleep[1]
+
+
+def _end(call: Call) -> int:
+    return call.end
 
 
 class Commands:
@@ -44,21 +57,26 @@ class Commands:
         """When G slept idle (``IDLE_CALLS``), as (out, woken), in order."""
         reads = [c for c in window.calls(gpu) if c.kind in IDLE_CALLS]
         # A queue's kicks come by eventfd: a read of anything else is work. (Without BTF nothing is flagged.)
-        kicks = [c for c in reads if c.kind != Kind.READ or c.flags & Flag.EVENTFD]
+        kicks = [c for c in reads if c.kind != _READ or c.flags & _EVENTFD]
         reads = kicks or reads
         found = []
+        i, n = 0, len(reads)
         for off in window.offs(gpu):
-            if not off.woken or not off.slept:
+            woken = off.woken
+            if not woken or not off.slept:
                 continue
-            i = bisect_left(reads, off.woken, key=lambda c: c.end)
-            if i < len(reads) and reads[i].enter <= off.out:
-                found.append((off.out, off.woken))
+            if i and reads[i - 1].end >= woken:
+                i = bisect_left(reads, woken, key=_end)  # spans that overlap: records are missing
+            while i < n and reads[i].end < woken:
+                i += 1
+            if i < n and reads[i].enter <= off.out:
+                found.append((off.out, woken))
         return found
 
     def woken_before(self, window: Window, gpu: int, before_ns: int) -> int:
         """When G was last woken out of its idle read, at or before a time; 0 where not seen."""
         idle = self.idle_of(window, gpu)
-        i = bisect_right(idle, before_ns, key=lambda p: p[1]) - 1
+        i = bisect_right(idle, before_ns, key=_woken) - 1
         return idle[i][1] if i >= 0 else 0
 
     _cache: tuple[Window, int, list[tuple[int, int]]] | None = None
@@ -69,10 +87,10 @@ class Commands:
             self._cache = (window, gpu, self.idle(window, gpu))
         return self._cache[2]
 
-    def kick_before(self, window: Window, gpu: int, irq_ns: int, done_ns: int, guest_ns: int) -> int:
+    def kick_before(self, window: Window, gpu: int, irq_ns: int, done_ns: int, habits: Habitual) -> int:
         """When the guest's kick came whose command ended at ``done_ns``."""
         woken = self.woken_before(window, gpu, done_ns)
-        return woken if woken > irq_ns else min(irq_ns + guest_ns, done_ns)
+        return woken if woken > irq_ns else min(irq_ns + habits.guest_ns, done_ns)
 
     @staticmethod
     def handed_over(window: Window, writer: int, before_ns: int) -> int:
@@ -115,7 +133,7 @@ class Commands:
         gpu: int,
         first: int,
         end: int,
-        habits: Habits,
+        habits: Habitual,
         kick_at: int | None,
     ) -> None:
         """Guest until the kick, then G: queued behind other commands, then ours until ``end``."""
@@ -129,7 +147,7 @@ class Commands:
             path.kick, path.kick_ns, start = "exact", woken, woken
             path.kicker = next((o.waker for o in window.offs(gpu) if o.woken == woken and not o.in_irq), 0)
         else:
-            if start < first - habits.command_ns and not others and woken <= irq:
+            if not others and woken <= irq and start < first - habits.command_ns:
                 start = first - habits.command_ns  # pure CPU before ours: only our usual share is ours
             path.kick_high_ns = self._latest_kick(cycle, window, irq, max(start, irq), habits.guest_ns)
             guess = kick_at if kick_at is not None else min(irq + habits.guest_ns, path.kick_high_ns)
@@ -151,7 +169,8 @@ class Commands:
         """
         tgid = self._registry.tgid(gpu)
         begin = None
-        for call in reversed(calls[: bisect_right(calls, first, key=lambda c: c.end)]):
+        for i in range(bisect_right(calls, first, key=_end) - 1, -1, -1):
+            call = calls[i]
             if call.end <= low:
                 break
             if self._is_own(call, tgid):
@@ -165,11 +184,11 @@ class Commands:
 
     def _is_own(self, call: Call, tgid: int) -> bool:
         """Whether a syscall of G just before a completion's write belongs to that command."""
-        if call.kind == Kind.FUTEX:
+        if call.kind == _FUTEX:
             return not call.is_wake or self._locks.is_mutex(tgid, call.word)
-        if call.kind == Kind.FD:
+        if call.kind == _FD:
             return call.op not in CLOSE  # a close ends an earlier dup
-        return call.kind == Kind.SYSCALL and call.op in MEMORY_CALLS
+        return call.kind == _SYSCALL and call.op in MEMORY_CALLS
 
     # --- other commands -----------------------------------------------------------
 
@@ -196,14 +215,15 @@ class Commands:
             if call.kind in IDLE_CALLS:
                 begin = max(begin, call.end)
                 continue
-            if call.kind == Kind.FUTEX and self._is_own(call, tgid):
+            kind = call.kind
+            if kind not in _ENDS:
                 continue
-            if call.kind == Kind.FD and call.op not in CLOSE:
+            if kind == _FUTEX and self._is_own(call, tgid):
                 continue
-            if call.kind not in (Kind.FD, Kind.WRITE, Kind.EPOLL_CTL, Kind.FUTEX):
+            if kind == _FD and call.op not in CLOSE:
                 continue
-            ours = call.kind == Kind.WRITE and call.eventfd == done
-            if call.kind == Kind.FUTEX:
+            ours = kind == _WRITE and call.eventfd == done
+            if kind == _FUTEX:
                 i = bisect_left(rearms, call.enter)
                 ours = i < len(rearms) and rearms[i] <= call.end
             if not ours and call.end > begin:

@@ -9,8 +9,8 @@ moves our own commands earlier, where they may meet a G that was busy in the rec
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from itertools import combinations
 from typing import Final
 
@@ -41,6 +41,9 @@ MAX_JOINT: Final = 8
 Key = tuple[str | int, ...]
 #: Share (0..1] of each leaf that is taken out, by index; leaves not named stay.
 Removal = Mapping[int, float]
+
+#: A phase in a replay: (start, end, waits for G, queued, length, ns of it that are ours alone, first leaf).
+_Planned = tuple[int, int, bool, bool, int, int, int]
 
 CAUSE_OF: Final[Mapping[str, str]] = {GUEST_LEAF: "guest_late", HOST_LEAF: "host_late"}
 GROUPS: Final = (SERIALISED, HEAD_OF_LINE, NOT_REARMED)
@@ -75,46 +78,73 @@ def keys_of(leaf: Leaf, via: str) -> tuple[Key, ...]:
     return tuple(dict.fromkeys(keys))  # a lock may come twice in a chain
 
 
-@dataclass(slots=True)
 class Case:
-    """A cycle's path with its leaves, ready for replay."""
+    """A cycle's path with its leaves, ready for replay.
 
-    path: Path
-    leaves: list[Leaf]
-    keys: list[tuple[Key, ...]] = field(default_factory=list)
-    members: dict[Key, list[int]] = field(default_factory=dict)
-    _plan: list[tuple[int, int, bool, bool, int, int]] = field(default_factory=list)
-    _own: dict[int, int] = field(default_factory=dict)
-    _starts: list[int] = field(default_factory=list)
+    Args:
+        same: a case of the same cycle whose first ``path.fixed`` phases, and their leaves, are the same.
+    """
 
-    def __post_init__(self) -> None:
-        phases = self.path.phases
-        self._starts = [a for a, _ in self.path.foreign]
-        ends = [b for _, b in self.path.foreign]
-        lengths, own = [0] * len(phases), [0] * len(phases)
+    __slots__ = ("_ends", "_own", "_phase_of", "_plan", "_starts", "leaves", "members", "path")
+
+    def __init__(self, path: Path, leaves: list[Leaf], same: Case | None = None) -> None:
+        self.path = path
+        self.leaves = leaves
+        self._starts: list[int] = [a for a, _ in path.foreign] if same is None else same._starts
+        self._ends: list[int] = [b for _, b in path.foreign] if same is None else same._ends
+        self.members: dict[Key, list[int]] = {}
+        self._own: dict[int, int] = {}
+        self._phase_of: list[int] = []
+        self._plan: list[_Planned] = []
+        known = 0
+        if same is not None:
+            known = bisect_left(same._phase_of, path.fixed)
+            self._phase_of = same._phase_of[:known]
+            self._plan = same._plan[: path.fixed]
+            self._own = {i: ns for i, ns in same._own.items() if i < known}
+            for key, at in same.members.items():
+                if at[0] < known:
+                    self.members[key] = at[: bisect_left(at, known)]
+        self._add(known)
+
+    def _add(self, known: int) -> None:
+        """Take over the leaves from an index on, and the phases that are theirs."""
+        phases, planned = self.path.phases, len(self._plan)
         waits = [p.queued or (p.who == GPU and p.via in (SERIALISED, NOT_REARMED)) for p in phases]
-        for i, leaf in enumerate(self.leaves):
-            phase, ns = phases[leaf.phase], leaf.end_ns - leaf.start_ns
-            lengths[leaf.phase] += ns
-            if waits[leaf.phase]:
-                self._own[i] = ns - self._foreign_in(leaf.start_ns, leaf.end_ns, ends)
-                own[leaf.phase] += self._own[i]
-            keys = keys_of(leaf, phase.via)
+        lengths, own, firsts = [0] * len(phases), [0] * len(phases), [0] * len(phases)
+        seen: dict[tuple[object, ...], tuple[Key, ...]] = {}
+        for i in range(known, len(self.leaves)):
+            leaf = self.leaves[i]
+            index = leaf.phase
+            phase, ns = phases[index], leaf.end_ns - leaf.start_ns
+            if not lengths[index]:
+                firsts[index] = i
+            lengths[index] += ns
+            self._phase_of.append(index)
+            if waits[index]:
+                self._own[i] = ours = ns - self._foreign_in(leaf.start_ns, leaf.end_ns)
+                own[index] += ours
+            chain = leaf.holder.chain if leaf.holder is not None else None
+            alike = (leaf.kind, leaf.tid, leaf.word, leaf.after, leaf.call, leaf.off_tid, chain, phase.via)
+            keys = seen.get(alike)
+            if keys is None:
+                keys = seen[alike] = keys_of(leaf, phase.via)
             if (leaf.kind == LOCK or phase.who == GPU) and self._for_others(leaf):
                 keys = (*keys, (HEAD_OF_LINE,))
-            self.keys.append(keys)
             for key in keys:
                 members = self.members.get(key)
                 if members is None:
                     self.members[key] = [i]
                 else:
                     members.append(i)
-        for phase, wait, length, ours in zip(phases, waits, lengths, own, strict=True):
-            self._plan.append((phase.start_ns, phase.end_ns, wait, phase.queued, length, ours))
+        for index in range(planned, len(phases)):
+            p = phases[index]
+            plan = (p.start_ns, p.end_ns, waits[index], p.queued, lengths[index], own[index], firsts[index])
+            self._plan.append(plan)
 
-    def _foreign_in(self, start: int, end: int, ends: list[int]) -> int:
+    def _foreign_in(self, start: int, end: int) -> int:
         """How much of an interval G spent on commands that are not ours, ns."""
-        low, high = bisect_right(ends, start), bisect_left(self._starts, end)
+        low, high = bisect_right(self._ends, start), bisect_left(self._starts, end)
         return sum(min(b, end) - max(a, start) for a, b in self.path.foreign[low:high])
 
     def _for_others(self, leaf: Leaf) -> bool:
@@ -129,7 +159,7 @@ class Case:
         if not waits_for_gpu and not (phase.who == GPU and phase.via in (SERIALISED, NOT_REARMED)):
             return False
         i = bisect_right(self._starts, leaf.start_ns) - 1
-        return i >= 0 and self.path.foreign[i][1] >= leaf.end_ns
+        return i >= 0 and self._ends[i] >= leaf.end_ns
 
     def totals(self) -> dict[Key, int]:
         """Time per candidate, ns."""
@@ -146,38 +176,63 @@ class Case:
         Args:
             unqueued: G is not busy with other commands when ours come (head of line taken out).
         """
-        gone: dict[int, list[int]] = {}
-        for i in removed:
-            gone.setdefault(self.leaves[i].phase, []).append(i)
-        now = self.path.start_ns
-        for index, (start, end, waits, queued, kept, own) in enumerate(self._plan):
-            taken = gone.get(index)
-            if taken is not None:
-                kept -= sum(round(self.leaves[i].ns * removed[i]) for i in taken)
-                if waits:
-                    own -= sum(round(self._own[i] * removed[i]) for i in taken)
+        leaves, phase_of, plan = self.leaves, self._phase_of, self._plan
+        lost: dict[int, int] = {}
+        for i, share in removed.items():
+            leaf, index = leaves[i], phase_of[i]
+            ns = leaf.end_ns - leaf.start_ns
+            lost[index] = lost.get(index, 0) + (ns if share == 1.0 else round(ns * share))
+        first = 0 if unqueued else min(lost, default=len(plan))
+        last = len(plan) if unqueued else max(lost, default=0)
+        if first == len(plan):
+            return self.path.end_ns
+        now = plan[first][0]
+        for index in range(first, len(plan)):
+            start, end, waits, queued, kept, own, at = plan[index]
+            taken = lost.get(index, 0)
+            kept -= taken
             if not waits:
                 now += kept
-            elif unqueued:
-                now += 0 if queued else own
-            elif now >= start:
+            elif now >= start and not unqueued:
+                if index > last:
+                    return self.path.end_ns  # from here on as recorded
                 now += kept
-            elif kept == 0 and end > start:
-                continue  # taken out altogether, its queue too
             else:
-                # What no known command of G explains (our own work, a queue nobody saw) stays.
-                now = min(self._served(now, taken or (), removed) + own, start + kept)
+                if taken:
+                    own -= self._own_taken(at, index, removed)
+                if unqueued:
+                    now += 0 if queued else own
+                elif kept or end == start:
+                    # What no known command of G explains (our own work, a queue nobody saw) stays.
+                    served = self._served(now, at, index if taken else -1, removed)
+                    now = min(served + own, start + kept)
+                # else: taken out altogether, its queue too
         return now
 
-    def _served(self, now: int, taken: Iterable[int], removed: Removal) -> int:
+    def _own_taken(self, at: int, index: int, removed: Removal) -> int:
+        """What is taken out of G's time on our own command in a phase."""
+        ns = 0
+        for i in range(at, len(self.leaves)):
+            if self._phase_of[i] != index:
+                break
+            share = removed.get(i, 0.0)
+            if share:
+                ns += self._own[i] if share == 1.0 else round(self._own[i] * share)
+        return ns
+
+    def _served(self, now: int, at: int, index: int, removed: Removal) -> int:
         """When G takes a command kicked at ``now``: after the command it was executing then."""
         i = bisect_right(self._starts, now) - 1
-        if i < 0 or self.path.foreign[i][1] <= now:
+        if i < 0 or self._ends[i] <= now:
             return now
-        end, less = self.path.foreign[i][1], 0
-        for j in taken:
-            leaf = self.leaves[j]
-            less += round(removed[j] * max(0, min(leaf.end_ns, end) - max(leaf.start_ns, now)))
+        end, less = self._ends[i], 0
+        for j in range(at, len(self.leaves)):
+            if self._phase_of[j] != index:
+                break
+            share = removed.get(j, 0.0)
+            if share:
+                leaf = self.leaves[j]
+                less += round(share * max(0, min(leaf.end_ns, end) - max(leaf.start_ns, now)))
         return max(now, end - less)
 
     def meets(self, removed: Removal, *, unqueued: bool = False) -> bool:
@@ -205,31 +260,23 @@ class Judgement:
     excess: Mapping[Key, int]
 
 
-def judge(case: Case, baseline: Mapping[Key, int]) -> Judgement:
+def judge(case: Case, usual: Callable[[Key], int]) -> Judgement:
     """Sufficient candidates and the label of one late cycle.
 
     Args:
-        baseline: usual ns per candidate (0 for those that have none).
+        usual: gives a candidate's usual ns; asked only where the candidate's whole time would be enough
+            (the replay is monotone: less of it cannot be), and of those without baseline never.
     """
     totals = case.totals()
     excess: dict[Key, int] = {}
     for key, total in totals.items():
-        usual = 0 if key[0] in EVERYWHERE or key[0] in GROUPS else baseline.get(key, 0)
-        if total - usual > 0:
-            excess[key] = total - usual
-    share = {key: excess[key] / totals[key] for key in excess}
-    order = sorted(excess, key=lambda k: (-excess[k], k[0], str(k)))
-    sufficient = [key for key in order if case.avoided_without({key: share[key]})]
+        if total > 0 and case.avoided_without({key: 1.0}):
+            above = total - _baseline(key, usual)
+            if above == total or (above > 0 and case.avoided_without({key: above / total})):
+                excess[key] = above
+    sufficient = sorted(excess, key=_by_excess(excess))
     if not sufficient:
-        for kind in (NOT_SCHEDULED, LOCK):
-            alike = [key for key in order if key[0] == kind]
-            if len(alike) > 1 and case.avoided_without({key: share[key] for key in alike}):
-                # No thread's missing CPU (no single lock) suffices, but all of them together do.
-                whole: Key = (kind,)
-                excess[whole] = sum(excess[key] for key in alike)
-                return Judgement(kind, whole, (whole,), tuple(alike), excess)
-        jointly = _jointly(case, order[:MAX_JOINT], share)
-        return Judgement("mixed", None, (), jointly, excess)
+        return _nothing_alone(case, totals, usual)
     label = _label(case, sufficient, excess)
     if label is None:
         return Judgement("mixed", None, tuple(sufficient), (), excess)
@@ -237,7 +284,33 @@ def judge(case: Case, baseline: Mapping[Key, int]) -> Judgement:
     return Judgement(cause, label, tuple(sufficient), (), excess)
 
 
+def _nothing_alone(case: Case, totals: Mapping[Key, int], usual: Callable[[Key], int]) -> Judgement:
+    """No candidate suffices: all threads' missing CPU or all locks together, else the smallest set."""
+    excess = {key: above for key, total in totals.items() if (above := total - _baseline(key, usual)) > 0}
+    share = {key: above / totals[key] for key, above in excess.items()}
+    order = sorted(excess, key=_by_excess(excess))
+    for kind in (NOT_SCHEDULED, LOCK):
+        alike = [key for key in order if key[0] == kind]
+        if len(alike) > 1 and case.avoided_without({key: share[key] for key in alike}):
+            # No thread's missing CPU (no single lock) suffices, but all of them together do.
+            whole: Key = (kind,)
+            excess[whole] = sum(excess[key] for key in alike)
+            return Judgement(kind, whole, (whole,), tuple(alike), excess)
+    return Judgement("mixed", None, (), _jointly(case, order[:MAX_JOINT], share), excess)
+
+
+def _baseline(key: Key, usual: Callable[[Key], int]) -> int:
+    return 0 if key[0] in EVERYWHERE or key[0] in GROUPS else usual(key)
+
+
+def _by_excess(excess: Mapping[Key, int]) -> Callable[[Key], tuple[int, str | int, str]]:
+    return lambda key: (-excess[key], key[0], str(key))
+
+
 def _without(case: Case, shares: Mapping[Key, float]) -> Removal:
+    if len(shares) == 1:
+        ((key, share),) = shares.items()
+        return dict.fromkeys(case.members[key], share)
     removed: dict[int, float] = {}
     for key, share in shares.items():
         for i in case.members[key]:

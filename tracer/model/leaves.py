@@ -98,15 +98,19 @@ class LeafCutter:
         self._registry = registry
         self._locks = locks
 
-    def cut(self, path: Path, window: Window, vcpu: int, *, direct: bool = False) -> list[Leaf]:
+    def cut(
+        self, path: Path, window: Window, vcpu: int, *, direct: bool = False, since: int = 0
+    ) -> list[Leaf]:
         """Leaves of a path, in order; their lengths sum to the window's.
 
         Args:
             vcpu: the thread that plays the guest on this path, 0 where unseen.
+            since: only phases from this index on.
             direct: leave out what was done for others' work (all phases with a via).
         """
         leaves: list[Leaf] = []
-        for index, phase in enumerate(path.phases):
+        for index in range(since, len(path.phases)):
+            phase = path.phases[index]
             if phase.end_ns <= phase.start_ns or (direct and phase.via):
                 continue
             tid = phase.tid or (vcpu if phase.who == GUEST else 0)

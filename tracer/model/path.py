@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import itertools
 from bisect import bisect_right
+from dataclasses import replace
 
 from tracer.model.commands import Commands
 from tracer.model.locks import Locks
@@ -24,7 +25,7 @@ from tracer.model.phases import (
     SERIALISED,
     TASK,
     WORKER,
-    Habits,
+    Habitual,
     Path,
     Phase,
 )
@@ -54,7 +55,7 @@ class PathFinder:
         self,
         cycle: Cycle,
         window: Window,
-        habits: Habits,
+        habits: Habitual,
         kick_ns: int | None = None,
         *,
         direct: bool = False,
@@ -74,11 +75,18 @@ class PathFinder:
         self._to_choice(path, cycle, worker, gpu, stop, habits, direct)
         if cycle.read_ns is not None and cycle.read_ns < stop and path.at_ns < stop:
             self._to_completion(path, cycle, worker, gpu, stop, habits, kick_ns)
-        path.phases = _tidy(path.phases, cycle.nominal_ns, stop)
+        _tidy(path, cycle.nominal_ns, stop)
         path.gpu_tid = gpu
         if gpu and not direct:
             path.foreign = self._commands.foreign(cycle, window, gpu, worker, stop)
         return path
+
+    def with_kick(self, path: Path, cycle: Cycle, window: Window, habits: Habitual, kick_ns: int) -> Path:
+        """A path whose kick is inferred, with the kick elsewhere; its first ``fixed`` phases are the same."""
+        moved = replace(path, phases=path.phases[: path.fixed])
+        self._to_end(moved, cycle, window, path.gpu_tid, habits, kick_ns)
+        _tidy(moved, cycle.nominal_ns, cycle.end_ns)
+        return moved
 
     # --- from the signal to W's choice of e_n -----------------------------------
 
@@ -89,7 +97,7 @@ class PathFinder:
         worker: Worker,
         gpu: int,
         stop: int,
-        habits: Habits,
+        habits: Habitual,
         direct: bool,
     ) -> None:
         signal = cycle.signal_ns
@@ -142,7 +150,7 @@ class PathFinder:
         gpu: int,
         via: str,
         sub: str,
-        habits: Habits,
+        habits: Habitual,
         turn_began: int,
     ) -> None:
         """Phases of [start, stop): W, but guest and then G while W waits for its re-arm."""
@@ -159,7 +167,7 @@ class PathFinder:
             mover = waker if waker and waker_tgid == tgid else gpu
             handed = min(max(irq or wait.enter, cursor), stop)
             path.phases.append(Phase(cursor, handed, WORKER, worker.tid, via, sub))
-            kick = self._commands.kick_before(worker.window, mover, irq or wait.enter, rearm, habits.guest_ns)
+            kick = self._commands.kick_before(worker.window, mover, irq or wait.enter, rearm, habits)
             kick = min(max(kick, handed), max(rearm, handed))
             path.phases.append(Phase(handed, kick, GUEST, 0, via or NOT_REARMED, sub or "guest"))
             path.phases.append(Phase(kick, max(rearm, kick), GPU, mover, via or NOT_REARMED, sub or "G"))
@@ -175,7 +183,7 @@ class PathFinder:
         worker: Worker,
         gpu: int,
         stop: int,
-        habits: Habits,
+        habits: Habitual,
         kick_at: int | None,
     ) -> None:
         assert cycle.read_ns is not None
@@ -194,23 +202,43 @@ class PathFinder:
                 Phase(cycle.write_ns, stop, HOST, driver),
             ]
             return
-        first, end, writer = cycle.write_enter_ns, cycle.write_ns, cycle.writer_tid
-        handed = 0
-        if writer != gpu and gpu and self._registry.role(writer) == "task":
-            handed = self._commands.handed_over(worker.window, writer, first)
-        mover = gpu if handed else writer
-        if handed:
-            first = end = handed
+        mover, first, _, _ = self._mover(cycle, worker.window, gpu)
         irq = worker.irq_of_turn(cycle.read_ns, first)
         if irq:
             path.phases.append(Phase(chosen, irq, WORKER, worker.tid))
         else:
             irq = self._irq_by_gpu(path, cycle, worker, mover, chosen, first)
         path.irq_ns = irq
-        self._commands.own(path, cycle, worker.window, mover, first, end, habits, kick_at)
+        self._to_end(path, cycle, worker.window, gpu, habits, kick_at)
+
+    def _mover(self, cycle: Cycle, window: Window, gpu: int) -> tuple[int, int, int, int]:
+        """Who completes: (G, begin and end of its part, when it handed over to a forwarding task or 0)."""
+        assert cycle.write_enter_ns is not None
+        assert cycle.write_ns is not None
+        writer, handed = cycle.writer_tid, 0
+        if writer != gpu and gpu and self._registry.role(writer) == "task":
+            handed = self._commands.handed_over(window, writer, cycle.write_enter_ns)
         if handed:
-            path.phases.append(Phase(handed, cycle.write_ns, TASK, writer))
-        path.phases.append(Phase(cycle.write_ns, stop, HOST, driver))
+            return gpu, handed, handed, handed
+        return writer, cycle.write_enter_ns, cycle.write_ns, 0
+
+    def _to_end(
+        self,
+        path: Path,
+        cycle: Cycle,
+        window: Window,
+        gpu: int,
+        habits: Habitual,
+        kick_at: int | None,
+    ) -> None:
+        """From the interrupt on: the guest, G, the driver."""
+        assert cycle.write_ns is not None
+        path.fixed = len(path.phases)
+        mover, first, end, handed = self._mover(cycle, window, gpu)
+        self._commands.own(path, cycle, window, mover, first, end, habits, kick_at)
+        if handed:
+            path.phases.append(Phase(handed, cycle.write_ns, TASK, cycle.writer_tid))
+        path.phases.append(Phase(cycle.write_ns, cycle.end_ns, HOST, cycle.driver.tid))
 
     def _irq_by_gpu(
         self, path: Path, cycle: Cycle, worker: Worker, gpu: int, chosen: int, before: int
@@ -237,18 +265,19 @@ def _count(path: Path, name: str) -> None:
     path.went_first[name] = path.went_first.get(name, 0) + 1
 
 
-def _tidy(phases: list[Phase], start: int, stop: int) -> list[Phase]:
-    """Phases clipped to [start, stop) without empty ones (but the queue); gaps go to the phase before."""
+def _tidy(path: Path, start: int, stop: int) -> None:
+    """Clip phases to [start, stop), drop empty ones (but the queue); gaps go to the phase before."""
     tidy: list[Phase] = []
-    cursor = start
-    for phase in phases:
+    cursor, fixed = start, 0
+    for i, phase in enumerate(path.phases):
         end = min(phase.end_ns, stop)
         if end <= cursor and not phase.queued:
             continue
         phase.start_ns, phase.end_ns = cursor, max(end, cursor)
         tidy.append(phase)
+        fixed += i < path.fixed
         cursor = phase.end_ns
     if cursor < stop or not tidy:
         last = tidy[-1] if tidy else Phase(start, start, GUEST, 0)
         tidy.append(Phase(cursor, stop, last.who, last.tid, last.via, last.sub))
-    return tidy
+    path.phases, path.fixed = tidy, fixed

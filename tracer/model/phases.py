@@ -7,7 +7,7 @@ Owns the types that path.py and commands.py fill in and leaves.py cuts. Computes
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Final, Protocol
 
 #: Guest latency and own-command time assumed until the stream has shown its own.
 DEFAULT_GUEST_NS: Final = 100_000
@@ -43,6 +43,7 @@ class Path:
     """The phases of one cycle, in order, without gaps, from nominal start to closing event.
 
     ``kicker``: the vCPU thread that woke an idle G for our command, 0 unknown.
+    ``fixed``: so many phases do not depend on where an inferred kick lies.
     ``foreign``: G's commands that are not ours, (start, end) in ns, sorted.
     """
 
@@ -59,6 +60,7 @@ class Path:
     problem: str = ""
     gpu_tid: int = 0
     kicker: int = 0
+    fixed: int = 0
 
     @property
     def start_ns(self) -> int:
@@ -74,6 +76,18 @@ class Path:
     def at_ns(self) -> int:
         """Where the phases found so far end."""
         return self.phases[-1].end_ns
+
+
+class Habitual(Protocol):
+    """What a stream usually takes, ns; may be measured only when asked for."""
+
+    @property
+    def guest_ns(self) -> int:
+        """From interrupt to kick."""
+
+    @property
+    def command_ns(self) -> int:
+        """G's time on one command of ours."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -31,6 +31,8 @@ _WITH_EVENTFD: Final = (Kind.READ, Kind.WRITE, Kind.FD)
 _FUTEX: Final = int(Kind.FUTEX)
 _WAITS: Final = (FUTEX_WAIT, FUTEX_WAIT_BITSET)
 _WAKES: Final = (FUTEX_WAKE, FUTEX_WAKE_BITSET)
+#: What ``_make`` does, without a call of Python's own for each of hundreds of thousands of spans.
+_new: Final = tuple.__new__
 #: prev_state of a thread that cannot run: interruptible, uninterruptible, stopped, traced (sched.h).
 _OFF_BY_ITSELF: Final = 1 | 2 | 4 | 8
 
@@ -101,7 +103,7 @@ def calls_of(records: Records) -> list[Call]:
         np.where(kind == Kind.FUTEX, futex["word"], 0).tolist(),
         strict=True,
     )
-    return list(map(Call._make, columns))
+    return [_new(Call, row) for row in columns]
 
 
 def offs_of(records: Records) -> list[Off]:
@@ -122,4 +124,4 @@ def offs_of(records: Records) -> list[Off]:
         ((off["flags"] & Flag.OPEN) != 0).tolist(),
         strict=True,
     )
-    return list(map(Off._make, columns))
+    return [_new(Off, row) for row in columns]

@@ -16,8 +16,9 @@ from typing import Final
 
 import numpy as np
 
-from tracer.model.spans import Call, Off, calls_of, offs_of
+from tracer.model.spans import Call, Off
 from tracer.model.step import Step, Threads
+from tracer.model.track import Track
 from tracer.model.words import join
 from tracer.schema import RECORD, Flag, Kind, Records, empty_records, end_ns
 
@@ -95,20 +96,10 @@ def _in_order(records: Records) -> Records:
 
 @dataclass(slots=True)
 class _Chunk:
-    """One step's spans by thread, and those that were asked for as tuples."""
+    """One step's spans by thread."""
 
     end_ns: int
     threads: Threads
-    tuples: dict[int, _Tuples] = field(default_factory=dict)
-
-
-@dataclass(slots=True)
-class _Tuples:
-    """One thread's spans of one chunk as tuples, by end; ``opened``: whether OPEN ones are among them."""
-
-    calls: list[Call]
-    offs: list[Off]
-    opened: bool
 
 
 @dataclass(slots=True)
@@ -117,6 +108,7 @@ class Timeline:
 
     _chunks: list[_Chunk] = field(default_factory=list)
     _chunk_ends: list[int] = field(default_factory=list)
+    _tracks: dict[int, Track] = field(default_factory=dict)
     end_ns: int = 0
 
     def step(self, step: Step) -> None:
@@ -127,7 +119,10 @@ class Timeline:
             self._chunk_ends.append(step.end_ns)
         old = bisect_right(self._chunk_ends, step.end_ns - RETENTION_NS)
         if old:
+            gone = self._chunk_ends[old - 1]
             del self._chunks[:old], self._chunk_ends[:old]
+            for tid in [t for t, track in self._tracks.items() if track.forget(gone)]:
+                del self._tracks[tid]
 
     @property
     def begin_ns(self) -> int:
@@ -166,51 +161,17 @@ class Timeline:
 
     def tuples(self, tid: int, start_ns: int, stop_ns: int) -> tuple[list[Call], list[Off]]:
         """``spans`` as tuples, syscalls and off-CPU spans apart; converted once and kept."""
-        calls: list[Call] = []
-        offs: list[Off] = []
-        opened = False
-        chunks = self._chunks
-        for i in range(bisect_left(self._chunk_ends, start_ns), len(chunks)):
-            chunk = chunks[i]
-            bounds = chunk.threads.slices.get(tid)
-            if bounds is None:
-                continue
-            kept = chunk.tuples.get(tid)
-            if kept is None:
-                rows = chunk.threads.records[bounds[0] : bounds[1]]
-                off = rows["kind"] == Kind.OFFCPU
-                some = bool(((rows["flags"] & Flag.OPEN) != 0).any())
-                calls_too, offs_too = rows.take(np.flatnonzero(~off)), rows.take(np.flatnonzero(off))
-                kept = chunk.tuples[tid] = _Tuples(calls_of(calls_too), offs_of(offs_too), some)
-            began, after = chunk.end_ns - STEP_NS, 0
-            new_calls, new_offs = kept.calls, kept.offs
-            if began < start_ns:
-                new_calls = new_calls[bisect_left(new_calls, start_ns, key=_call_end) :]
-                new_offs = new_offs[bisect_left(new_offs, start_ns, key=_off_end) :]
-            if chunk.end_ns > stop_ns:
-                # Spans that end later are of interest only if they began within the interval.
-                new_calls = [c for c in new_calls if c.enter <= stop_ns]
-                new_offs = [o for o in new_offs if o.out <= stop_ns]
-                after = len(new_calls) + len(new_offs)
-            calls += new_calls
-            offs += new_offs
-            opened = opened or kept.opened
-            if began > stop_ns and not after:
-                break
-        if opened:
-            last_call = {c.enter: i for i, c in enumerate(calls)}
-            calls = [c for i, c in enumerate(calls) if not c.flags & Flag.OPEN or last_call[c.enter] == i]
-            last_off = {o.out: i for i, o in enumerate(offs)}
-            offs = [o for i, o in enumerate(offs) if not o.open or last_off[o.out] == i]
-        return calls, offs
-
-
-def _call_end(call: Call) -> int:
-    return call.end
-
-
-def _off_end(off: Off) -> int:
-    return off.back
+        track = self._tracks.get(tid)
+        if track is None or not track.since_ns <= start_ns <= track.until_ns + STEP_NS:
+            track = self._tracks[tid] = Track(start_ns)
+        for i in range(bisect_right(self._chunk_ends, track.until_ns), len(self._chunks)):
+            chunk = self._chunks[i]
+            if chunk.end_ns >= track.since_ns:
+                bounds = chunk.threads.slices.get(tid)
+                if bounds is not None:
+                    track.add(chunk.threads.records[bounds[0] : bounds[1]])
+            track.until_ns = chunk.end_ns
+        return track.between(start_ns, stop_ns)
 
 
 def _without_superseded(found: Records) -> Records:

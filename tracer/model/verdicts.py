@@ -8,18 +8,20 @@ not cut again. Everything depends on record time alone.
 
 from __future__ import annotations
 
+import itertools
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from statistics import median_low
 from typing import Final
 
 import numpy as np
 
-from tracer.model.counterfactual import Case, Judgement, Key, judge, keys_of
+from tracer.model.baselines import BASELINE_CYCLES, Baselines, OnTime, Usual
+from tracer.model.counterfactual import Case, Judgement, judge
+from tracer.model.habits import Answers
 from tracer.model.leaves import LeafCutter
 from tracer.model.path import PathFinder
-from tracer.model.phases import DEFAULT_COMMAND_NS, DEFAULT_GUEST_NS, Habits, Path
+from tracer.model.phases import Path
 from tracer.model.registry import Registry
 from tracer.model.roles import Roles
 from tracer.model.slackbins import SlackBins
@@ -28,27 +30,12 @@ from tracer.model.timeline import Timeline
 from tracer.model.window import Window
 from tracer.schema import LOSS, RW, Kind, Records, end_ns, view
 
-#: On-time cycles that a baseline looks back on, and how many it needs to be a median.
-BASELINE_CYCLES: Final = 64
-BASELINE_MIN: Final = 8
-#: How far before an on-time cycle spans are looked at: enough for a turn and a kick.
-BASELINE_BEFORE_NS: Final = 5_000_000
 #: Misses kept with their evidence; older ones are kept as counts only.
 KEEP_MISSES: Final = 20_000
 #: Misses whose path is kept for replay under remedies.
 KEEP_CASES: Final = 2_000
 #: ... and leaves of such paths in all, which bounds their memory (about 150 MB).
 KEEP_LEAVES: Final = 500_000
-
-
-@dataclass(slots=True)
-class OnTime:
-    """An on-time cycle, with its times per candidate once they were needed."""
-
-    cycle: Cycle
-    totals: dict[Key, int] | None = None
-    guest_ns: int | None = None
-    command_ns: int | None = None
 
 
 @dataclass(slots=True)
@@ -111,6 +98,7 @@ class Verdicts:
         self._finder = finder
         self._cutter = cutter
         self._roles = roles
+        self._baselines = Baselines(finder, cutter, Answers(timeline, roles), self._vcpu)
         self.settle: Callable[[MissState], None] = lambda miss: None
         self._cases: deque[MissState] = deque()
         self._leaves = 0
@@ -237,9 +225,10 @@ class Verdicts:
         if cycle.nominal_ns < self._timeline.begin_ns:
             miss.evidence, miss.reason = "degraded", "the window began before the records that are kept"
             return
-        baseline, habits, miss.baseline = self._usual(state)
+        usual = self._baselines.usual(state.on_time, self._timeline.begin_ns)
+        miss.baseline = usual.kind
         window = self._finder.window(cycle)
-        case = self._case(cycle, window, habits, None)
+        case = self._case(cycle, window, usual)
         miss.case = case
         if any(a <= cycle.end_ns and b >= cycle.nominal_ns for a, b in self._losses):
             miss.evidence, miss.reason = "degraded", "records were lost in the window"
@@ -257,67 +246,33 @@ class Verdicts:
         if cycle.closing_ns is None and cycle.read_ns is not None and self._gpu_ran(cycle):
             miss.reason = "no write: G ran and wrote no completion"
             return
-        judgement = judge(case, baseline)
+        judgement = judge(case, usual.of)
         if case.path.kick == "inferred":
-            judgement = self._within_bounds(cycle, window, habits, case, baseline, judgement)
+            judgement = self._within_bounds(cycle, window, usual, case, judgement)
         miss.judgement, miss.cause = judgement, judgement.cause
 
-    def _case(self, cycle: Cycle, window: Window, habits: Habits, kick_ns: int | None) -> Case:
-        path = self._finder.find(cycle, window, habits, kick_ns)
+    def _case(self, cycle: Cycle, window: Window, usual: Usual) -> Case:
+        path = self._finder.find(cycle, window, usual)
         return Case(path, self._cutter.cut(path, window, self._vcpu(cycle, path)))
 
+    def _moved(self, case: Case, cycle: Cycle, window: Window, usual: Usual, kick_ns: int) -> Case:
+        """A case with its inferred kick elsewhere; what does not depend on that is not done again."""
+        path = self._finder.with_kick(case.path, cycle, window, usual, kick_ns)
+        known = list(itertools.takewhile(lambda leaf: leaf.phase < path.fixed, case.leaves))
+        leaves = self._cutter.cut(path, window, self._vcpu(cycle, path), since=path.fixed)
+        return Case(path, known + leaves, case)
+
     def _within_bounds(
-        self,
-        cycle: Cycle,
-        window: Window,
-        habits: Habits,
-        case: Case,
-        baseline: dict[Key, int],
-        found: Judgement,
+        self, cycle: Cycle, window: Window, usual: Usual, case: Case, found: Judgement
     ) -> Judgement:
         """The label must not depend on where within its bounds an inferred kick lies."""
         path = case.path
         for kick in (path.kick_low_ns, path.kick_high_ns):
-            other = judge(self._case(cycle, window, habits, kick), baseline)
+            other = judge(self._moved(case, cycle, window, usual, kick), usual.of)
             if other.cause != found.cause:
                 either = dict.fromkeys((*found.sufficient, *other.sufficient))
                 return Judgement("mixed", None, tuple(either), found.jointly, found.excess)
         return found
-
-    def _usual(self, state: StreamState) -> tuple[dict[Key, int], Habits, str]:
-        """Baselines of a stream: medians over its last on-time cycles."""
-        first = self._timeline.begin_ns
-        samples: list[OnTime] = []
-        for entry in state.on_time:
-            if entry.totals is None and entry.cycle.nominal_ns > first:
-                self._measure(entry)
-            if entry.totals is not None:
-                samples.append(entry)
-        if not samples:
-            return {}, Habits(), "none"
-        seen = {key for s in samples for key in (s.totals or {})}
-        pick = median_low if len(samples) >= BASELINE_MIN else min
-        baseline = {key: int(pick([(s.totals or {}).get(key, 0) for s in samples])) for key in seen}
-        guests = [s.guest_ns for s in samples if s.guest_ns is not None]
-        commands = [s.command_ns for s in samples if s.command_ns is not None]
-        habits = Habits(
-            median_low(guests) if guests else DEFAULT_GUEST_NS,
-            median_low(commands) if commands else DEFAULT_COMMAND_NS,
-        )
-        return baseline, habits, "median" if len(samples) >= BASELINE_MIN else "smallest"
-
-    def _measure(self, entry: OnTime) -> None:
-        """What an on-time cycle took outside of all via groups, per candidate."""
-        window = self._finder.window(entry.cycle, BASELINE_BEFORE_NS)
-        path = self._finder.find(entry.cycle, window, Habits(), direct=True)
-        totals: dict[Key, int] = {}
-        for leaf in self._cutter.cut(path, window, self._vcpu(entry.cycle, path), direct=True):
-            for key in keys_of(leaf, ""):
-                totals[key] = totals.get(key, 0) + leaf.ns
-        entry.totals = totals
-        if path.kick == "exact":
-            entry.guest_ns = path.kick_ns - path.irq_ns
-            entry.command_ns = path.command_ns
 
     def _vcpu(self, cycle: Cycle, path: Path) -> int:
         """The vCPU that plays the guest: the one that woke G for this command, else who mostly does."""

@@ -25,6 +25,9 @@ BEFORE_NS: Final = 50_000_000
 AFTER_NS: Final = 20_000_000
 
 
+_new: Final = tuple.__new__
+
+
 class State(enum.Enum):
     """What a thread does at an instant."""
 
@@ -78,7 +81,8 @@ class Window:
     def wake_of(self, tid: int, wait: Call) -> Off | None:
         """The last waking inside a wait, None where none was seen."""
         offs = self.offs(tid)
-        for off in reversed(offs[: bisect_right(offs, wait.end + 1, key=lambda o: o.back)]):
+        for i in range(bisect_right(offs, wait.end + 1, key=_back) - 1, -1, -1):
+            off = offs[i]
             if off.out < wait.enter:
                 return None
             if off.woken:
@@ -109,41 +113,47 @@ class Window:
         return found
 
     def _cut(self, tid: int, start: int, stop: int) -> list[Piece]:
-        calls, pieces, cursor = self.calls(tid), [], start
-        at = bisect_right(calls, start, key=lambda c: c.end)
-
-        def emit(until: int, inside: State, outside: State, off: Off | None) -> None:
-            nonlocal cursor, at
+        calls, pieces, cursor = self.calls(tid), list[Piece](), start
+        at, n = bisect_right(calls, start, key=_end), len(calls)
+        for until, inside, outside, off in self._runs(tid, start, stop):
             while cursor < until:
-                while at < len(calls) and calls[at].end <= cursor:
+                while at < n and calls[at].end <= cursor:
                     at += 1
-                if at >= len(calls) or calls[at].enter >= until:
-                    pieces.append(Piece(cursor, until, outside, None, off))
+                if at >= n or calls[at].enter >= until:
+                    pieces.append(_new(Piece, (cursor, until, outside, None, off)))
                     cursor = until
-                    return
+                    break
                 call = calls[at]
                 if call.enter > cursor:
-                    pieces.append(Piece(cursor, call.enter, outside, None, off))
+                    pieces.append(_new(Piece, (cursor, call.enter, outside, None, off)))
                     cursor = call.enter
                 end = min(call.end, until)
-                pieces.append(Piece(cursor, end, inside, call, off))
+                pieces.append(_new(Piece, (cursor, end, inside, call, off)))
                 cursor = end
+        return self._with_steal(tid, pieces, start)
 
-        offs = self.offs(tid)
-        for off in offs[bisect_right(offs, start, key=lambda o: o.back) :]:
+    def _runs(self, tid: int, start: int, stop: int) -> list[tuple[int, State, State, Off | None]]:
+        """What a thread was from one end to the next, as (end, state in a syscall, outside of it, span)."""
+        runs: list[tuple[int, State, State, Off | None]] = []
+        cursor, offs = start, self.offs(tid)
+        for i in range(bisect_right(offs, start, key=_back), len(offs)):
+            off = offs[i]
             if off.out >= stop:
                 break
             if off.back <= cursor:
                 continue
             if off.out > cursor:
-                emit(off.out, State.SYSCALL, State.ON_CPU, None)
-            slept_until = cursor
+                cursor = off.out
+                runs.append((cursor, State.SYSCALL, State.ON_CPU, None))
             if off.slept:
-                slept_until = min(max(off.woken, off.out), off.back) if off.woken else off.back
-            emit(min(slept_until, stop), State.SYSCALL_BLOCKED, State.BLOCKED, off)
-            emit(min(off.back, stop), State.RUNNABLE, State.RUNNABLE, off)
-        emit(stop, State.SYSCALL, State.ON_CPU, None)
-        return self._with_steal(tid, pieces, start)
+                slept_until = (
+                    min(max(off.woken, off.out), off.back, stop) if off.woken else min(off.back, stop)
+                )
+                runs.append((slept_until, State.SYSCALL_BLOCKED, State.BLOCKED, off))
+            cursor = min(off.back, stop)
+            runs.append((cursor, State.RUNNABLE, State.RUNNABLE, off))
+        runs.append((stop, State.SYSCALL, State.ON_CPU, None))
+        return runs
 
     def _with_steal(self, tid: int, pieces: list[Piece], start: int) -> list[Piece]:
         """Cut out of on-CPU pieces what the hypervisor took.
@@ -155,7 +165,7 @@ class Window:
         starts = [p.start for p in pieces]
         taken: dict[int, int] = {}
         previous = start
-        for off in offs[bisect_right(offs, start, key=lambda o: o.out) :]:
+        for off in offs[bisect_right(offs, start, key=_out) :]:
             stolen = off.stolen
             if stolen >= MIN_STOLEN_NS:
                 low, high = bisect_left(starts, previous), bisect_left(starts, off.out)
@@ -179,6 +189,18 @@ class Window:
             if p.start + take < p.end:
                 cut.append(p._replace(start=p.start + take))
         return cut
+
+
+def _end(call: Call) -> int:
+    return call.end
+
+
+def _back(off: Off) -> int:
+    return off.back
+
+
+def _out(off: Off) -> int:
+    return off.out
 
 
 def is_eventfd_write(call: Call) -> bool:

@@ -7,11 +7,16 @@ Owns the reading of one worker's spans as turns. Decides nothing.
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
+from typing import Final
 
 from tracer.model.locks import Locks
 from tracer.model.spans import Call
 from tracer.model.window import Window, is_eventfd_write
 from tracer.schema import Flag, Kind
+
+#: Plain ints: enum look-ups cost more than the comparison.
+_READ, _EPOLL_WAIT, _RECVMSG = int(Kind.READ), int(Kind.EPOLL_WAIT), int(Kind.RECVMSG)
+_EVENTFD: Final = int(Flag.EVENTFD)
 
 
 class Worker:
@@ -22,7 +27,7 @@ class Worker:
         self.window = window
         calls = window.calls(tid)
         self.calls = calls
-        self.choices = [(c.enter, c.end) for c in calls if c.kind == Kind.EPOLL_WAIT]
+        self.choices = [(c.enter, c.end) for c in calls if c.kind == _EPOLL_WAIT]
         self.choice_ends = [end for _, end in self.choices]
         self.irqs = [c.end for c in calls if is_eventfd_write(c)]
         self.parked = [
@@ -39,18 +44,16 @@ class Worker:
         i = bisect_right(self.irqs, read_ns)
         if i >= len(self.irqs) or self.irqs[i] > before_ns:
             return 0
-        later = [enter for enter, _ in self.choices if enter >= read_ns]
-        return self.irqs[i] if not later or self.irqs[i] <= later[0] else 0
+        later = bisect_left(self.choices, (read_ns, 0))
+        chosen = self.choices[later][0] if later < len(self.choices) else self.irqs[i]
+        return self.irqs[i] if self.irqs[i] <= chosen else 0
 
     def parked_in(self, start_ns: int, stop_ns: int) -> list[Call]:
         """Waits for re-arm that overlap an interval."""
-        first = bisect_right(self.parked, start_ns, key=lambda c: c.end)
-        found = []
-        for call in self.parked[first:]:
-            if call.enter >= stop_ns:
-                break
-            found.append(call)
-        return found
+        first = last = bisect_right(self.parked, start_ns, key=_end)
+        while last < len(self.parked) and self.parked[last].enter < stop_ns:
+            last += 1
+        return self.parked[first:last]
 
     def rearmed(self, wait: Call) -> tuple[int, int, int]:
         """When and by whom (tid, tgid) a wait was ended; its end and 0 where no waking was seen."""
@@ -61,13 +64,18 @@ class Worker:
 
     def served(self, low: int, high: int) -> tuple[str, int]:
         """What W served in a turn that began at ``low``: (name, eventfd-id or -1)."""
-        for call in self.calls[bisect_left(self.calls, low, key=lambda c: c.end) :]:
+        for i in range(bisect_left(self.calls, low, key=_end), len(self.calls)):
+            call = self.calls[i]
             if call.enter >= high:
                 break
             if call.enter < low:
                 continue
-            if call.kind == Kind.RECVMSG:
+            if call.kind == _RECVMSG:
                 return "channel", -1
-            if call.kind == Kind.READ:
-                return ("other streams" if call.flags & Flag.EVENTFD else "pipes"), call.eventfd
+            if call.kind == _READ:
+                return ("other streams" if call.flags & _EVENTFD else "pipes"), call.eventfd
         return "jobs", -1
+
+
+def _end(call: Call) -> int:
+    return call.end
