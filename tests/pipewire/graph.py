@@ -217,14 +217,18 @@ class Graph:
 
     def client(self, name: str, program: str, remote: str, path: Path) -> subprocess.Popen[str]:
         """A client whose node is there, without ports."""
-        process = self.start(
+        process = self.launch(name, program, remote, path)
+        until(lambda: name in self.nodes(), f"the node of {name}")
+        make_realtime(process.pid)  # they fill and empty their buffers in their main thread
+        return process
+
+    def launch(self, name: str, program: str, remote: str, path: Path) -> subprocess.Popen[str]:
+        """A client whose node comes when it comes."""
+        return self.start(
             *(program, "-R", remote, "--target", "0", "--latency", str(self.quantum)),
             *("--rate", str(RATE_HZ), "--channels", "1", "--format", "s16"),
             *("-P", f"{{ node.name = {name} }}", str(path)),
         )
-        until(lambda: name in self.nodes(), f"the node of {name}")
-        make_realtime(process.pid)  # they fill and empty their buffers in their main thread
-        return process
 
     def connect(self, name: str) -> None:
         """Give a player's node its port and link it to the sink."""
@@ -244,6 +248,10 @@ class Graph:
     def recorded(self) -> int:
         """Samples recorded so far."""
         return max(0, self.wav.stat().st_size - 44) // 2 if self.wav.exists() else 0
+
+    def await_nodes(self, n: int) -> None:
+        """Until there are so many nodes, the sink's among them."""
+        until(lambda: len(self.nodes()) == n, f"{n} nodes")
 
     def _dump(self) -> Iterable[tuple[str, int, dict[str, Any]]]:
         done = subprocess.run(["pw-dump"], env=self.env, capture_output=True, text=True, check=False)

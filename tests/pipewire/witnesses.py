@@ -14,6 +14,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -21,12 +22,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import soundfile
 from commandline import COMMAND, environment
 from graph import RATE_HZ, SERVER, Graph, Proxy, end, until, write_tone
 from profiler import Profiler
 from server_reads import ServerReads, data_loop
+
+from tracer.audio import Capture, analyse
 
 WRITE_PATHS = ("locked", "dup", "refcount", "task")
 #: Seconds of playing before the first window: streams settle, and every eventfd is known by then.
@@ -55,26 +56,51 @@ class Window:
 
 
 class Attached:
-    """``xdtrace attach --json`` on some VMMs, past its first snapshot."""
+    """``xdtrace attach --json`` on some VMMs, past its first snapshot.
 
-    def __init__(self, graph: Graph, pids: Iterable[int]) -> None:
+    Attributes:
+        latest: the last snapshot or summary.
+    """
+
+    def __init__(self, graph: Graph, words: Iterable[str | int]) -> None:
         self._process = graph.start(
-            *(*COMMAND, "attach", *(str(pid) for pid in pids), "--json", "--refresh", "0.5"),
+            *(*COMMAND, "attach", *map(str, words), "--json", "--refresh", "0.5"),
             env=environment(),
             stdout=subprocess.PIPE,
         )
+        self.latest: dict[str, Any] = {}
+        self._thread = threading.Thread(target=self._read, daemon=True)
+        self._thread.start()
+        until(lambda: self.latest, "the first snapshot")
+
+    def _read(self) -> None:
         assert self._process.stdout
-        first = self._process.stdout.readline()
-        assert first, "xdtrace did not start: see its log"
+        for line in self._process.stdout:
+            self.latest = json.loads(line)
+
+    def await_server(self, tgid: int) -> None:
+        """Until an audio server is traced."""
+        until(lambda: any(t["tgid"] == tgid for t in self.latest["targets"]), "the server is traced")
+
+    def await_streams(self, n: int) -> None:
+        """Until so many streams' drivers are seen, and their completions known."""
+        until(lambda: len(self._settled()) == n, f"{n} streams")
+
+    def await_period(self, period_ns: int) -> None:
+        """Until a stream has this period, to 10 µs."""
+        until(
+            lambda: any(abs(s["period_ns"] - period_ns) < 10_000 for s in self._settled()), "another period"
+        )
+
+    def _settled(self) -> list[dict[str, Any]]:
+        return [s for s in self.latest["streams"] if s["source"] == "exact" and s["cycles"] > 100]
 
     def finish(self) -> dict[str, Any]:
         """Detach; the summary."""
         self._process.send_signal(signal.SIGINT)
-        assert self._process.stdout
-        lines = self._process.stdout.read().splitlines()
-        summary: dict[str, Any] = json.loads(lines[-1])
-        assert summary["type"] == "summary"
-        return summary
+        self._thread.join()
+        assert self.latest["type"] == "summary"
+        return self.latest
 
 
 @contextmanager
@@ -114,12 +140,14 @@ def hogged(seconds: float) -> None:
         hog.wait()
 
 
-def silent_quanta(wav: Path, samples: tuple[int, int], quantum: int) -> int:
-    """Quanta of silence within a stretch of a recording of the tone."""
-    sound, _ = soundfile.read(wav, dtype="int16", start=samples[0], stop=samples[1])
-    silent = np.flatnonzero(np.diff(np.r_[False, sound == 0, False].astype(np.int8)))
-    lengths = silent[1::2] - silent[::2]
-    return int(np.rint(lengths[lengths > quantum // 2] / quantum).sum())
+def silent_quanta(capture: Capture, samples: tuple[int, int], quantum: int) -> int:
+    """Quanta of silence that begin within a stretch of a recording of the tone."""
+    silent = [b for b in capture.bursts if b.kind != "jump"]
+    return sum(
+        round((b.end_s - b.start_s) * RATE_HZ / quantum)
+        for b in silent
+        if samples[0] <= b.start_s * RATE_HZ < samples[1]
+    )
 
 
 def within(times: Iterable[int], one: Window) -> int:
@@ -177,13 +205,14 @@ def run(
             summary = attached.finish()
             taken = reads.take()
         end(recorder)
+        capture = analyse(graph.wav, join_s=0)
         missed = [m["deadline_ns"] for m in summary["misses"]]
         counted = [
             replace(
                 one,
                 xdtrace=within(missed, one),
                 server=within(taken.without_completion(), one),
-                wav=silent_quanta(graph.wav, one.samples, quantum),
+                wav=silent_quanta(capture, one.samples, quantum),
                 profiler=(within(profiler.errors("player"), one) + 1) // 2,
             )
             for one in windows

@@ -45,6 +45,7 @@ class Attached:
 
     Attributes:
         infos: rows of all targets, VMMs first.
+        servers: the audio servers last found, by VMM; some may have exited.
         unsure: tids whose clipped span may be over already: no OPEN record may be made of it.
     """
 
@@ -56,6 +57,7 @@ class Attached:
         self.learned = Learned()
         self.side = Side()
         self.unsure: set[int] = set()
+        self.servers: dict[int, tuple[int, ...]] = {}
         self._maps = maps
         self._names = names
         self._machine = machine
@@ -91,7 +93,9 @@ class Attached:
         if choice is False:
             return
         searched = choice is None or choice is True
-        found = {tgid for vmm in vmms for tgid in target.find_audio(vmm)} if searched else {int(choice or 0)}
+        servers = target.find_servers(vmms) if searched else {vmm: [int(choice or 0)] for vmm in vmms}
+        self.servers |= {vmm: tuple(found) for vmm, found in servers.items() if found}
+        found = {tgid for tgids in servers.values() for tgid in tgids}
         for tgid in sorted(found - self.pinned.keys() - {os.getpid()}):
             try:
                 self.pinned[tgid] = target.pin(tgid, "audio")
@@ -100,6 +104,15 @@ class Attached:
                     continue  # it has gone meanwhile
                 raise
             self.attach(tgid)
+
+    def unserved(self) -> dict[int, bool]:
+        """VMMs that have no living audio server, and whether they ever had one."""
+        living = set(self.alive())
+        return {
+            tgid: tgid in self.servers
+            for tgid in living
+            if self.infos[tgid].role == "vmm" and living.isdisjoint(self.servers.get(tgid, ()))
+        }
 
     def note_exits(self) -> None:
         """Take those that have exited out of the filter."""

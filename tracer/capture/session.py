@@ -46,7 +46,9 @@ _OPEN_AGE_NS = 50_000_000
 _VERIFY_EVERY_NS = 1_000_000_000
 # Long enough for the samples that a verdict on a lock needs, short enough for eight locks in ten seconds.
 _ROTATE_EVERY_NS = 3_000_000_000
+# A VMM that has no audio server is looked at this often; sooner if it had one, which may come back.
 _AUDIO_SEARCH_NS = 2_000_000_000
+_SERVER_BACK_NS = 500_000_000
 _MAX_TARGETS = 32
 _SETTLE_S = 0.15
 
@@ -146,7 +148,7 @@ class Session:
         self._attached.note_exits()
         if not self._attached.vmm_left():
             raise target.exited(self._wanted[0])
-        self._find_audio()
+        self._find_audio(self._wanted)
         for name, address in settings.lock_symbols:
             first = next(iter(self._pinned))
             self._attached.learned.locks.append(schema.LockSymbol(first, address, name, "user"))
@@ -363,12 +365,14 @@ class Session:
         if now_ns - self._rotated_ns >= _ROTATE_EVERY_NS:
             self._rotated_ns = now_ns
             self._changed.update(tgid for tgid in alive if self._words.rotate(tgid))
-        if len(self._pinned) == len(self._wanted) and now_ns - self._searched_ns >= _AUDIO_SEARCH_NS:
-            self._find_audio()
+        if self.settings.audio in (None, True) and now_ns - self._searched_ns >= _SERVER_BACK_NS:
+            unserved = self._attached.unserved()
+            if any(unserved.values()) or (unserved and now_ns - self._searched_ns >= _AUDIO_SEARCH_NS):
+                self._find_audio(tuple(unserved))
 
-    def _find_audio(self) -> None:
+    def _find_audio(self, vmms: tuple[int, ...]) -> None:
         self._searched_ns = time.monotonic_ns()
-        self._attached.find_audio(self.settings.audio, self._wanted)
+        self._attached.find_audio(self.settings.audio, vmms)
 
     def _futexes(self, futexes: Records) -> None:
         """Choose lock words by FUTEX records (n,); ask for the names of callers."""

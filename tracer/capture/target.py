@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import os
 import select
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from types import TracebackType
 
@@ -221,7 +222,13 @@ def find_audio(tgid: int) -> list[int]:
     Returns:
         tgids, those that share most first; [] when there is none.
     """
-    return _find_audio(tgid, _Scan())
+    return find_servers([tgid])[tgid]
+
+
+def find_servers(vmms: Iterable[int]) -> dict[int, list[int]]:
+    """The audio servers of several VMMs, as ``find_audio`` gives them, by one look at all processes."""
+    scan = _Scan()
+    return {tgid: _find_audio(tgid, scan) for tgid in vmms}
 
 
 @dataclass(frozen=True, slots=True)

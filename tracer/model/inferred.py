@@ -62,12 +62,15 @@ class Inferred:
         self._read_ns: dict[int, int] = {}  # when a thread of a VMM last read an eventfd
         self.followers: dict[int, Follower] = {}
 
-    def step(self, step: Step, rw: Records, tgids: NDArray[np.uint32], blind: list[int]) -> list[Stream]:
+    def step(
+        self, step: Step, rw: Records, tgids: NDArray[np.uint32], blind: list[int], *, look: bool = True
+    ) -> list[Stream]:
         """Take over one step; the streams that were signalled in it.
 
         Args:
             rw: its eventfd reads and writes (dtype RW); tgids: (n,) of their threads.
             blind: VMMs without an exact stream.
+            look: whether new streams may be found already.
         """
         for number, follower in list(self.followers.items()):
             if follower.watch.tgid not in blind:  # the audio server is seen now
@@ -76,7 +79,8 @@ class Inferred:
         mine = np.isin(tgids, blind)
         if mine.any():
             self._renewals(step)
-            for watch in self._take(step, rw.take(np.flatnonzero(mine)), tgids[mine]):
+            touched = self._take(step, rw.take(np.flatnonzero(mine)), tgids[mine])
+            for watch in touched if look else ():
                 self._look(watch)
         advanced = [f.stream for f in list(self.followers.values()) if self._follow(f, step.end_ns)]
         self._match()

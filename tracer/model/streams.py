@@ -49,6 +49,8 @@ REST_NS: Final = 1_000_000_000
 KEEP_RESTING: Final = 64
 #: A stream of fewer cycles is not worth keeping once it rests.
 MIN_CYCLES: Final = 8
+#: Streams of an audio server that was just attached to show within this time; none is inferred till then.
+APPEAR_NS: Final = 1_000_000_000
 #: Syscall number of eventfd2 on x86-64 and arm64: an id's birth.
 EVENTFD2: Final = (290, 19)
 
@@ -86,6 +88,7 @@ class Streams:
         self._objects: dict[int, str] = {}
         self._serial = 0
         self._trimmed_ns = 0
+        self._audio_since_ns: dict[int, int] = {}  # by audio server: the first step that knew it
 
     @property
     def any_seen(self) -> bool:
@@ -122,7 +125,9 @@ class Streams:
         exact = {s.tgid for s in self.streams if s.exact}
         blind = [tgid for tgid in vmms if tgid not in exact]
         if blind or self.inferred.followers:
-            for stream in self.inferred.step(step, rw, tgids, blind):
+            for stream in self.inferred.step(
+                step, rw, tgids, blind, look=not self._just_attached(step, audio)
+            ):
                 self._revive(stream)
         for stream in self.streams:
             if stream.exact and stream.alive:
@@ -132,6 +137,12 @@ class Streams:
             driver.update_period()
         self._objects = {s.completion.id: "completion" for s in self.streams if s.completion is not None}
         self._objects |= {s.wake.id: "stream" for s in self.streams if s.alive}
+
+    def _just_attached(self, step: Step, audio: list[int]) -> bool:
+        """Whether an audio server has been traced for so short a time that its streams may still show."""
+        for tgid in audio:
+            self._audio_since_ns.setdefault(tgid, step.end_ns)
+        return any(step.end_ns < self._audio_since_ns[tgid] + APPEAR_NS for tgid in audio)
 
     def _births(self, rows: Records) -> None:
         born = ((rows["op"] == EVENTFD2[0]) | (rows["op"] == EVENTFD2[1])) & (rows["eventfd_id"] >= 0)
