@@ -118,7 +118,8 @@ def verdicts(summary: Summary) -> list[Verdict]:
     ]
 
 
-def _lines(path: Path) -> list[dict[str, Any]]:
+def json_lines(path: Path) -> list[dict[str, Any]]:
+    """The objects of a file of JSON lines; none where there is no file."""
     return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
@@ -134,7 +135,7 @@ def truth(folder: Path) -> tuple[list[Cycle], list[Injection]]:
             row["leg"],
             row["stream"],
         )
-        for row in _lines(folder / "log")
+        for row in json_lines(folder / "log")
         if row["type"] == "cycle"
     ]
     injections = [
@@ -147,7 +148,7 @@ def truth(folder: Path) -> tuple[list[Cycle], list[Injection]]:
             delay_ns=None if row["cause"] in NO_TIME else row["delay_ns"],
             stream=row["stream"],
         )
-        for row in _lines(folder / "truth")
+        for row in json_lines(folder / "truth")
     ]
     return cycles, injections
 

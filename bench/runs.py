@@ -147,10 +147,10 @@ def program_of(name: str) -> Path:
     return found
 
 
-def _realtime(tgid: int) -> None:
-    """Give the vCPUs of a VMM SCHED_FIFO; what they start does not inherit it."""
+def realtime(tgid: int, comms: tuple[str, ...] = ("fc_vcpu",)) -> None:
+    """Give threads of a VMM SCHED_FIFO, by how their names begin; what they start does not inherit it."""
     for task in Path(f"/proc/{tgid}/task").iterdir():
-        if (task / "comm").read_text(encoding="utf-8").startswith("fc_vcpu"):
+        if (task / "comm").read_text(encoding="utf-8").startswith(comms):
             policy = os.SCHED_FIFO | os.SCHED_RESET_ON_FORK
             os.sched_setscheduler(int(task.name), policy, os.sched_param(_PRIORITY))
 
@@ -182,7 +182,7 @@ def traced(
         session = stack.enter_context(Session([target.vmm], Settings()))
         writer = stack.enter_context(TraceWriter(trace, force=True)) if trace else None
         if condition.realtime_vcpus:
-            _realtime(target.vmm)
+            realtime(target.vmm)
         target.start()
         summary = run(
             session,

@@ -102,6 +102,19 @@ def test_clean_runs_say_how_many_may_still_glitch() -> None:
     assert found.sides[0].clean_bound is None
 
 
+def test_equal_counts_are_ties_however_their_periods_were_measured() -> None:
+    stream = summary(30).streams[0]
+    other = run(30, streams=(replace(stream, period_ns=stream.period_ns + 1),))
+    assert other.values == run(30).values
+
+
+def test_sides_are_called_by_their_names_else_by_their_write_path() -> None:
+    path = {"1": WritePath("dup", "", "", "", CostStats(None, None), 0)}
+    sides = [[run(1)], [run(1, write_path=path)]]
+    assert [one.what for one in compare(sides).sides] == ["", "dup"]
+    assert [one.what for one in compare(sides, names=["before", "after"]).sides] == ["before", "after"]
+
+
 def test_several_sides_are_each_compared_with_the_first_and_adjusted() -> None:
     sides = [side(50, 60, 70, 80, 90), side(0, 1, 2, 3, 4), side(51, 61, 71, 81, 91)]
     found = compare(sides)

@@ -64,6 +64,7 @@ def machine_facts() -> dict[str, str | int | float]:
         "kernel": uname.release,
         "machine": uname.machine,
         "cpus": os.cpu_count() or 0,
+        "load_average": round(os.getloadavg()[0], 2),  # of the minute before
         "clock_offset_ns": real - (before + after) // 2,
     }
 

@@ -33,7 +33,7 @@ class SideFigures:
     """One side: its runs, and how many of them missed anything.
 
     Attributes:
-        label: A, B, C …; what: its write path where all runs agree, else "".
+        label: A, B, C …; what: its name, else its write path where all runs agree, else "".
         any_low, any_high: Clopper–Pearson 95 % interval of the share of runs with any miss.
         clean_bound: without any miss, the share of runs that may still glitch (95 %); else None.
     """
@@ -106,11 +106,18 @@ class Comparison:
         return {"type": "comparison", **dataclasses.asdict(self)}
 
 
-def compare(sides: Sequence[Sequence[Run]], *, blocked: bool = False, all_pairs: bool = False) -> Comparison:
+def compare(
+    sides: Sequence[Sequence[Run]],
+    *,
+    names: Sequence[str] = (),
+    blocked: bool = False,
+    all_pairs: bool = False,
+) -> Comparison:
     """Compare sides, each later one with the first.
 
     Args:
         sides: at least two, each of at least one run that saw audio.
+        names: of the sides; without them their write paths must do.
         blocked: run i of each side belong together (interleaved rounds): signs of pairs are flipped.
         all_pairs: every side with every other, not only with the first.
 
@@ -118,7 +125,11 @@ def compare(sides: Sequence[Sequence[Run]], *, blocked: bool = False, all_pairs:
         UsageError: too few or too many runs, or blocks that are none.
     """
     _check(sides, blocked)
-    figures = tuple(_side(chr(ord("A") + at), runs) for at, runs in enumerate(sides))
+    called = [*names, *([""] * len(sides))][: len(sides)]
+    figures = tuple(
+        _side(chr(ord("A") + at), what, runs)
+        for at, (what, runs) in enumerate(zip(called, sides, strict=True))
+    )
     pairs = list(combinations(figures, 2)) if all_pairs else [(figures[0], other) for other in figures[1:]]
     contrasts: list[Contrast] = []
     for kind in ((PRIMARY,), (EPISODES,), tuple(m for m in MEASURES if m.exploratory)):
@@ -155,11 +166,11 @@ def _check(sides: Sequence[Sequence[Run]], blocked: bool) -> None:
         )
 
 
-def _side(label: str, runs: Sequence[Run]) -> SideFigures:
+def _side(label: str, what: str, runs: Sequence[Run]) -> SideFigures:
     hit = sum(run.misses > 0 for run in runs)
     low, high = runstats.share_interval(hit, len(runs))
     kinds = {run.write_paths for run in runs}
-    what = ", ".join(next(iter(kinds))) if len(kinds) == 1 else ""
+    what = what or (", ".join(next(iter(kinds))) if len(kinds) == 1 else "")
     clean = runstats.clean_bound(len(runs)) if hit == 0 else None
     return SideFigures(label, what, tuple(runs), hit, low, high, clean)
 

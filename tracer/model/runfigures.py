@@ -184,8 +184,8 @@ def run_of(name: str, summary: Any, note: str = "") -> Run:
         load=host.number("load_average", -1),
         correction_ns=max(corrections, default=None),
         values={
-            PRIMARY.name: misses / audio_minutes if audio_minutes > 0 else None,
-            EPISODES.name: episodes / audio_minutes if audio_minutes > 0 else None,
+            PRIMARY.name: _rate(misses, audio_minutes),
+            EPISODES.name: _rate(episodes, audio_minutes),
             **_lock_values(list(root.rows("locks")), minutes),
             **_slack_values(streams),
             COST.name: _worst(path.node("cost_ns").maybe("p50") for path in paths),
@@ -193,6 +193,11 @@ def run_of(name: str, summary: Any, note: str = "") -> Run:
         },
         note=note,
     )
+
+
+def _rate(count: int, minutes: float) -> float | None:
+    """To five digits: periods are measured, and equal counts must stay ties."""
+    return float(f"{count / minutes:.5g}") if minutes > 0 else None
 
 
 def _lock_values(locks: list[_Node], minutes: float) -> dict[str, float | None]:

@@ -1,0 +1,358 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The incident replayed: a sine beside 200 short-lived streams, with each write path and remedy in turn.
+
+On the real device where it builds (locked, dup, refcount, a context of its own), and on the mini-VMM what
+only that has (task, a fair worker); where it does not build, all of it on the mini-VMM. Runs are
+interleaved in random order. ``--full`` takes 20 rounds; without it three, which is an illustration. Each
+run leaves its summary in ``--save DIR``: `xdtrace compare` takes those, and the same command goes on
+where the folder ends.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import os
+import platform
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import soundfile
+from scipy.stats import bootstrap
+
+if __package__ in (None, ""):  # run as a file
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+from bench.accuracy import json_lines
+from bench.runs import Condition
+from bench.series import order
+from tracer import audio
+from tracer.capture.session import Session, Settings
+from tracer.cli import realdevice
+from tracer.cli.minivmm import MiniVmm, binary
+from tracer.errors import HostError
+from tracer.model.analysis import Analysis
+from tracer.model.comparison import Comparison, compare
+from tracer.model.runfigures import Run, run_of
+from tracer.model.whatif import Predictor, WhatIf
+from tracer.views.compare import render_comparison
+from tracer.views.fmt import duration
+
+RATE, QUANTUM, TONE_HZ = 48_000, 1024, 997
+CHURN = ("--churn", "200")
+#: A prediction of a rate is called validated if the interval of predicted / real lies within.
+WITHIN = (0.5, 2.0)
+
+
+@dataclass(frozen=True)
+class Side:
+    """A side of the story: its name, how it is run, and the remedy that it carries out on the first side."""
+
+    name: str
+    condition: Condition
+    remedy: str = ""
+
+
+def sides_of(program: str, *, only_there: bool) -> list[Side]:
+    """Sides of one program, the first one being the incident."""
+
+    def of(name: str, path: str, *words: str, remedy: str = "") -> Side:
+        if program == "minivmm":
+            return Side(f"mini-{name}", Condition(program, ("--write-path", path, *CHURN, *words)), remedy)
+        return Side(name, Condition(path, (*CHURN, *words)), remedy)
+
+    first = of("locked", "locked")
+    paths = [of("dup", "dup", remedy="dup"), of("refcount", "refcount", remedy="refcount")]
+    own = of("own-context", "locked", "--topology", "per-client", remedy="own_context")
+    mini = [
+        of("task", "task", remedy="task"),
+        of("fair", "locked", "--worker", "fair", remedy="fair"),
+    ]
+    if program != "minivmm":
+        return [first, *paths, own]
+    return [first, *mini] if only_there else [first, *paths, own, *mini]
+
+
+def groups() -> list[list[Side]]:
+    """The sides that this machine can run, grouped by what is compared with what."""
+    try:
+        for variant in realdevice.VARIANTS:
+            realdevice.binary(variant, stripped=True)
+    except HostError as error:
+        print(f"story: on the mini-VMM alone: {error.message}", file=sys.stderr)
+        return [sides_of("minivmm", only_there=False)]
+    return [sides_of("real", only_there=False), sides_of("minivmm", only_there=True)]
+
+
+def play(side: Side, remedies: Sequence[str], seconds: float, seed: int) -> dict[str, Any]:
+    """One run under a session with live analysis: its summary, with what the story adds to it.
+
+    Args:
+        remedies: predicted from this run.
+
+    Raises:
+        RuntimeError: the target said nothing at its end.
+    """
+    analysis = Analysis()
+    predictors = {name: Predictor(analysis, WhatIf((name,))) for name in remedies}
+    mini = side.condition.program == "minivmm"
+    program = binary() if mini else realdevice.binary(side.condition.program, stripped=True)
+    with tempfile.TemporaryDirectory(prefix="xdtrace-story-") as name, ExitStack() as stack:
+        folder = Path(name)
+        words = [*side.condition.arguments, "--duration", f"{seconds:g}", "--seed", str(seed)]
+        words += ["--log", str(folder / "log"), *(("--wav", str(folder / "heard.wav")) if mini else ())]
+        target = stack.enter_context(MiniVmm(program, words))
+        session = stack.enter_context(Session([target.vmm], Settings()))
+        target.start()
+        end = time.monotonic() + seconds + 30
+        for batch in session:
+            analysis.feed(batch)
+            for tgid, held in analysis.words_to_watch().items():
+                session.watch(tgid, held)
+            if target.tick(False) or time.monotonic() > end:
+                break
+        if target.ground_truth is None:
+            raise RuntimeError(f"{side.name}: no count from its audio server")
+        session.stop()
+        analysis.finish()
+        summary = analysis.summary(0).to_dict()
+        for misses in ("misses", "episodes", "blame", "held", "threads"):
+            summary[misses] = []
+        if not mini:
+            heard(folder / "log", folder / "heard.wav")
+        summary["story"] = {
+            "side": side.name,
+            "bursts": len(audio.analyse(folder / "heard.wav").bursts),
+            "truth": dict(target.ground_truth),
+            "remain": {n: p.misses - p.avoided for n, one in predictors.items() if (p := one.prediction())},
+        }
+        return summary
+
+
+def heard(log: Path, wav: Path) -> None:
+    """What a sink would have played by the audio server's log: the tone, and silence in each missed cycle."""
+    rows = [row for row in json_lines(log) if row["type"] == "cycle" and row["stream"] == 0]
+    missed = np.array([row["leg"] != "none" for row in sorted(rows, key=lambda row: row["cycle"])])
+    tone = 0.5 * np.sin(2 * math.pi * TONE_HZ / RATE * np.arange(len(missed) * QUANTUM))
+    tone[np.repeat(missed, QUANTUM)] = 0
+    soundfile.write(wav, tone, RATE, subtype="FLOAT")
+
+
+def record(chosen: argparse.Namespace, sides: Sequence[Sequence[Side]], rounds: int) -> None:
+    """Run what is not in the folder yet."""
+    by_condition = {str(side.condition): (side, of) for of in sides for side in of}
+    left = [
+        (by_condition[str(condition)], number)
+        for condition, number in order([side.condition for of in sides for side in of], rounds)
+        if not (chosen.save / f"{by_condition[str(condition)][0].name}-{number}.json").exists()
+    ]
+    end = time.monotonic() + chosen.budget if chosen.budget else math.inf
+    for at, ((side, of), number) in enumerate(left):
+        if time.monotonic() >= end:
+            print(f"{len(left) - at} runs are left: the same command goes on", file=sys.stderr)
+            return
+        remedies = [one.remedy for one in of if one.remedy] if side is of[0] else []
+        try:
+            summary = play(side, remedies, chosen.seconds, number)
+        except (RuntimeError, audio.AudioError) as error:  # shown, and no reason to lose the other runs
+            print(f"left out: {error}", file=sys.stderr, flush=True)
+            continue
+        path = chosen.save / f"{side.name}-{number}.json"
+        path.with_suffix(".new").write_text(json.dumps(summary), encoding="utf-8")
+        path.with_suffix(".new").rename(path)
+        story = summary["story"]
+        print(
+            f"round {number}: {side.name}: {story['truth']['missed_cycles']} missed",
+            file=sys.stderr,
+            flush=True,
+        )
+
+
+@dataclass(frozen=True)
+class Told:
+    """A side's runs as they were kept."""
+
+    side: Side
+    runs: tuple[Run, ...]
+    stories: tuple[Mapping[str, Any], ...]
+    longest_wait_ns: tuple[int, ...]
+
+
+def told(folder: Path, side: Side, rounds: int) -> Told:
+    """Read a side's runs."""
+    runs, stories, waits = [], [], []
+    for number in range(1, rounds + 1):
+        path = folder / f"{side.name}-{number}.json"
+        if path.exists():
+            summary = json.loads(path.read_text(encoding="utf-8"))
+            runs.append(run_of(path.name, summary))
+            stories.append(summary["story"])
+            locks = [lock for lock in summary["locks"] if lock["name"] == "item_state"]
+            waits.append(max((lock["wait_ns"]["max"] for lock in locks), default=0))
+    return Told(side, tuple(runs), tuple(stories), tuple(waits))
+
+
+def _range(values: Sequence[float], unit: str = "") -> str:
+    if not values:
+        return "–"
+
+    def show(value: float) -> str:
+        return duration(round(value)) if unit == "ns" else f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+
+    return f"{show(statistics.median(values))} [{show(min(values))}–{show(max(values))}]"
+
+
+def figures(sides: Sequence[Told]) -> Iterator[str]:
+    """The table, as Markdown."""
+    head = ("side", "runs", "glitch bursts", "missed/min", "episodes/min", "by cause")
+    head += ("item_state waits/min", "longest", "a write: raw, corrected")
+    yield f"| {' | '.join(head)} |"
+    yield "|---" * len(head) + "|"
+    for one in sides:
+        causes: dict[str, int] = {}
+        for run in one.runs:
+            for cause, n in run.by_cause.items():
+                causes[cause] = causes.get(cause, 0) + n
+        total = max(1, sum(causes.values()))
+        largest = sorted(causes.items(), key=lambda item: -item[1])[:3]
+        cells = [
+            one.side.name,
+            str(len(one.runs)),
+            _range([story["bursts"] for story in one.stories]),
+            _range(_known(one.runs, "misses")),
+            _range(_known(one.runs, "episodes")),
+            ", ".join(f"{cause} {100 * n / total:.0f} %" for cause, n in largest if n) or "–",
+            _range(_known(one.runs, "item_state_waits")),
+            _range(one.longest_wait_ns, "ns"),
+            _range(_known(one.runs, "write_cost"), "ns")
+            + f", {_range(_known(one.runs, 'write_cost_corrected'), 'ns')}",
+        ]
+        yield f"| {' | '.join(cells)} |"
+
+
+def _known(runs: Sequence[Run], measure: str) -> list[float]:
+    return [value for run in runs if (value := run.values[measure]) is not None]
+
+
+@dataclass(frozen=True)
+class Checked:
+    """A rate predicted from the first side against the one that the remedy gave.
+
+    Attributes:
+        predicted, real: misses per minute, one value a run.
+        ratio: predicted / real, of means; low, high: its 95 % interval over runs; None: nothing was missed.
+        validated: whether that interval lies within WITHIN.
+    """
+
+    remedy: str
+    predicted: list[float]
+    real: list[float]
+    ratio: float | None
+    low: float | None
+    high: float | None
+    validated: bool
+
+
+def checked(first: Told, other: Told) -> Checked:
+    """Hold the prediction of a side's remedy against that side."""
+    minutes = [run.audio_s / 60 for run in first.runs]
+    remain = [story["remain"].get(other.side.remedy, 0) for story in first.stories]
+    predicted = [n / m for n, m in zip(remain, minutes, strict=True)]
+    real = _known(other.runs, "misses")
+    ratio = low = high = None
+    if len(predicted) > 1 and len(real) > 1 and sum(real) > 0 and sum(predicted) > 0:
+        ratio = statistics.fmean(predicted) / statistics.fmean(real)
+        resampled = bootstrap(
+            (predicted, real),
+            lambda a, b, axis=-1: np.mean(a, axis) / np.maximum(np.mean(b, axis), 1e-9),
+            n_resamples=5000,
+            method="percentile",
+            rng=np.random.default_rng(1),
+        ).confidence_interval
+        low, high = float(resampled.low), float(resampled.high)
+    good = low is not None and high is not None and WITHIN[0] <= low and high <= WITHIN[1]
+    return Checked(other.side.remedy, predicted, real, ratio, low, high, good)
+
+
+def predictions(rows: Sequence[Checked]) -> Iterator[str]:
+    """What was predicted from the incident's runs, and what the remedy's runs gave; as Markdown."""
+    yield "| remedy | predicted to remain/min | really missed/min | predicted / real | |"
+    yield "|---|---|---|---|---|"
+    for row in rows:
+        ratio = "–" if row.ratio is None else f"{row.ratio:.2g} [{row.low:.2g}–{row.high:.2g}]"
+        verdict = "validated" if row.validated else "not validated"
+        if min(len(row.predicted), len(row.real)) < 20:
+            verdict = f"{verdict} ({len(row.predicted)} against {len(row.real)} runs)"
+        yield f"| {row.remedy} | {_range(row.predicted)} | {_range(row.real)} | {ratio} | {verdict} |"
+
+
+def compared(sides: Sequence[Told]) -> list[Comparison]:
+    """The incident against each other side; then refcount against dup, the review's question."""
+    pairs = [list(sides)]
+    by_name = {one.side.name.removeprefix("mini-"): one for one in sides}
+    if {"dup", "refcount"} <= set(by_name):
+        pairs.append([by_name["refcount"], by_name["dup"]])
+    return [compare([one.runs for one in of], names=[one.side.name for one in of]) for of in pairs]
+
+
+def main() -> None:
+    """Run it."""
+    parser = argparse.ArgumentParser(prog="./dev story", description=__doc__)
+    parser.add_argument("--full", action="store_true", help="20 rounds; without: 3, an illustration")
+    parser.add_argument("--rounds", type=int, default=0, help="runs a side")
+    parser.add_argument("--seconds", type=float, default=8.0, help="per run")
+    parser.add_argument(
+        "--save", type=Path, metavar="DIR", help="keep each run's summary there, and go on from it"
+    )
+    parser.add_argument(
+        "--budget", type=float, metavar="S", help="start no further run after so many seconds"
+    )
+    parser.add_argument("--json", action="store_true", help="one JSON line")
+    chosen = parser.parse_args()
+    rounds = chosen.rounds or (20 if chosen.full else 3)
+    sides = groups()
+    with ExitStack() as stack:
+        if chosen.save is None:
+            chosen.save = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="xdtrace-story-")))
+        chosen.save = chosen.save.absolute()
+        chosen.save.mkdir(parents=True, exist_ok=True)
+        record(chosen, sides, rounds)
+        kept = [[one for side in of if (one := told(chosen.save, side, rounds)).runs] for of in sides]
+    kept = [of for of in kept if len(of) > 1 and of[0].side.remedy == ""]
+    found = [one for of in kept for one in compared(of)]
+    rows = [checked(of[0], other) for of in kept for other in of[1:]]
+    host = {
+        "kernel": platform.release(),
+        "cpus": os.cpu_count(),
+        "load_average": round(os.getloadavg()[0], 2),
+        "date": time.strftime("%Y-%m-%d", time.gmtime()),
+        "command": "./dev story " + " ".join(sys.argv[1:]),
+    }
+    if chosen.json:
+        compared_json = [one.to_dict() for one in found]
+        predicted = [vars(row) for row in rows]
+        print(json.dumps({"bench": "story", "host": host, "compared": compared_json, "predicted": predicted}))
+        return
+    least = min((len(one.runs) for of in kept for one in of), default=0)
+    print(
+        f"{least} run{'s' * (least != 1)} a side"
+        + ("" if least >= 20 else ": an illustration, which proves nothing")
+    )
+    print("\n".join(figures([one for of in kept for one in of])))
+    print("\n" + "\n".join(predictions(rows)))
+    for one in found:
+        print("\n" + render_comparison(one).plain(118), end="")
+    print(host)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,320 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What-if against what was: one schedule of injected delays, run for real under each remedy.
+
+The mini-VMM runs once as it is (its trace gives the predictions), twice more unchanged, and once under each
+remedy, all with the same seed, so that the same delays meet the same work. Per injected delay the cycles from
+it on are compared, predicted missed against really missed. The peer is the last unchanged rerun: how well
+does a run predict its own repetition? Figures are given for all cycles, and for those that the first rerun
+missed as well: the others were missed by chance, and no remedy's doing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import json
+import os
+import platform
+import random
+import sys
+import tempfile
+import time
+from bisect import bisect_left
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+if __package__ in (None, ""):  # run as a file
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+from bench.accuracy import json_lines
+from bench.runs import realtime
+from tracer.capture.session import Session, Settings
+from tracer.cli.minivmm import MiniVmm, binary
+from tracer.model.analysis import Analysis
+from tracer.model.runstats import share_interval
+from tracer.model.whatif import Prediction, Predictor, WhatIf
+
+#: Cycles of a delay that are compared, from the delayed one on: the longest delay covers two.
+AFTER = 3
+#: The server's deadline and xdtrace's are one moment, seen by both within this.
+_NEAR_NS = 1_000_000
+#: How a remedy is carried out: arguments that replace those of the unchanged run, and whether by priority.
+REMEDIES: Mapping[str, tuple[WhatIf, tuple[str, ...], bool]] = {
+    "dup": (WhatIf(("dup",)), ("--write-path", "dup"), False),
+    "refcount": (WhatIf(("refcount",)), ("--write-path", "refcount"), False),
+    "task": (WhatIf(("task",)), ("--write-path", "task"), False),
+    "fair": (WhatIf(("fair",)), ("--worker", "fair"), False),
+    "own_context": (WhatIf(("own_context",)), ("--topology", "per-client"), False),
+    "realtime": (WhatIf(("realtime",)), (), True),
+}
+#: One victim of not_scheduled a run (tests/minivmm/README.md), so two schedules.
+SCHEDULES = {
+    "locks and queues": "+".join(
+        (
+            "lock.item_state",
+            "lock.control_queue",
+            "serialised",
+            "head_of_line.syscall",
+            "guest_late",
+            "on_cpu.w",
+        )
+    ),
+    "missing CPU": "not_scheduled.w+serialised+lock.item_state",
+}
+_NOT_WITH = {"missing CPU": ("dup", "refcount")}  # there the write path changes nothing new
+UNCHANGED = "unchanged rerun"
+
+
+@dataclass(frozen=True)
+class Delay:
+    """An injected delay and what became of the cycles from it on (AFTER of them); None: none."""
+
+    kind: str
+    missed: tuple[bool, ...]
+    predicted: Mapping[str, tuple[bool, ...]]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """Of one run: its delays in order, cycles, and misses that no delay explains."""
+
+    delays: tuple[Delay, ...]
+    cycles: int
+    others: int
+
+
+def run(
+    words: Sequence[str], seed: int, seconds: float, inject: str, *, fifo: bool, predict: bool
+) -> Outcome:
+    """Run the mini-VMM under a session with live analysis; the audio server's own log is what was."""
+    analysis = Analysis()
+    predictors = (
+        {name: Predictor(analysis, what) for name, (what, _, _) in REMEDIES.items()} if predict else {}
+    )
+    with tempfile.TemporaryDirectory(prefix="xdtrace-whatif-") as name, ExitStack() as stack:
+        folder = Path(name)
+        arguments = [*words, "--period", "256/48000", "--duration", f"{seconds:g}", "--seed", str(seed)]
+        arguments += ["--inject", inject, "--truth", str(folder / "truth"), "--log", str(folder / "log")]
+        target = stack.enter_context(MiniVmm(binary(), arguments))
+        session = stack.enter_context(Session([target.vmm], Settings()))
+        if fifo:
+            realtime(target.vmm, ("fc_vcpu", "gpu worker", "cross domain"))
+        target.start()
+        end = time.monotonic() + seconds + 30
+        for batch in session:
+            analysis.feed(batch)
+            for tgid, held in analysis.words_to_watch().items():
+                session.watch(tgid, held)
+            if target.tick(False) or time.monotonic() > end:
+                break
+        if target.ground_truth is None:
+            raise RuntimeError("no count from its audio server")
+        session.stop()
+        analysis.finish()
+        predictions = {name: one.prediction() for name, one in predictors.items()}
+        return _outcome(folder, analysis, predictions)
+
+
+def _outcome(folder: Path, analysis: Analysis, predictions: Mapping[str, Prediction]) -> Outcome:
+    rows = [r for r in json_lines(folder / "log") if r["type"] == "cycle" and r["stream"] == 0]
+    missed = {r["cycle"]: r["leg"] != "none" for r in rows}
+    at = {r["deadline_ns"]: r["cycle"] for r in rows}
+    deadlines = sorted(at)
+    remain: dict[str, set[int]] = {name: set() for name in predictions}
+    states = {m.id: m for m in analysis.verdicts.misses}
+    for name, found in predictions.items():
+        for row in found.cycles:
+            if not row.avoided:
+                i = bisect_left(deadlines, states[row.miss].cycle.deadline_ns - _NEAR_NS)
+                if i < len(deadlines):
+                    remain[name].add(at[deadlines[i]])
+    delays, covered = [], set()
+    for entry in sorted(json_lines(folder / "truth"), key=lambda e: e["cycle"]):
+        cycles = [entry["cycle"] + k for k in range(AFTER)]
+        if not all(c in missed for c in cycles):
+            continue  # at the run's end
+        covered.update(cycles)
+        predicted = {name: tuple(c in left for c in cycles) for name, left in remain.items()}
+        delays.append(Delay(entry["kind"], tuple(missed[c] for c in cycles), predicted))
+    others = sum(was for cycle, was in missed.items() if cycle not in covered)
+    return Outcome(tuple(delays), len(rows), others)
+
+
+def paired(first: Outcome, second: Outcome) -> Iterator[tuple[Delay, Delay]]:
+    """The same delays of two runs: their kinds are the same sequence, but for what a run left out."""
+    kinds = [[d.kind for d in one.delays] for one in (first, second)]
+    for block in difflib.SequenceMatcher(None, *kinds, autojunk=False).get_matching_blocks():
+        for k in range(block.size):
+            yield first.delays[block.a + k], second.delays[block.b + k]
+
+
+Confusion = Counter[str]  # stay, avoided (right ones), wrongly_stay, wrongly_avoided, new
+
+
+@dataclass
+class Tally:
+    """Of one remedy: all cycles, those that an unchanged rerun missed as well, and by kind of delay."""
+
+    all: Confusion = field(default_factory=Counter)
+    repeatable: Confusion = field(default_factory=Counter)
+    kinds: dict[str, Confusion] = field(default_factory=dict)
+
+    def add(self, base: Outcome, again: Outcome, after: Outcome, remedy: str) -> None:
+        """Count cycles: predicted from ``base`` against what ``after`` did."""
+        twice = {id(one): other.missed for one, other in paired(base, again)}
+        for one, other in paired(base, after):
+            guess = one.missed if remedy == UNCHANGED else one.predicted[remedy]
+            repeated = twice.get(id(one), (False,) * AFTER)
+            for was, second, predicted, real in zip(one.missed, repeated, guess, other.missed, strict=True):
+                what = _outcome_of(was, predicted, real)
+                self.all[what] += 1
+                if was and second:
+                    self.repeatable[what] += 1
+                    self.kinds.setdefault(one.kind, Counter())[what] += 1
+
+
+def _outcome_of(was: bool, predicted: bool, real: bool) -> str:
+    if not was:
+        return "new" if real else "on_time"
+    if predicted:
+        return "stay" if real else "wrongly_stay"
+    return "wrongly_avoided" if real else "avoided"
+
+
+def figures(found: Confusion) -> dict[str, Any]:
+    """Precision and recall of what stays and of what is avoided, among the cycles that were missed.
+
+    ``new`` cycles (in time before, missed after) are in no prediction's reach and counted apart; with them
+    ``recall_with_new`` is that of all misses after.
+    """
+
+    def share(hits: int, of: int) -> dict[str, Any]:
+        if not of:
+            return {"n": 0, "share": None, "low": None, "high": None}
+        low, high = share_interval(hits, of)
+        return {"n": of, "share": hits / of, "low": low, "high": high}
+
+    stay, avoided = found["stay"], found["avoided"]
+    return {
+        "stay_precision": share(stay, stay + found["wrongly_stay"]),
+        "stay_recall": share(stay, stay + found["wrongly_avoided"]),
+        "avoided_precision": share(avoided, avoided + found["wrongly_avoided"]),
+        "avoided_recall": share(avoided, avoided + found["wrongly_stay"]),
+        "recall_with_new": share(stay, stay + found["wrongly_avoided"] + found["new"]),
+        "counts": dict(found),
+    }
+
+
+def measure(rounds: int, seconds: float, seed: int) -> dict[str, Any]:
+    """All rounds; the runs of a round in random order after its first two."""
+    totals: dict[str, Tally] = {}
+    failed, runs, others = 0, 0, Counter[str]()
+    chance = random.Random(seed)
+    words = ("--write-path", "locked")
+    for number in range(rounds):
+        for schedule, inject in SCHEDULES.items():
+            names = [n for n in (UNCHANGED, *REMEDIES) if n not in _NOT_WITH.get(schedule, ())]
+            at = seed + number
+
+            def go(
+                more: Sequence[str], fifo: bool, predict: bool, at: int = at, inject: str = inject
+            ) -> Outcome:
+                return run(_merged(words, more), at, seconds, inject, fifo=fifo, predict=predict)
+
+            try:
+                base, again = go((), False, True), go((), False, False)
+            except RuntimeError as error:
+                failed += 1
+                print(error, file=sys.stderr)
+                continue
+            others["before"] += base.others
+            for name in chance.sample(names, len(names)):
+                _, more, fifo = REMEDIES.get(name, (WhatIf(), (), False))
+                try:
+                    after = go(more, fifo, False)
+                except RuntimeError as error:
+                    failed += 1
+                    print(error, file=sys.stderr)
+                    continue
+                runs += 1
+                others[name] += after.others
+                totals.setdefault(name, Tally()).add(base, again, after, name)
+                line = f"round {number + 1}, {schedule}: {name} {dict(totals[name].repeatable)}"
+                print(line, file=sys.stderr, flush=True)
+    return {
+        "all": {name: figures(found.all) for name, found in totals.items()},
+        "repeatable": {name: figures(found.repeatable) for name, found in totals.items()},
+        "by_kind": {n: {k: dict(c) for k, c in sorted(t.kinds.items())} for n, t in totals.items()},
+        "misses_outside_injections": dict(others),
+        "runs": runs,
+        "failed_runs": failed,
+    }
+
+
+def _merged(base: Sequence[str], words: Sequence[str]) -> list[str]:
+    """Options of both; a later one of the same name wins."""
+    found = dict(zip(base[::2], base[1::2], strict=True)) | dict(zip(words[::2], words[1::2], strict=True))
+    return [word for pair in found.items() for word in pair]
+
+
+def table(result: Mapping[str, Any]) -> str:
+    """The figures as Markdown."""
+    head = (
+        "run",
+        *(f"{a}: {b}" for a in ("stays", "avoided") for b in ("precision", "recall")),
+        "newly late",
+    )
+    lines = []
+    for what, title in (
+        ("all", "All cycles"),
+        ("repeatable", "Cycles that an unchanged rerun missed as well"),
+    ):
+        lines += [f"{title}:", "", f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
+        for name in (UNCHANGED, *REMEDIES):
+            if name not in result[what]:
+                continue
+            row = result[what][name]
+            keys = ("stay_precision", "stay_recall", "avoided_precision", "avoided_recall")
+            cells = [*(_cell(row[key]) for key in keys), str(row["counts"].get("new", 0))]
+            lines.append(f"| {name} | {' | '.join(cells)} |")
+        lines.append("")
+    for name, kinds in result["by_kind"].items():
+        lines += [f"{name}: {kind} {counts}" for kind, counts in kinds.items()]
+    lines.append(f"missed outside of injected delays: {result['misses_outside_injections']}")
+    lines.append(f"{result['runs']} runs, {result['failed_runs']} failed; {result['host']}")
+    return "\n".join(lines)
+
+
+def _cell(row: Mapping[str, Any]) -> str:
+    if row["share"] is None:
+        return "–"
+    return f"{row['share']:.3f} [{row['low']:.3f}–{row['high']:.3f}] of {row['n']}"
+
+
+def main() -> None:
+    """Run it."""
+    parser = argparse.ArgumentParser(prog="./dev bench whatif", description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="one round of short runs: an illustration")
+    parser.add_argument("--json", action="store_true", help="one JSON line")
+    parser.add_argument("--rounds", type=int, default=0, help="(5)")
+    parser.add_argument("--seconds", type=float, default=0.0, help="per run (8; quick 5)")
+    parser.add_argument("--seed", type=int, default=7000)
+    chosen = parser.parse_args()
+    rounds = chosen.rounds or (1 if chosen.quick else 5)
+    result = measure(rounds, chosen.seconds or (5.0 if chosen.quick else 8.0), chosen.seed)
+    result["host"] = {
+        "kernel": platform.release(),
+        "cpus": os.cpu_count(),
+        "load_average": round(os.getloadavg()[0], 2),
+        "date": time.strftime("%Y-%m-%d", time.gmtime()),
+        "command": "./dev bench " + " ".join(["whatif", *sys.argv[1:]]),
+    }
+    print(json.dumps({"bench": "whatif", **result}) if chosen.json else table(result))
+
+
+if __name__ == "__main__":
+    main()
