@@ -16,7 +16,8 @@ from test_captures import DATA
 
 import tracer
 from tracer.schema import Flag
-from tracer.views.perfetto import _lane, _superseded, write_perfetto
+from tracer.views.perfetto import _lane, write_perfetto
+from tracer.views.perfetto.values import superseded
 
 
 @dataclass
@@ -174,6 +175,6 @@ def test_an_open_span_is_shown_only_while_nothing_replaces_it() -> None:
             "flags": [opened, 0, opened, opened, opened],
         }
     )
-    assert _superseded(spans).tolist() == [True, False, False, True, False]
-    assert not _superseded(spans[spans["flags"] == 0]).any()
-    assert np.asarray(_superseded(spans)).dtype == bool
+    assert superseded(spans).tolist() == [True, False, False, True, False]
+    assert not superseded(spans[spans["flags"] == 0]).any()
+    assert np.asarray(superseded(spans)).dtype == bool
