@@ -3,6 +3,7 @@
 //!
 //! The default does nothing.
 
+use crate::fault;
 use crate::inject::{self, compute, peek, place, slow_call, state, take, take_of, timed, Kind};
 use crate::sys;
 use std::sync::atomic::Ordering;
@@ -68,9 +69,11 @@ fn before_wake(stream: u32, _cycle: u64) {
 }
 
 fn before_serve(context: u32, item: u32) -> bool {
-    match take_of(&[Kind::SlowWake, Kind::CpuWake, Kind::Exit], wakes(context, item)) {
+    let kinds = &[Kind::SlowWake, Kind::CpuWake, Kind::FaultWake, Kind::Exit];
+    match take_of(kinds, wakes(context, item)) {
         Some((plan, Kind::SlowWake)) => timed(&plan, slow_call),
         Some((plan, Kind::CpuWake)) => compute(&plan),
+        Some((plan, Kind::FaultWake)) => fault::touch(&plan),
         Some((plan, _)) => {
             timed(&plan, |_| {});
             return false;
@@ -83,10 +86,11 @@ fn before_serve(context: u32, item: u32) -> bool {
 fn under_lock(context: u32, item: u32) {
     let found = match is_own(item) {
         true => take(&[Kind::ItemState], false),
-        false => take_of(&[Kind::SlowW, Kind::CpuW], wakes(context, item)),
+        false => take_of(&[Kind::SlowW, Kind::CpuW, Kind::FaultW], wakes(context, item)),
     };
     match found {
         Some((plan, Kind::CpuW)) => compute(&plan),
+        Some((plan, Kind::FaultW)) => fault::touch(&plan),
         Some((plan, _)) => timed(&plan, slow_call),
         None => {}
     }
@@ -117,10 +121,11 @@ fn before_kick(context: u32, item: u32) {
 }
 
 fn before_write(context: u32, item: u32) -> bool {
-    let kinds = &[Kind::SlowG, Kind::CpuG, Kind::Failed, Kind::NoWrite];
+    let kinds = &[Kind::SlowG, Kind::CpuG, Kind::FaultG, Kind::Failed, Kind::NoWrite];
     match take_of(kinds, completes(context, item)) {
         Some((plan, Kind::SlowG)) => timed(&plan, slow_call),
         Some((plan, Kind::CpuG)) => compute(&plan),
+        Some((plan, Kind::FaultG)) => fault::touch(&plan),
         Some((plan, Kind::NoWrite)) => {
             timed(&plan, |_| {}); // as for an item that is gone
             return false;

@@ -59,6 +59,9 @@ kinds! {
     CpuWake = "on_cpu.w.wake", "on_cpu", "wake", "";
     CpuW = "on_cpu.w", "on_cpu", "completion", "";
     CpuG = "on_cpu.g", "on_cpu", "completion", "";
+    FaultWake = "blocked.w.wake", "blocked", "wake", "";
+    FaultW = "blocked.w", "blocked", "completion", "";
+    FaultG = "blocked.g", "blocked", "completion", "";
     Host = "host_late", "host_late", "completion", "";
     HostRead = "host_late.read", "host_late", "completion", "";
     Failed = "forward_failed", "forward_failed", "completion", "";
@@ -75,6 +78,9 @@ const OF_A_STREAM: &[Kind] = &[
     Kind::CpuWake,
     Kind::CpuW,
     Kind::CpuG,
+    Kind::FaultWake,
+    Kind::FaultW,
+    Kind::FaultG,
     Kind::Host,
     Kind::Failed,
     Kind::NoWrite,

@@ -71,6 +71,7 @@ extern "C" {
     fn socketpair(family: c_int, kind: c_int, proto: c_int, fds: *mut c_int) -> c_int;
     fn pipe2(fds: *mut c_int, flags: c_int) -> c_int;
     fn syscall(number: c_long, ...) -> c_long;
+    fn ioctl(fd: c_int, request: c_ulong, ...) -> c_int;
     fn fcntl(fd: c_int, cmd: c_int, arg: c_long) -> c_int;
     fn lseek(fd: c_int, off: i64, whence: c_int) -> i64;
     fn readlink(path: *const u8, buf: *mut u8, len: usize) -> isize;
@@ -313,6 +314,62 @@ pub fn shared_pages(bytes: usize) -> *mut u8 {
     let p = unsafe { mmap(std::ptr::null_mut(), bytes, 3, 0x21, -1, 0) };
     assert!(p as isize != -1, "mmap: {}", Error::last_os_error());
     p.cast()
+}
+
+/// Pages whose first touch waits until somebody resolves it: userfaultfd(2).
+pub struct LateMemory {
+    pub base: *mut u8,
+    fd: OwnedFd,
+}
+
+// SAFETY: the mapping belongs to the process; this thread only answers faults in it.
+unsafe impl Send for LateMemory {}
+
+#[cfg(target_arch = "x86_64")]
+const USERFAULTFD: c_long = 323;
+#[cfg(not(target_arch = "x86_64"))]
+const USERFAULTFD: c_long = 282;
+const UFFDIO_API: c_ulong = 0xc018_aa3f;
+const UFFDIO_REGISTER: c_ulong = 0xc020_aa00;
+const UFFDIO_ZEROPAGE: c_ulong = 0xc020_aa04;
+const MISSING: u64 = 1;
+const PAGEFAULT: u64 = 0x12;
+
+impl LateMemory {
+    pub fn map(bytes: usize) -> Result<LateMemory> {
+        // SAFETY: plain system calls; PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS.
+        let (fd, base) = unsafe {
+            let fd = own(syscall(USERFAULTFD, EFD as c_long) as c_int)?;
+            (fd, mmap(std::ptr::null_mut(), bytes, 3, 0x22, -1, 0))
+        };
+        let mut api: [u64; 3] = [0xaa, 0, 0];
+        let mut range: [u64; 4] = [base as u64, bytes as u64, MISSING, 0];
+        // SAFETY: struct uffdio_api and uffdio_register, filled by the kernel.
+        unsafe {
+            check(ioctl(fd.as_raw_fd(), UFFDIO_API, api.as_mut_ptr()))?;
+            check(ioctl(fd.as_raw_fd(), UFFDIO_REGISTER, range.as_mut_ptr()))?;
+        }
+        Ok(LateMemory { base: base.cast(), fd })
+    }
+
+    /// The address of the next fault.
+    pub fn fault(&self) -> Option<usize> {
+        let mut message = [0u64; 4]; // struct uffd_msg: event, …, address
+                                     // SAFETY: 32 bytes that are ours.
+        while let Ok(32) = unsafe { read_raw(&self.fd, message.as_mut_ptr().cast(), 32) } {
+            if message[0] & 0xff == PAGEFAULT {
+                return Some(message[2] as usize);
+            }
+        }
+        None
+    }
+
+    /// The page is there, all zeros; who touched it goes on.
+    pub fn resolve(&self, page: usize, bytes: usize) {
+        let mut range: [u64; 4] = [page as u64, bytes as u64, 0, 0];
+        // SAFETY: struct uffdio_zeropage.
+        unsafe { ioctl(self.fd.as_raw_fd(), UFFDIO_ZEROPAGE, range.as_mut_ptr()) };
+    }
 }
 
 /// One byte from stdin; 0 at its end.

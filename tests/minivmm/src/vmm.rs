@@ -4,6 +4,7 @@
 use crate::actors;
 use crate::args::{Args, Load, WorkerOrder, WritePath};
 use crate::churn::LoadFds;
+use crate::fault;
 use crate::fence::{self, FenceHandler};
 use crate::gpu::GpuWorker;
 use crate::guest::{self, Bridge};
@@ -175,6 +176,9 @@ fn start(vmm: &mut Vmm) -> std::io::Result<String> {
     let (gpu_fences, pending) = channel();
     let (fence_handler, shared) = (handler.clone(), vmm.shared);
     negative::in_vmm(&vmm.args, shared);
+    if fault::KINDS.iter().any(|&kind| inject::uses(&vmm.args, kind)) {
+        fault::start();
+    }
     let acts = !vmm.args.inject.is_empty() && vmm.index == 0;
     if acts {
         let (args, handler, exports) = (vmm.args.clone(), handler.clone(), exports.clone());
