@@ -49,6 +49,13 @@ OTHERS: Final = (
     "not_rearmed.g",
     "host_late.read",
 )
+#: Two in one cycle: `mixed` or either is right.
+PAIRS: Final = (
+    ("slow_syscall.w", "guest_late"),
+    ("slow_syscall.w.wake", "on_cpu.w"),
+    ("blocked.w", "host_late"),
+    ("guest_late", "on_cpu.g"),
+)
 VICTIMS: Final = ("w", "g", "vcpu", "d", "holder", "w.hogs", "g.hogs", "vcpu.hogs")
 NEGATIVES: Final = (
     "pause",
@@ -103,6 +110,7 @@ def _round(quick: bool) -> list[Trial]:
     """Every condition once, without path and seed."""
     contended = "+".join(f"{kind}:0.05..0.3" for kind in LOCKS)
     own = "+".join(OWN)
+    pairs = "+".join(f"{one}&{other}:0.6..0.9" for one, other in PAIRS)
     short = "256/48000"
     several = ("--streams", "4", "--guest-us", "5,40")
     scale = 0.4 if quick else 1.0
@@ -112,6 +120,7 @@ def _round(quick: bool) -> list[Trial]:
         _trial(_everything(":2..5"), "64/48000", 6 * scale, "--guest-us", "5,40"),
         _trial(own, short, 6 * scale, *several, "--vmms", "2"),
         _trial("forward_failed.exit", short, 1.2),
+        _trial(pairs, short, 4 * scale),
     ]
     if not quick:
         trials += [

@@ -24,7 +24,7 @@ pub const USAGE: &str = "minivmm: a small VMM with a cross-domain device, and an
   --negative KIND[,KIND]                  what is no miss: pause suspend reuse quantum async condvar idle
                                           shared-futex driver follower (README)
   --vmms N                                VMMs on one audio server, streams in turn (1)
-  --inject SPEC  --inject-file FILE       delay chosen cycles: KIND[:MIN..MAX in periods][+KIND...] (README)
+  --inject SPEC  --inject-file FILE       delay chosen cycles: KIND[&KIND][:MIN..MAX in periods][+KIND...] (README)
   --truth FILE                            JSON lines, one per delay that was made
   --userns                                run the VMM in a user and a pid namespace";
 

@@ -16,6 +16,7 @@ use std::sync::atomic::{AtomicI64, AtomicPtr, AtomicU32, AtomicU64, AtomicUsize,
 /// On-time cycles before a plan; up to as many again are added by chance.
 const SPACING: u64 = 8;
 const ENTRIES: usize = 8192;
+const NONE: u32 = u32::MAX;
 
 macro_rules! kinds {
     ($($name:ident = $text:literal, $cause:literal, $leg:literal, $locks:literal;)*) => {
@@ -89,13 +90,25 @@ const OF_A_STREAM: &[Kind] = &[
 
 /// Whether a run injects that kind.
 pub fn uses(args: &Args, kind: Kind) -> bool {
-    args.inject.iter().any(|w| KINDS[w.0].0 == kind)
+    args.inject.iter().any(|w| w.kinds().any(|k| k == kind))
 }
 
-/// One entry of a SPEC: a kind, and least and most delay in periods.
-pub type Wanted = (usize, f64, f64);
+/// One entry of a SPEC: a kind, another one for the same cycle, least and most delay of each in periods.
+#[derive(Clone, Copy, Debug)]
+pub struct Wanted {
+    kind: usize,
+    also: Option<usize>,
+    low: f64,
+    high: f64,
+}
 
-/// KIND[:MIN..MAX][+KIND…]; newlines separate as well as "+".
+impl Wanted {
+    pub fn kinds(self) -> impl Iterator<Item = Kind> {
+        std::iter::once(self.kind).chain(self.also).map(|at| KINDS[at].0)
+    }
+}
+
+/// KIND[&KIND][:MIN..MAX][+KIND…]; newlines separate as well as "+".
 pub fn parse(spec: &str) -> Result<Vec<Wanted>, String> {
     let words = spec.split(|c| c == '+' || c == '\n').map(str::trim);
     words.filter(|w| !w.is_empty() && !w.starts_with('#')).map(parse_one).collect()
@@ -103,14 +116,20 @@ pub fn parse(spec: &str) -> Result<Vec<Wanted>, String> {
 
 fn parse_one(word: &str) -> Result<Wanted, String> {
     let (name, range) = word.split_once(':').unwrap_or((word, ""));
-    let at = KINDS.iter().position(|k| k.1 == name).ok_or_else(|| format!("no injection {:?}", name))?;
+    let find =
+        |name: &str| KINDS.iter().position(|k| k.1 == name).ok_or_else(|| format!("no injection {:?}", name));
+    let (at, also) = match name.split_once('&') {
+        Some((one, other)) => (find(one)?, Some(find(other)?)),
+        None => (find(name)?, None),
+    };
+    let wanted = |low, high| Ok(Wanted { kind: at, also, low, high });
     // What D itself delays has to end before its next start, or that one would be late too.
     let own = matches!(KINDS[at].0, Kind::Host | Kind::HostRead | Kind::OffD);
     let default = if own { (0.975, 0.997) } else { (1.15, 1.8) };
     let parsed = range.split_once("..").map(|(a, b)| (a.parse::<f64>(), b.parse::<f64>()));
     match parsed {
-        None if range.is_empty() => Ok((at, default.0, default.1)),
-        Some((Ok(low), Ok(high))) if low >= 0.0 && high >= low => Ok((at, low, high)),
+        None if range.is_empty() => wanted(default.0, default.1),
+        Some((Ok(low), Ok(high))) if low >= 0.0 && high >= low => wanted(low, high),
         _ => Err(format!("{:?} is no MIN..MAX", range)),
     }
 }
@@ -120,6 +139,8 @@ fn parse_one(word: &str) -> Result<Wanted, String> {
 pub struct Plan {
     pub id: u64,
     pub stream: usize,
+    kind: usize,
+    slot: usize,
     pub start_ns: u64,
     pub amount_ns: u64,
 }
@@ -139,11 +160,12 @@ struct Entry {
 pub struct State {
     /// The plan in force; 0: none. Stored last, so that what follows is whole.
     id: AtomicU64,
-    kind: AtomicU32,
+    /// Its kind, and one more or NONE; each is taken for itself.
+    kinds: [AtomicU32; 2],
     stream: AtomicU32,
     start_ns: AtomicU64,
     amount_ns: AtomicU64,
-    taken: AtomicU64,
+    taken: [AtomicU64; 2],
     on_time: AtomicU64,
     pub wait: AtomicU64,
     /// Item id of the injector's own eventfd in the VMM.
@@ -214,24 +236,31 @@ pub fn slow_call(ns: u64) {
 pub fn peek(kinds: &[Kind]) -> Option<(Plan, Kind)> {
     let state = state();
     let id = state.id.load(Ordering::Acquire);
-    if id == 0 || state.taken.load(Ordering::Acquire) == id {
+    if id == 0 {
         return None;
     }
-    let kind = KINDS[state.kind.load(Ordering::Acquire) as usize].0;
-    let plan = Plan {
-        id,
-        stream: state.stream.load(Ordering::Acquire) as usize,
-        start_ns: state.start_ns.load(Ordering::Acquire),
-        amount_ns: state.amount_ns.load(Ordering::Acquire),
-    };
-    kinds.contains(&kind).then(|| (plan, kind))
+    (0..2).find_map(|slot| {
+        let kind = state.kinds[slot].load(Ordering::Acquire);
+        let open = kind != NONE && state.taken[slot].load(Ordering::Acquire) != id;
+        let plan = Plan {
+            id,
+            stream: state.stream.load(Ordering::Acquire) as usize,
+            kind: kind as usize,
+            slot,
+            start_ns: state.start_ns.load(Ordering::Acquire),
+            amount_ns: state.amount_ns.load(Ordering::Acquire),
+        };
+        let found = open.then(|| KINDS[kind as usize].0).filter(|kind| kinds.contains(kind))?;
+        Some((plan, found))
+    })
 }
 
 /// Takes a plan, once, and not before its cycle has begun (`early`: before as well).
 pub fn take(kinds: &[Kind], early: bool) -> Option<(Plan, Kind)> {
     let found = peek(kinds)?;
-    let ready = early || sys::now_ns() >= found.0.start_ns;
-    (ready && state().taken.swap(found.0.id, Ordering::AcqRel) != found.0.id).then(|| found)
+    let Plan { id, slot, start_ns, .. } = found.0;
+    let ready = early || sys::now_ns() >= start_ns;
+    (ready && state().taken[slot].swap(id, Ordering::AcqRel) != id).then(|| found)
 }
 
 /// The same, only if the plan is for the stream that `is_hit` knows.
@@ -249,7 +278,7 @@ pub fn log_part(plan: &Plan, begin_ns: u64, end_ns: u64, delay_ns: u64) {
     let state = state();
     let at = state.count.fetch_add(1, Ordering::AcqRel);
     if let Some(entry) = state.entries.get(at) {
-        entry.kind.store(state.kind.load(Ordering::Acquire), Ordering::Release);
+        entry.kind.store(plan.kind as u32, Ordering::Release);
         entry.stream.store(plan.stream as u32, Ordering::Release);
         entry.cycle.store(plan.id - 1, Ordering::Release);
         entry.start_ns.store(plan.start_ns, Ordering::Release);
@@ -308,12 +337,14 @@ impl Director {
         state.on_time.store(0, Ordering::Release);
         let extra = self.rng.within(0.0, SPACING as f64 + 1.0) as u64;
         state.wait.store(SPACING + 1 + extra, Ordering::Release);
-        let (kind, low, high) = self.wanted[self.rng.within(0.0, self.wanted.len() as f64) as usize];
+        let Wanted { kind, also, low, high } =
+            self.wanted[self.rng.within(0.0, self.wanted.len() as f64) as usize];
         let amount = self.rng.within(low, high + 1e-9) * self.period_ns as f64;
         let stream = self.rng.within(0.0, self.streams as f64) as u32;
         state.id.store(0, Ordering::Release);
         state.stream.store(stream, Ordering::Release);
-        state.kind.store(kind as u32, Ordering::Release);
+        state.kinds[0].store(kind as u32, Ordering::Release);
+        state.kinds[1].store(also.map_or(NONE, |at| at as u32), Ordering::Release);
         state.start_ns.store(nominal_ns + self.period_ns, Ordering::Release);
         state.amount_ns.store(amount as u64, Ordering::Release);
         state.id.store(cycle + 2, Ordering::Release); // its cycle, plus one

@@ -4,7 +4,7 @@
 
 use crate::args::{Args, Load};
 use crate::churn::LoadFds;
-use crate::inject::{self, Kind};
+use crate::inject::Kind;
 use crate::process::{self, Rng};
 use crate::shared::Shared;
 use crate::sys;
@@ -26,7 +26,7 @@ pub fn victim(args: &Args) -> Option<char> {
         Kind::OffD => Some('d'),
         _ => None,
     };
-    args.inject.iter().find_map(|w| of(inject::KINDS[w.0].0))
+    args.inject.iter().flat_map(|w| w.kinds()).find_map(of)
 }
 
 /// Binds a thread of that role: the victim to the contested CPU, the VMM's others to the first.
