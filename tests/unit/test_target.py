@@ -14,6 +14,8 @@ from contextlib import contextmanager
 import pytest
 
 from tracer.capture import procfs, target
+from tracer.capture.attached import Attached
+from tracer.capture.machine import this_machine
 from tracer.errors import TargetError
 
 NO_PROCESS = 2**22 + 1  # above PID_MAX_LIMIT: never a pid
@@ -189,6 +191,23 @@ def test_a_forked_copy_of_the_vmm_is_no_server() -> None:
         finally:
             for pid in forked:
                 os.kill(pid, signal.SIGKILL)
+
+
+def test_a_server_found_for_a_vmm_that_has_gone_meanwhile_is_not_traced(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Eventfd ids are reused: what a VMM held when it was read may be another run's by now."""
+    with children(SERVER, VMM) as (server, vmm), target.pin(vmm.tgid) as pinned:
+        hand_over(server, vmm)
+        assert target.share_eventfds(vmm.tgid, server.tgid)
+        monkeypatch.setattr(target, "find_servers", lambda _vmms: {vmm.tgid: [server.tgid]})
+        vmm.process.kill()
+        vmm.process.wait()
+        assert not target.share_eventfds(vmm.tgid, server.tgid)
+        # Neither maps nor names: whoever attaches to anything here fails.
+        attached = Attached({vmm.tgid: pinned}, None, None, this_machine(), "")  # type: ignore[arg-type]
+        attached.find_audio(None, (vmm.tgid,))
+        assert list(attached.pinned) == [vmm.tgid]
 
 
 def test_a_process_without_eventfds_has_no_audio_server() -> None:

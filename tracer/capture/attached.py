@@ -94,6 +94,10 @@ class Attached:
             return
         searched = choice is None or choice is True
         servers = target.find_servers(vmms) if searched else {vmm: [int(choice or 0)] for vmm in vmms}
+        if searched:
+            servers = {
+                vmm: [one for one in found if self._serves(one, vmm)] for vmm, found in servers.items()
+            }
         self.servers |= {vmm: tuple(found) for vmm, found in servers.items() if found}
         found = {tgid for tgids in servers.values() for tgid in tgids}
         for tgid in sorted(found - self.pinned.keys() - {os.getpid()}):
@@ -113,6 +117,10 @@ class Attached:
             for tgid in living
             if self.infos[tgid].role == "vmm" and living.isdisjoint(self.servers.get(tgid, ()))
         }
+
+    def _serves(self, server: int, vmm: int) -> bool:
+        """Whether what a search found is true of the VMM that is pinned: ids are reused, pids too."""
+        return target.share_eventfds(vmm, server) and self.pinned[vmm].alive()
 
     def note_exits(self) -> None:
         """Take those that have exited out of the filter."""

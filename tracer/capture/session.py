@@ -46,8 +46,11 @@ _OPEN_AGE_NS = 50_000_000
 _VERIFY_EVERY_NS = 1_000_000_000
 # Long enough for the samples that a verdict on a lock needs, short enough for eight locks in ten seconds.
 _ROTATE_EVERY_NS = 3_000_000_000
-# A VMM that has no audio server is looked at this often; sooner if it had one, which may come back.
-_AUDIO_SEARCH_NS = 2_000_000_000
+# The audio server is searched for again soon after fds were passed to a VMM, else at growing intervals.
+# A look at every process takes 5 to 50 ms; it may cost a tenth of a CPU at most.
+_AUDIO_SEARCH_NS = (100_000_000, 2_000_000_000)
+_SEARCH_SHARE = 10
+# A server that has ended may come back: it is looked for this often.
 _SERVER_BACK_NS = 500_000_000
 _MAX_TARGETS = 32
 _SETTLE_S = 0.15
@@ -87,6 +90,9 @@ class Session:
         self._verified_ns = 0
         self._rotated_ns = time.monotonic_ns()
         self._searched_ns = 0
+        self._search_ns = 0
+        self._soonest_ns = 0
+        self._search_wait_ns = 0
         self._entered = False
         self._stop_fd = -1
         self._probes: Probes | None = None
@@ -365,14 +371,29 @@ class Session:
         if now_ns - self._rotated_ns >= _ROTATE_EVERY_NS:
             self._rotated_ns = now_ns
             self._changed.update(tgid for tgid in alive if self._words.rotate(tgid))
-        if self.settings.audio in (None, True) and now_ns - self._searched_ns >= _SERVER_BACK_NS:
-            unserved = self._attached.unserved()
-            if any(unserved.values()) or (unserved and now_ns - self._searched_ns >= _AUDIO_SEARCH_NS):
-                self._find_audio(tuple(unserved))
+        if self.settings.audio in (None, True):
+            self._search(by_kind, now_ns)
+
+    def _search(self, by_kind: ByKind, now_ns: int) -> None:
+        """Look for the audio servers of VMMs that have none, where it is time to."""
+        unserved = self._attached.unserved()
+        if any(unserved.values()):
+            self._search_ns = min(self._search_ns, max(self._soonest_ns, self._searched_ns + _SERVER_BACK_NS))
+        elif unserved and by_kind.count(Kind.RECVMSG) and by_kind.rows(Kind.RECVMSG)["nfds"].any():
+            self._search_ns = self._soonest_ns
+        if unserved and now_ns >= self._search_ns:
+            self._find_audio(tuple(unserved))
 
     def _find_audio(self, vmms: tuple[int, ...]) -> None:
+        """Look for audio servers, and say when to look again for those that were not found."""
         self._searched_ns = time.monotonic_ns()
         self._attached.find_audio(self.settings.audio, vmms)
+        took_ns = time.monotonic_ns() - self._searched_ns
+        least_ns, most_ns = _AUDIO_SEARCH_NS
+        soonest_ns = max(least_ns, _SEARCH_SHARE * took_ns)
+        self._search_wait_ns = max(soonest_ns, min(2 * self._search_wait_ns, most_ns))
+        self._soonest_ns = self._searched_ns + soonest_ns
+        self._search_ns = self._searched_ns + self._search_wait_ns
 
     def _futexes(self, futexes: Records) -> None:
         """Choose lock words by FUTEX records (n,); ask for the names of callers."""

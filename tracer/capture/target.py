@@ -231,6 +231,16 @@ def find_servers(vmms: Iterable[int]) -> dict[int, list[int]]:
     return {tgid: _find_audio(tgid, scan) for tgid in vmms}
 
 
+def share_eventfds(vmm_tgid: int, server_tgid: int) -> bool:
+    """Whether two processes share an eventfd now.
+
+    Ids are reused: a VMM that exits during a search leaves its ids to whoever makes the next eventfds. The
+    server is read first, so what the VMM still holds afterwards was its own all the time.
+    """
+    theirs = set(procfs.eventfd_ids(server_tgid).values())
+    return any(number >= 0 and number in theirs for number in procfs.eventfd_ids(vmm_tgid).values())
+
+
 @dataclass(frozen=True, slots=True)
 class _Holdings:
     """What a process holds open, as far as the search needs it."""
