@@ -16,6 +16,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from tracer.cli.attach import attach
+from tracer.cli.bundle import bundle
 from tracer.cli.compare import Sides, compare
 from tracer.cli.demo import demo
 from tracer.cli.doctor import doctor
@@ -44,6 +45,7 @@ app.command("list", short_help="VMMs found on this host, their audio streams")(l
 app.command("doctor", short_help="what is missing here, and how to get it")(doctor)
 app.command("record", short_help="the same as attach, into a folder, headless")(record)
 app.command("report", short_help="what a recorded trace says")(report)
+app.command("bundle", short_help="one file to attach to a bug report")(bundle)
 app.command("compare", cls=Sides, short_help="runs before and after a change")(compare)
 app.command("whatif", short_help="which misses a remedy would have avoided")(whatif)
 

@@ -7,14 +7,17 @@ uncompressed tar (the streams in it are compressed already): ``tar xf`` gives th
 
 from __future__ import annotations
 
+import io
 import os
 import stat
 import tarfile
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from tracer.errors import TraceError
 from tracer.trace import format as fmt
+from tracer.trace.writer import owner
 
 _READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
 _BLOCK = tarfile.BLOCKSIZE
@@ -134,22 +137,38 @@ def _close(parts: dict[str, Part]) -> None:
         part.close()
 
 
-def pack(folder: Path, file: Path) -> None:
+def pack(
+    folder: Path, file: Path, *, beside: Mapping[str, bytes] | None = None, name: str | None = None
+) -> None:
     """Put the trace *folder* into the single new *file*.
+
+    Args:
+        beside: further members by name, put before the trace: what a bundle holds. Readers pass them over.
+        name: of the folder in the archive; None: as it is called now.
 
     Raises:
         TraceError: *folder* is no trace, or *file* exists or cannot be written.
     """
+    beside = dict(beside or {})
+    if clash := set(beside) & set(fmt.FILES):
+        raise ValueError(f"{clash} would be taken for parts of the trace")
     parts = open_parts(folder)
     try:
         if fmt.META not in parts:
             raise TraceError(f"{folder} is no trace", "name a folder made by `xdtrace record`")
-        name = Path(os.path.abspath(folder)).name
+        name = name or Path(os.path.abspath(folder)).name
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
         with (
             os.fdopen(os.open(file, flags, 0o600), "wb") as out,
             tarfile.open(fileobj=out, mode="w", format=tarfile.GNU_FORMAT) as archive,
         ):
+            ours = owner()
+            if ours != (os.geteuid(), os.getegid()):
+                os.fchown(out.fileno(), *ours)
+            for extra, data in beside.items():
+                member = tarfile.TarInfo(extra)
+                member.size, member.mode = len(data), 0o600
+                archive.addfile(member, io.BytesIO(data))
             for part_name in fmt.FILES:
                 if part := parts.get(part_name):
                     member = tarfile.TarInfo(f"{name[:80]}/{part_name}")

@@ -63,7 +63,7 @@ class TraceWriter:
         self.path = path = Path(os.path.abspath(path))
         self._fds: dict[str, int] = {}
         self._ends = {name: len(fmt.SCHEMA_MESSAGES[name]) for name in fmt.STREAMS}
-        self._owner = _owner()
+        self._owner = owner()
         self._broken = False
         self._targets: dict[int, schema.Target] = {}
         self._losses = schema.Losses()
@@ -302,8 +302,8 @@ def make_private_folder(path: Path) -> None:
             return
         folder = os.open(path, _DIRECTORY)
         try:
-            if _owner() != (os.geteuid(), os.getegid()):
-                os.fchown(folder, *_owner())
+            if owner() != (os.geteuid(), os.getegid()):
+                os.fchown(folder, *owner())
         finally:
             os.close(folder)
     except OSError as error:
@@ -312,7 +312,7 @@ def make_private_folder(path: Path) -> None:
         ) from error
 
 
-def _owner() -> tuple[int, int]:
+def owner() -> tuple[int, int]:
     """Who shall own the trace: the user behind sudo, else ourselves."""
     ours = os.geteuid(), os.getegid()
     texts = os.environ.get("SUDO_UID", ""), os.environ.get("SUDO_GID", "")
