@@ -9,7 +9,7 @@ moves our own commands earlier, where they may meet a G that was busy in the rec
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from itertools import combinations
 from typing import Final
@@ -83,9 +83,23 @@ class Case:
 
     Args:
         same: a case of the same cycle whose first ``path.fixed`` phases, and their leaves, are the same.
+
+    Attributes:
+        members: leaves per candidate, by index; words, tids: locks and threads among them.
     """
 
-    __slots__ = ("_ends", "_own", "_phase_of", "_plan", "_starts", "leaves", "members", "path")
+    __slots__ = (
+        "_ends",
+        "_own",
+        "_phase_of",
+        "_plan",
+        "_starts",
+        "leaves",
+        "members",
+        "path",
+        "tids",
+        "words",
+    )
 
     def __init__(self, path: Path, leaves: list[Leaf], same: Case | None = None) -> None:
         self.path = path
@@ -93,6 +107,8 @@ class Case:
         self._starts: list[int] = [a for a, _ in path.foreign] if same is None else same._starts
         self._ends: list[int] = [b for _, b in path.foreign] if same is None else same._ends
         self.members: dict[Key, list[int]] = {}
+        self.words: set[Word] = set() if same is None else set(same.words)
+        self.tids: set[int] = set() if same is None else set(same.tids)
         self._own: dict[int, int] = {}
         self._phase_of: list[int] = []
         self._plan: list[_Planned] = []
@@ -124,11 +140,14 @@ class Case:
             if waits[index]:
                 self._own[i] = ours = ns - self._foreign_in(leaf.start_ns, leaf.end_ns)
                 own[index] += ours
-            chain = leaf.holder.chain if leaf.holder is not None else None
-            alike = (leaf.kind, leaf.tid, leaf.word, leaf.after, leaf.call, leaf.off_tid, chain, phase.via)
+            _, _, kind, tid, _, word, after, call, holder, off_tid, _ = leaf
+            held = None if holder is None else (holder.tid, holder.chain)
+            alike = (kind, tid, word, after, call, off_tid, held, phase.via)
             keys = seen.get(alike)
             if keys is None:
                 keys = seen[alike] = keys_of(leaf, phase.via)
+                self.words |= {w for w in (word, after) if w is not None}
+                self.tids |= {tid, off_tid, 0 if holder is None else holder.tid}
             if (leaf.kind == LOCK or phase.who == GPU) and self._for_others(leaf):
                 keys = (*keys, (HEAD_OF_LINE,))
             for key in keys:
@@ -400,48 +419,59 @@ class Names:
 
 def remedy_removal(case: Case, remedy: str, names: Names) -> Removal:
     """What a remedy takes out of a path, as a removal for ``Case.replay``."""
-    phases = case.path.phases
+    taken = dict.fromkeys(_remedied(case, remedy, names), 1.0)
+    if remedy in ("dup", "refcount", "task"):
+        leaves = case.leaves
+        for i in _under(case, names.item_state):
+            if leaves[i].after is not None and i - 1 in taken and leaves[i - 1].word == leaves[i].after:
+                taken[i] = 1.0  # woken by an unlock that it would not have waited for
+    return taken
 
-    def is_item_state(leaf: Leaf) -> bool:
-        return leaf.word in names.item_state if leaf.kind == LOCK else leaf.after in names.item_state
 
-    def writes(leaf: Leaf, *, pipes: bool) -> bool:
-        held = leaf.holder
+def _under(case: Case, words: frozenset[Word]) -> list[int]:
+    """Leaves that wait for one of these locks themselves, or for a CPU after it; in order."""
+    leaves = case.leaves
+    found = {i for word in words & case.words for i in case.members.get((LOCK, *word), ())}
+    return sorted(
+        i for i in found if (leaves[i].word if leaves[i].kind == LOCK else leaves[i].after) in words
+    )
+
+
+def _remedied(case: Case, remedy: str, names: Names) -> Iterable[int]:
+    leaves, phases, members = case.leaves, case.path.phases, case.members
+
+    def writes(i: int, *, pipes: bool) -> bool:
+        held = leaves[i].holder
         if held is None or held.call is None or held.tid not in names.gpu:
             return False
         kind, _, _, eventfd = held.call
         return kind == Kind.WRITE and (pipes or eventfd >= 0)
 
-    def removed(leaf: Leaf) -> bool:
-        phase = phases[leaf.phase]
-        gone = False
-        if remedy == "item_state":
-            gone = is_item_state(leaf)
-        elif remedy in ("dup", "refcount"):
-            gone = leaf.kind == LOCK and is_item_state(leaf) and writes(leaf, pipes=remedy == "dup")
-        elif remedy == "task":
-            gone = is_item_state(leaf) and (writes(leaf, pipes=True) or leaf.tid in names.gpu)
-            gone = gone or (
-                leaf.tid in names.gpu
+    if remedy == "item_state":
+        return _under(case, names.item_state)
+    if remedy in ("dup", "refcount"):
+        return [i for i in _under(case, names.item_state) if writes(i, pipes=remedy == "dup")]
+    if remedy == "task":
+        gone = _under(case, names.item_state)
+        gone = [i for i in gone if writes(i, pipes=True) or leaves[i].tid in names.gpu]
+        if names.gpu & case.tids:
+            gone += [
+                i
+                for i, leaf in enumerate(leaves)
+                if leaf.tid in names.gpu
                 and leaf.call is not None
                 and leaf.call[0] == Kind.WRITE
                 and leaf.call[3] < 0
-            )
-        elif remedy == "fair":
-            gone = phase.via == SERIALISED and phase.sub == "chosen"
-        elif remedy == "own_context":
-            gone = phase.via == SERIALISED or (phase.via == NOT_REARMED and phase.sub != "own")
-        elif remedy == "realtime":
-            gone = (leaf.kind == NOT_SCHEDULED and leaf.tid in names.movable) or (
-                leaf.kind == LOCK and leaf.off_tid in names.movable
-            )
-        elif remedy == "no_steal":
-            gone = leaf.kind == STOLEN
+            ]
         return gone
-
-    taken = {i: 1.0 for i, leaf in enumerate(case.leaves) if removed(leaf)}
-    if remedy in ("dup", "refcount", "task"):
-        for i, leaf in enumerate(case.leaves):
-            if leaf.after is not None and i - 1 in taken and case.leaves[i - 1].word == leaf.after:
-                taken[i] = 1.0  # woken by an unlock that it would not have waited for
-    return taken
+    if remedy == "fair":
+        return [i for i in members.get((SERIALISED,), ()) if phases[leaves[i].phase].sub == "chosen"]
+    if remedy == "own_context":
+        kept = [i for i in members.get((NOT_REARMED,), ()) if phases[leaves[i].phase].sub != "own"]
+        return [*members.get((SERIALISED,), ()), *kept]
+    if remedy == "realtime":
+        movable = names.movable & case.tids
+        return [i for tid in sorted(movable) for i in members.get((NOT_SCHEDULED, tid), ())]
+    if remedy == "no_steal":
+        return members.get((STOLEN,), ())
+    return ()

@@ -32,6 +32,12 @@ SLOW_SYSCALL, ON_CPU, BLOCKED, GUEST_LEAF, HOST_LEAF, CARRIED = (
 
 _WITHOUT_FD: Final = (int(Kind.FUTEX), int(Kind.SYSCALL))
 
+# Bound once: looking members up in their class costs more than the comparison.
+_STOLEN, _RUNNABLE, _ON_CPU, _BLOCKED = State.STOLEN, State.RUNNABLE, State.ON_CPU, State.BLOCKED
+_SYSCALL, _SYSCALL_BLOCKED = State.SYSCALL, State.SYSCALL_BLOCKED
+#: What a NamedTuple's constructor does, without a call of Python's own.
+_new: Final = tuple.__new__
+
 #: (tgid, address) of a lock word.
 Word = tuple[int, int]
 
@@ -126,28 +132,30 @@ class LeafCutter:
         self, leaves: list[Leaf], piece: Piece, phase: Phase, index: int, tid: int, window: Window
     ) -> None:
         start, end, state, call, off = piece
-        if state is State.STOLEN:
-            leaves.append(Leaf(start, end, STOLEN, tid, index))
-        elif state is State.RUNNABLE:
+        word = after = said = None
+        instead = 0
+        if state is _STOLEN:
+            kind = STOLEN
+        elif state is _RUNNABLE:
+            kind = NOT_SCHEDULED
             after = None if phase.who in (HOST, GUEST) else self._mutex(call, tid)
             instead = off.instead if off is not None else 0
-            leaves.append(Leaf(start, end, NOT_SCHEDULED, tid, index, after=after, instead=instead))
         elif phase.who == HOST:
-            leaves.append(Leaf(start, end, HOST_LEAF, tid, index, call=call_of(call)))
+            kind, said = HOST_LEAF, call_of(call)
         elif phase.who == GUEST:
-            leaves.append(Leaf(start, end, GUEST_LEAF, tid, index))
-        elif state is State.ON_CPU:
-            leaves.append(Leaf(start, end, ON_CPU, tid, index))
-        elif state is State.BLOCKED:
-            leaves.append(Leaf(start, end, BLOCKED, tid, index))
+            kind = GUEST_LEAF
+        elif state is _ON_CPU:
+            kind = ON_CPU
+        elif state is _BLOCKED:
+            kind = BLOCKED
         else:
             word = self._mutex(call, tid)
             if word is not None:
                 self._lock(leaves, start, end, word, tid, index, window)
-            elif call is not None and call.is_wait and state is State.SYSCALL_BLOCKED:
-                leaves.append(Leaf(start, end, BLOCKED, tid, index, call=call_of(call)))
-            else:
-                leaves.append(Leaf(start, end, SLOW_SYSCALL, tid, index, call=call_of(call)))
+                return
+            waits = call is not None and call.is_wait and state is _SYSCALL_BLOCKED
+            kind, said = BLOCKED if waits else SLOW_SYSCALL, call_of(call)
+        leaves.append(_new(Leaf, (start, end, kind, tid, index, word, after, said, None, 0, instead)))
 
     def _mutex(self, call: Call | None, tid: int) -> Word | None:
         """The mutex word a span waits for, None if it is no mutex wait."""
@@ -174,9 +182,9 @@ class LeafCutter:
                 continue
             for low, high, state, call, _ in window.pieces(holder, piece.start_ns, piece.end_ns):
                 off = 0
-                if state is State.RUNNABLE:
+                if state is _RUNNABLE:
                     doing, off = "runnable", holder
-                elif state in (State.ON_CPU, State.SYSCALL, State.STOLEN):
+                elif state is _ON_CPU or state is _SYSCALL or state is _STOLEN:
                     doing = "running"
                 else:
                     deeper = self._mutex(call, holder)

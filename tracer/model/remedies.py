@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from tracer.model.counterfactual import Case, Names, remedy_removal
+from tracer.model.counterfactual import Names, remedy_removal
 from tracer.model.leaves import Word
 from tracer.model.summary import REMEDIES, Remedy
 from tracer.model.verdicts import EpisodeState, MissState
@@ -24,7 +24,6 @@ class Remedies:
 
     def __init__(self) -> None:
         self._cache: dict[tuple[int, str], tuple[_Relevant, bool]] = {}
-        self._objects: dict[int, tuple[frozenset[Word], frozenset[int]]] = {}
 
     def avoids(self, origin: MissState, remedy: str, names: Names) -> bool:
         """Whether an origin would have met its deadline under a remedy."""
@@ -32,11 +31,7 @@ class Remedies:
         cached = self._cache.get((origin.id, remedy))
         if case is None:
             return cached[1] if cached is not None else False
-        objects = self._objects.get(origin.id)
-        if objects is None:
-            objects = self._objects[origin.id] = _objects(case)
-        words, tids = objects
-        relevant = words & names.item_state, tids & names.movable, tids & names.gpu
+        relevant = names.item_state & case.words, names.movable & case.tids, names.gpu & case.tids
         if cached is not None and cached[0] == relevant:
             return cached[1]
         met = origin.judgement is not None and case.meets(remedy_removal(case, remedy, names))
@@ -81,13 +76,3 @@ class Remedies:
         """Drop results of misses that are no longer kept."""
         for key in [k for k in self._cache if k[0] < before_id]:
             del self._cache[key]
-        for number in [n for n in self._objects if n < before_id]:
-            del self._objects[number]
-
-
-def _objects(case: Case) -> tuple[frozenset[Word], frozenset[int]]:
-    """The lock words and threads that a remedy may concern in a case."""
-    words = {word for leaf in case.leaves for word in (leaf.word, leaf.after) if word is not None}
-    tids = {tid for leaf in case.leaves for tid in (leaf.tid, leaf.off_tid)}
-    tids |= {leaf.holder.tid for leaf in case.leaves if leaf.holder is not None}
-    return frozenset(words), frozenset(tids)

@@ -39,6 +39,11 @@ class State(enum.Enum):
     STOLEN = "stolen"
 
 
+# Bound once: looking members up in their class costs more than their use.
+_ON_CPU, _BLOCKED, _RUNNABLE = State.ON_CPU, State.BLOCKED, State.RUNNABLE
+_IN_SYSCALL, _IN_SYSCALL_BLOCKED = State.SYSCALL, State.SYSCALL_BLOCKED
+
+
 class Piece(NamedTuple):
     """A thread's state over [start, end); the syscall it is inside of, the off-CPU span it belongs to."""
 
@@ -144,15 +149,15 @@ class Window:
                 continue
             if off.out > cursor:
                 cursor = off.out
-                runs.append((cursor, State.SYSCALL, State.ON_CPU, None))
+                runs.append((cursor, _IN_SYSCALL, _ON_CPU, None))
             if off.slept:
                 slept_until = (
                     min(max(off.woken, off.out), off.back, stop) if off.woken else min(off.back, stop)
                 )
-                runs.append((slept_until, State.SYSCALL_BLOCKED, State.BLOCKED, off))
+                runs.append((slept_until, _IN_SYSCALL_BLOCKED, _BLOCKED, off))
             cursor = min(off.back, stop)
-            runs.append((cursor, State.RUNNABLE, State.RUNNABLE, off))
-        runs.append((stop, State.SYSCALL, State.ON_CPU, None))
+            runs.append((cursor, _RUNNABLE, _RUNNABLE, off))
+        runs.append((stop, _IN_SYSCALL, _ON_CPU, None))
         return runs
 
     def _with_steal(self, tid: int, pieces: list[Piece], start: int) -> list[Piece]:
