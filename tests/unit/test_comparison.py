@@ -10,13 +10,17 @@ from typing import Any
 
 import pytest
 import views_data
+from test_verdicts import play
 from trace_samples import record
+from world import MS, Delays
 
 from tracer.cli.main import run_command
 from tracer.errors import TraceError, UsageError
 from tracer.model.comparison import Comparison, Contrast, compare
 from tracer.model.runfigures import Run, run_of
 from tracer.model.summary import CostStats, Slack, Summary, Window, WritePath
+from tracer.schema import end_ns
+from tracer.trace import TraceWriter, pack
 from tracer.views.compare import render_comparison, strip
 
 MINUTE = 60_000_000_000
@@ -270,6 +274,20 @@ def test_the_command_takes_saved_summaries_and_gives_json(
     assert [len(side["runs"]) for side in out["sides"]] == [4, 4]
     assert out["contrasts"][0]["outcome"] == "less"
     assert out["contrasts"][0]["shift"]["level"] == pytest.approx(1 - 2 / 70)
+
+
+def test_the_command_takes_traces_and_packed_traces(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    world, records = play(Delays(guest=40 * MS))
+    with TraceWriter(tmp_path / "late.xdt") as writer:
+        writer.append(world.batch(records, int(end_ns(records)[-1]), first=True))
+    pack(tmp_path / "late.xdt", tmp_path / "late.xdtz")
+    words = [str(tmp_path / "late.xdt"), "--", str(tmp_path / "late.xdtz"), *saved(tmp_path, 9)]
+    assert run_command(["compare", *words, "--format", "json"]) == 0
+    sides = json.loads(capsys.readouterr().out)["sides"]
+    assert [run["misses"] for side in sides for run in side["runs"]] == [1, 1, 9]
+    assert sides[0]["runs"][0]["values"] == sides[1]["runs"][0]["values"]
 
 
 def test_the_command_keeps_every_separator(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

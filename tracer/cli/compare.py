@@ -92,6 +92,22 @@ def load(name: str) -> Any:
         return run_of(name, summary.to_dict(), note=trace.incomplete or "")
 
 
+def _loaded(sides: list[list[str]]) -> list[list[Any]]:
+    """All runs; on a terminal says how far it is, since a trace takes seconds."""
+    found: list[list[Any]] = [[] for _ in sides]
+    tell = sys.stderr.isatty()
+    names = [(at, name) for at, side in enumerate(sides) for name in side]
+    for done, (at, name) in enumerate(names, start=1):
+        if tell:
+            from tracer.views.fmt import clean
+
+            print(f"\r\x1b[K{done} of {len(names)}: {clean(name)}", end="", file=sys.stderr, flush=True)
+        found[at].append(load(name))
+    if tell:
+        print("\r\x1b[K", end="", file=sys.stderr, flush=True)
+    return found
+
+
 def compare(
     runs: Annotated[
         list[str],
@@ -121,9 +137,8 @@ def compare(
 
     if form not in ("text", "json"):
         raise UsageError(f"--format {form!r} is unknown", "use text or json")
-    found = compare_runs(
-        [[load(name) for name in side] for side in split(runs)], blocked=blocked, all_pairs=all_pairs
-    )
+    sides = split(runs)
+    found = compare_runs(_loaded(sides), blocked=blocked, all_pairs=all_pairs)
     if form == "json":
         print(json.dumps(found.to_dict(), separators=(",", ":")))
         return
