@@ -177,6 +177,16 @@ def _audio(seen: Evidence) -> Iterator[Finding]:
             )
 
 
+def _more_cpu(registry: Registry, thread: ThreadState) -> str:
+    """What to do for a thread that waits for a CPU; W and G go before the vCPUs, which then starve."""
+    if _realtime(thread):
+        return "two real-time threads compete: spread them over CPUs"
+    command = f"chrt -f -p 10 {thread.tid}"
+    if thread.role in ("W", "G") and registry.with_role("vcpu", thread.tgid):
+        command += ", and the same for the vCPUs, which starve otherwise"
+    return command + ", or keep other work off its CPUs"
+
+
 def _realtime(thread: ThreadState) -> bool:
     return thread.policy in ("FIFO", "RR", "DEADLINE")
 
@@ -203,9 +213,7 @@ def _scheduling(seen: Evidence) -> Iterator[Finding]:
             f"{thread.comm!r} (tid {tid}) was runnable without a CPU "
             f"for {100 * delay / seen.elapsed_ns:.1f} % of the time",
             f"most of it {registry.comm(hog)!r} (tid {hog}) ran instead" if hog else "other work ran instead",
-            f"chrt -f -p 10 {tid}, or keep other work off its CPUs"
-            if not _realtime(thread)
-            else "two real-time threads compete: spread them over CPUs",
+            _more_cpu(registry, thread),
         )
     throttled = [t for t in registry.threads.values() if t.throttled_ns > 0 and t.tgid in registry.targets]
     for tgid in sorted({t.tgid for t in throttled}):

@@ -51,6 +51,12 @@ class _Sums:
         return next(by for by in ("none", "behaviour", "symbols") if (whose, by) in self.named)
 
 
+def _others(word: Word) -> dict[int, int]:
+    """Wakes by thread without the top waiter's own, which wakes too when it lets go of what it waited for."""
+    waiter = min(word.waiters, key=lambda tid: (-word.waiters[tid], tid), default=0)
+    return {tid: n for tid, n in word.wakers.items() if tid != waiter}
+
+
 class LockRows:
     """Rows for views.
 
@@ -95,7 +101,7 @@ class LockRows:
             kind=kind,
             evidence=evidence,
             top_waiter=self._top(word.waiters),
-            top_holder=self._top(word.wakers),
+            top_holder=self._top(_others(word)),
             wait_bins=tuple(WaitBin(*row) for row in word.waits.bins()) if bins else (),
         )
 

@@ -311,5 +311,5 @@ def _worker_sign(before: str, after: str) -> str:
     return "fence" if before == "read(eventfd)" and after == "write(eventfd)" else ""
 
 
-# recvmsg, lseek, readlink, readlinkat: what W does for an fd that has just arrived
-_RECEIVING = ("recvmsg", "syscall 89", "syscall 8", "syscall 267")
+# what W does for an fd that has just arrived
+_RECEIVING = ("recvmsg", "lseek", "readlink", "readlinkat")

@@ -182,7 +182,7 @@ impl Guest {
                         self.submit(c, wire::read_eventfd_new(items[0]));
                         self.vmm.kick();
                     }
-                    let close_ns = sys::now_ns() + SHORT_LIFE_NS;
+                    let close_ns = if self.o.leak { u64::MAX } else { sys::now_ns() + SHORT_LIFE_NS };
                     let resource = items.get(2).map_or(0, |&item| {
                         self.next_resource += 1;
                         let (ctx, resource) = (c as u32 + 1, self.next_resource);

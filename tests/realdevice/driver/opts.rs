@@ -22,6 +22,7 @@ pub const USAGE: &str = "usage: rd-VARIANT [options]
   --register PERCENT     of the short streams, how many get as far as READ_EVENTFD_NEW (5)
   --memory               each short stream brings a memfd too: a blob is made of it, attached, detached (short
                          streams of PipeWire do; takes item_state and context_resources on G)
+  --leak                 short streams are never closed: what they brought stays open
   --no-id-guard          do not use up the first item ids (0.1.8x: they collide with event tokens)
   --hogs N --gpu-ms X --pipe-ms X --burst N   strength of the loads (2 per CPU, 3, 30, churn/5)
   --write-path P         checked against the variant that was built
@@ -54,6 +55,7 @@ pub struct Opts {
     pub seed: u64,
     pub id_guard: bool,
     pub memory: bool,
+    pub leak: bool,
     pub register: u64,
     pub hogs: usize,
     pub gpu_ms: f64,
@@ -89,6 +91,7 @@ impl Opts {
             seed: 1,
             id_guard: true,
             memory: false,
+            leak: false,
             register: 5,
             hogs: 2 * cpus,
             gpu_ms: 3.0,
@@ -139,6 +142,7 @@ impl Opts {
                 "--linger" => o.linger = true,
                 "--realtime" => o.realtime = true,
                 "--seed" => o.seed = num(&val()?, a)?,
+                "--leak" => o.leak = true,
                 "--memory" => o.memory = true,
                 "--no-id-guard" => o.id_guard = false,
                 "--register" => o.register = num(&val()?, a)?,
