@@ -13,6 +13,7 @@
 #include <string.h>
 #include <sys/epoll.h>
 #include <sys/eventfd.h>
+#include <sys/mman.h>
 #include <sys/prctl.h>
 #include <sys/socket.h>
 #include <sys/syscall.h>
@@ -26,6 +27,7 @@ static uint32_t held;
 static uint32_t other;
 static int spare_pipe[2];
 static long rounds;
+static uint32_t *contended = &word; /* waited for by contend */
 
 static long futex(uint32_t *address, int op, uint32_t value)
 {
@@ -41,7 +43,7 @@ static void say(const char *text)
 static void *waiter(void *unused)
 {
 	for (long i = 0; i < rounds; i++)
-		futex(&word, FUTEX_WAIT_BITSET, 2);
+		futex(contended, FUTEX_WAIT_BITSET, 2);
 	return unused;
 }
 
@@ -50,13 +52,30 @@ static void contend(long n)
 {
 	pthread_t thread;
 
-	__atomic_store_n(&word, 2, __ATOMIC_SEQ_CST);
+	__atomic_store_n(contended, 2, __ATOMIC_SEQ_CST);
 	rounds = n;
 	pthread_create(&thread, NULL, waiter, NULL);
 	for (long i = 0; i < n; i++)
-		while (futex(&word, FUTEX_WAKE, 1) != 1)
+		while (futex(contended, FUTEX_WAKE, 1) != 1)
 			sched_yield();
 	pthread_join(thread, NULL);
+}
+
+/* contend, on a word in a page of its own, whose address is said. */
+static void map(long n)
+{
+	contended = mmap(NULL, 4096, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	if (contended == MAP_FAILED)
+		abort();
+	contend(n);
+	printf("%lx ", (long)contended);
+}
+
+/* That page goes. */
+static void unmap(void)
+{
+	munmap(contended, 4096);
+	contended = &word;
 }
 
 static void *nothing(void *unused)
@@ -245,6 +264,10 @@ int main(int argc, char **argv)
 			continue;
 		if (!strcmp(command, "contend"))
 			contend(n);
+		else if (!strcmp(command, "map"))
+			map(n);
+		else if (!strcmp(command, "unmap"))
+			unmap();
 		else if (!strcmp(command, "threads"))
 			threads(n);
 		else if (!strcmp(command, "eventfds"))

@@ -7,10 +7,11 @@ Without cargo 1.81 these tests are skipped; where XDTRACE_KERNEL_TESTS=1 that is
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from test_realdevice import CRATES, Build, build, running  # noqa: F401
+from test_realdevice import CRATES, Build, Device, build, running  # noqa: F401
 
 from tracer.capture.session import Session, Settings
 from tracer.model.analysis import Analysis
@@ -74,3 +75,39 @@ def test_each_context_of_a_stripped_device_has_its_item_state(build: Build, live
     assert len(workers) == 2
     assert {row.instance for row in _item_states(summary)} == {f"context {tid}" for tid in workers}
     assert all(row.named_by == "behaviour" for row in _item_states(summary))
+
+
+def test_a_lock_that_the_user_names_is_called_so_and_watched(build: Build, live_host: None) -> None:  # noqa: F811
+    """``--lock NAME=0xADDR``, with the address that an earlier look found."""
+    options = ["--hold-start", "--linger", "--churn", "200", "--duration", "0"]
+    with running(build("dup", "stripped"), *options) as device:
+        device.go()
+        (found,) = _until(device, Settings(), lambda s: len(_item_states(s)) == 1).pop("item_state")
+        named = Settings(lock_symbols=(("mine", found.address),))
+        locks = _until(device, named, lambda s: any(h.lock.startswith("mine") for h in s.held) and s.locks)
+    (mine,) = locks["mine"]
+    assert (mine.named_by, mine.address) == ("user", found.address)
+    assert "item_state" not in locks
+
+
+def _until(device: Device, settings: Settings, told: Callable[[Summary], object]) -> dict[str, list[LockRow]]:
+    """Attach until something is told; the locks by name."""
+    analysis = Analysis()
+    with Session([device.ready["vmm"]], settings) as session:
+        began, watched = 0, dict[int, tuple[int, ...]]()
+        for batch in session:
+            analysis.feed(batch)
+            for tgid, words in analysis.words_to_watch().items():
+                if watched.get(tgid) != words:
+                    session.watch(tgid, words)
+                watched[tgid] = words
+            began = began or batch.watermark_ns
+            summary = analysis.summary()
+            if told(summary) and any(row.name in ("item_state", "mine") for row in summary.locks):
+                break
+            assert batch.watermark_ns < began + 3 * ENOUGH_NS, [row.name for row in summary.locks]
+        session.stop()
+    locks = dict[str, list[LockRow]]()
+    for row in summary.locks:
+        locks.setdefault(row.name, []).append(row)
+    return locks

@@ -175,6 +175,21 @@ def test_the_session_finds_the_lock_word_by_itself(child: Child, trace: Attach) 
     assert not any((rows["word"] == child.word).any() for rows in waits[:first])
 
 
+def test_a_watched_word_is_dropped_when_its_memory_goes(child: Child, trace: Attach) -> None:
+    live = trace(child.tgid)
+    word = int(child.do("map 3"), 16)
+
+    def watched() -> list[int]:
+        rows = live.recording.of(Kind.WORDS)
+        return [w for w in rows["words"][-1].tolist() if w] if len(rows) else []
+
+    live.until(lambda _: watched() == [word])
+    child.do("unmap")
+    live.until(lambda _: watched() == [])
+    child.do("contend 3")
+    live.until(lambda _: watched() == [child.word])
+
+
 def test_another_futex_bit_pattern_is_no_mutex(child: Child, trace: Attach) -> None:
     """pthread_join waits with another op and value: only the mutex-like word is chosen."""
     live = trace(child.tgid)
