@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from bench.series import order
-from bench.story import WITHIN, Side, Told, checked, compared, figures, heard, predictions, told
+from bench.story import heard
+from bench.told import WITHIN, Side, Told, checked, compared, figures, predictions, told
 from bench.whatif import UNCHANGED, Delay, Outcome, Tally, paired
 from bench.whatif import figures as whatif_figures
 from tracer import audio
