@@ -182,21 +182,33 @@ def _keep(
             print(*(f"lock blamed: {v}" for v in seen if v.cause == "lock"), sep="\n", file=out)
 
 
-def measure(trial: Trial, kept: Path | None) -> Score:
-    """What one run adds to the score."""
-    score = Score()
-    with tempfile.TemporaryDirectory(prefix="xdtrace-accuracy-") as name:
-        folder = Path(name)
+def measure(trial: Trial, kept: Path | None, traces: Path | None = None) -> Score:
+    """What one run adds to the score; a run that is among the ``traces`` is judged anew, not run again."""
+    if traces is None:
+        with tempfile.TemporaryDirectory(prefix="xdtrace-accuracy-") as name:
+            capture(trial, Path(name))
+            return judged(trial, Path(name), kept)
+    folder = traces / str(trial.seed)
+    if not (folder / "done").exists():
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
         capture(trial, folder)
-        summary = analysed(without_kicks(TraceReader(folder / "run.xdt")))
-        cycles, injections = truth(folder)
-        seen = verdicts(summary)
-        tolerance_ns = trial.period_ns // 4
-        run = str(trial.seed)
-        wrong = add_run(score, run, cycles, seen, injections, tolerance_ns, trial.negative, trial.condition)
-        strange = score.false_misses + score.not_seen + score.negative_locks
-        if kept is not None and (wrong or strange):
-            _keep(folder, kept, trial, wrong, cycles, seen)
+        (folder / "done").touch()
+    return judged(trial, folder, kept)
+
+
+def judged(trial: Trial, folder: Path, kept: Path | None) -> Score:
+    """The score of a recorded run."""
+    score = Score()
+    summary = analysed(without_kicks(TraceReader(folder / "run.xdt")))
+    cycles, injections = truth(folder)
+    seen = verdicts(summary)
+    tolerance_ns = trial.period_ns // 4
+    run = str(trial.seed)
+    wrong = add_run(score, run, cycles, seen, injections, tolerance_ns, trial.negative, trial.condition)
+    strange = score.false_misses + score.not_seen + score.negative_locks
+    if kept is not None and (wrong or strange):
+        _keep(folder, kept, trial, wrong, cycles, seen)
     return score
 
 
@@ -223,8 +235,14 @@ def main() -> None:
         "--budget", type=float, metavar="S", help="start no further run after so many seconds"
     )
     parser.add_argument("--load", type=Path, metavar="FILE", help="no runs: the figures of what was saved")
+    parser.add_argument(
+        "--traces",
+        type=Path,
+        metavar="DIR",
+        help="keep every run there; what is there is judged anew, not run again",
+    )
     options = parser.parse_args()
-    for name in ("keep", "save", "load"):  # bcc changes the working directory
+    for name in ("keep", "save", "load", "traces"):  # bcc changes the working directory
         path = getattr(options, name)
         setattr(options, name, path.absolute() if path else None)
     scores, failed = load(options.load or options.save), 0
@@ -237,7 +255,7 @@ def main() -> None:
             print("runs are left: the same command goes on", file=sys.stderr, flush=True)
             break
         try:
-            score = scores[trial.seed] = measure(trial, options.keep)
+            score = scores[trial.seed] = measure(trial, options.keep, options.traces)
         except RuntimeError as error:  # shown, counted, and no reason to lose the other runs
             failed += 1
             print(error, file=sys.stderr)
