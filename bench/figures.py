@@ -84,6 +84,7 @@ def figures(score: Score) -> dict[str, Any]:
             "misses": due,
             "false": score.false_misses,
             "not_seen": score.not_seen,
+            "last_cycle_not_seen": score.at_the_end,
             "wrong_leg": score.wrong_leg,
         },
         "cause": {
@@ -155,7 +156,8 @@ def table(result: dict[str, Any]) -> str:
     d, c, n = result["detection"], result["cause"], result["naive"]
     lines = [
         f"cycles {result['cycles']}, missed {d['misses']}: precision {d['precision']:.4f} recall "
-        f"{d['recall']:.4f} (invented {d['false']}, not seen {d['not_seen']}, other leg {d['wrong_leg']})",
+        f"{d['recall']:.4f} (invented {d['false']}, not seen {d['not_seen']}, and {d['last_cycle_not_seen']} "
+        f"of the last cycle of a run; other leg {d['wrong_leg']})",
         f"{'cause/leg':28} {'n':>5} {'epis':>5} {'label':>7} {'>=':>6} {'set':>7} {'>=':>6} {'prec':>6}",
     ]
     for name, row in [*result["by_cause"].items(), ("all", c)]:

@@ -93,6 +93,7 @@ class Score:
     hit: int = 0
     false_misses: int = 0
     not_seen: int = 0
+    at_the_end: int = 0
     wrong_leg: int = 0
     late_bias_ns: list[int] = field(default_factory=list)
     labelled: list[Labelled] = field(default_factory=list)
@@ -190,7 +191,11 @@ def add_run(
     pairs, unseen, invented = match(cycles, verdicts, tolerance_ns)
     score.cycles += len(cycles)
     score.hit += len(pairs)
-    score.not_seen += len(unseen)
+    # Whether the last cycle of a run was missed is known from what comes after it, and nothing does.
+    last = max((c.cycle for c in cycles), default=0)
+    ends = sum(c.cycle == last for c in unseen)
+    score.not_seen += len(unseen) - ends
+    score.at_the_end += ends
     score.false_misses += len(invented)
     if negative:
         score.negative_cycles += len(cycles)

@@ -54,9 +54,13 @@ def test_a_cycle_in_time_matches_nothing() -> None:
     assert (pairs, unseen, invented) == ([], [], [TOLD])
 
 
-def test_what_nobody_told_is_not_seen() -> None:
-    result = figures(scored())
-    assert (result["detection"]["recall"], result["detection"]["not_seen"]) == (0.0, 1)
+def test_what_nobody_told_is_not_seen_unless_the_run_ends_with_it() -> None:
+    result = figures(scored())["detection"]
+    assert (result["recall"], result["not_seen"], result["last_cycle_not_seen"]) == (1.0, 0, 1)
+    score = Score()
+    add_run(score, "run", [LATE, replace(LATE, cycle=2, leg="none")], [], [DONE], PERIOD // 4)
+    result = figures(score)["detection"]
+    assert (result["recall"], result["not_seen"], result["last_cycle_not_seen"]) == (0.0, 1, 0)
 
 
 def test_a_right_label_counts_for_its_cause_and_leg() -> None:
