@@ -103,7 +103,8 @@ def traces(outcome: Outcome) -> None:
 @pytest.mark.parametrize(
     ("words", "what"),
     [
-        ((), "Missing argument"),
+        ((), "no PID"),
+        (("1", "--all"), "--all"),
         (("me",), "'PID'"),
         (("0",), "no process id"),
         (("1", "--period", "a lot"), "a lot"),

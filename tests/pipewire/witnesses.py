@@ -225,15 +225,17 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--quantum", type=int, action="append")
+    parser.add_argument("--realtime", action="store_true", help="the VMM's threads at SCHED_FIFO, no hogs")
     arguments = parser.parse_args()
-    faults = ("quiet", "client", "vmm", "hold g", "hold w", "hogs")
+    faults = ("quiet", "client", "vmm", "hold g", "hold w", "hogs")[: -1 if arguments.realtime else None]
     print("| quantum | write path | window | xdtrace | server | WAV | profiler |")
     print("|---:|---|---|---:|---:|---:|---:|")
     for _ in range(arguments.rounds):
         for quantum in arguments.quantum or (256, 1024):
             for write_path in WRITE_PATHS:
                 with tempfile.TemporaryDirectory() as folder:
-                    for one in run(Path(folder), quantum, write_path, faults)[0]:
+                    realtime = arguments.realtime
+                    for one in run(Path(folder), quantum, write_path, faults, realtime=realtime)[0]:
                         counts = " | ".join(map(str, one.counts))
                         print(f"| {quantum} | {write_path} | {one.name} | {counts} |", flush=True)
 

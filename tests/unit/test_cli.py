@@ -15,6 +15,7 @@ import pytest
 import views_data
 from cli_fakes import FakeAnalysis, FakeSession, FakeWriter
 
+from tracer.capture import target
 from tracer.cli import doctor, listing, live, minivmm, options, realdevice, report
 from tracer.cli.main import run_command
 from tracer.errors import HostError, TargetError, TraceError, UsageError, XdtraceError
@@ -321,3 +322,29 @@ def test_help_imports_nothing_heavy() -> None:
 def test_a_period_is_a_power_of_two_and_a_rate() -> None:
     assert options.parse_period(None) is None
     assert options.parse_period("1024/44100") == (1024, 44100)
+
+
+@pytest.mark.parametrize("command", [("attach", "--all"), ("record", "--all", "-o", "x.xdt")])
+def test_all_takes_every_vmm_that_list_finds(
+    command: tuple[str, ...], fakes: Fakes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    vmms = [target.Vmm(pid, "vmm", "", 0, 0, (), (), ()) for pid in (41, 42)]
+    monkeypatch.setattr(listing, "find", lambda: vmms)
+    assert run_command(list(command)) == 0
+    assert [plan.tgids for plan in fakes.plans] == [(41, 42)]
+
+
+def test_all_without_any_vmm_here_is_no_target(
+    fakes: Fakes, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(listing, "find", list)
+    assert run_command(["attach", "--all"]) == 3
+    assert "no VMM" in complaint(capsys)[0]
+
+
+@pytest.mark.parametrize(("words", "what"), [((), "no PID"), (("--all", "42"), "--all")])
+def test_which_processes_must_be_said_in_one_way(
+    words: tuple[str, ...], what: str, fakes: Fakes, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run_command(["attach", *words]) == 2
+    assert what in complaint(capsys)[0]

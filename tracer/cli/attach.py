@@ -9,7 +9,8 @@ from tracer.cli.run import ending_by_signal
 
 
 def attach(
-    pids: o.Pids,
+    pids: o.Pids = None,
+    everything: o.All = False,
     output: o.Output = None,
     duration: o.Duration = None,
     period: o.Period = None,
@@ -28,6 +29,7 @@ def attach(
     """
     todo = plan(
         pids,
+        everything=everything,
         output=output,
         duration=duration,
         period=period,

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from tracer.cli.options import check_pids, check_seconds, parse_locks, parse_period
 from tracer.cli.run import Ending, run
-from tracer.errors import UsageError
+from tracer.errors import TargetError, UsageError
 
 if TYPE_CHECKING:
     from tracer.model.summary import Summary
@@ -45,9 +45,30 @@ class Plan:
     force: bool = False
 
 
+def choose(pids: list[int] | None, everything: bool) -> list[int]:
+    """The processes to trace: those named, or with ``--all`` every VMM that is found.
+
+    Raises:
+        UsageError: both or neither.
+        TargetError: there is no VMM here.
+    """
+    if everything and pids:
+        raise UsageError("--all and a PID contradict each other", "leave one of them out")
+    if pids:
+        return pids
+    if not everything:
+        raise UsageError("no PID was given", "`xdtrace list` shows the VMMs here; --all takes all of them")
+    from tracer.cli import listing
+
+    if found := [vmm.tgid for vmm in listing.find()]:
+        return found
+    raise TargetError("no VMM was found here", "start one, or name a process that is one: give its PID")
+
+
 def plan(
-    pids: list[int],
+    pids: list[int] | None,
     *,
+    everything: bool = False,
     output: Path | None,
     duration: float | None,
     period: str | None,
@@ -59,7 +80,7 @@ def plan(
     force: bool,
 ) -> Plan:
     """Check the options of a live command. Raises UsageError."""
-    tgids = check_pids(pids)
+    tgids = check_pids(choose(pids, everything))
     check_seconds("--duration", duration)
     if audio is not None and no_audio:
         raise UsageError("--audio and --no-audio contradict each other", "leave one of them out")

@@ -15,7 +15,10 @@ import typer
 
 from tracer.errors import UsageError
 
-Pids = Annotated[list[int], typer.Argument(metavar="PID", help="VMM processes to trace.", show_default=False)]
+Pids = Annotated[
+    list[int] | None, typer.Argument(metavar="PID", help="VMM processes to trace.", show_default=False)
+]
+All = Annotated[bool, typer.Option("--all", help="Trace all VMMs that `xdtrace list` finds.")]
 Output = Annotated[
     Path | None, typer.Option("-o", "--output", metavar="DIR", help="Record into this trace folder too.")
 ]

@@ -22,8 +22,9 @@ if TYPE_CHECKING:
 
 
 def record(
-    pids: o.Pids,
     output: Annotated[Path, typer.Option("-o", "--output", metavar="DIR", help="The trace folder to make.")],
+    pids: o.Pids = None,
+    everything: o.All = False,
     duration: o.Duration = None,
     period: o.Period = None,
     profile: o.ProfileFile = None,
@@ -61,6 +62,7 @@ def record(
     """
     todo = plan(
         pids,
+        everything=everything,
         output=output,
         duration=duration,
         period=period,

@@ -10,7 +10,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import islice
 
+from tracer.model.between import Between
 from tracer.model.counterfactual import Names as RemedyNames
 from tracer.model.facts import Facts
 from tracer.model.findings import Evidence, RunDelay, Stuck, findings
@@ -96,6 +98,7 @@ class Analysis:
         self.verdicts = Verdicts(self.registry, self.timeline, finder, cutter, self.roles)
         self.delay, self.stuck = RunDelay(), Stuck()
         self.symptoms = Symptoms(self.registry, self.held)
+        self.between = Between(self.registry)
         self._rows = Rows(self, Remedies())
         self.verdicts.settle = self._rows.settle
 
@@ -148,7 +151,10 @@ class Analysis:
 
     def _decide(self, end_ns: int, *, final: bool = False) -> None:
         cycles = self.streams.decide(end_ns, final=final)
+        known = self.verdicts.total_misses
         self.verdicts.take(cycles)
+        fresh = min(self.verdicts.total_misses - known, len(self.verdicts.misses))
+        self.between.take(list(islice(reversed(self.verdicts.misses), fresh))[::-1])
         self._rows.count_lock_misses()
         if self._tap is not None:
             self._tap.cycles(cycles)
@@ -184,6 +190,13 @@ class Analysis:
                     wanted[target.tgid] = words
         return wanted
 
+    def _driven(self) -> dict[int, set[int]]:
+        """VMMs by the data loop that drives streams of theirs."""
+        driven: dict[int, set[int]] = {}
+        for stream in self.streams.all_kept():
+            driven.setdefault(stream.driver.tid, set()).add(stream.tgid)
+        return driven
+
     def findings(self) -> Evidence:
         """What findings are made from, now."""
         return Evidence(
@@ -195,7 +208,10 @@ class Analysis:
             self.facts.losses,
             self.facts.elapsed_ns,
             self.facts.steal_ns,
-            tuple(self.symptoms.findings(self.locks, self.verdicts.misses)),
+            (
+                *self.symptoms.findings(self.locks, self.verdicts.misses),
+                *self.between.findings(self._driven()),
+            ),
         )
 
     def remedy_names(self) -> RemedyNames:

@@ -119,11 +119,17 @@ def leaf_detail(leaf: Leaf, registry: Registry, lock_name: LockName) -> str:
     if leaf.kind == NOT_SCHEDULED:
         parts = [f"after lock {lock_name(leaf.after)}"] if leaf.after is not None else []
         if leaf.instead:
-            parts.append(f"{registry.comm(leaf.instead)} ran instead")
+            parts.append(f"{registry.comm(leaf.instead)}{_of_vmm(leaf, registry)} ran instead")
         elif not parts:
             parts.append("runnable")
         return "; ".join(parts)
     return ""
+
+
+def _of_vmm(leaf: Leaf, registry: Registry) -> str:
+    """Whose thread it was that ran instead, if it was another VMM's."""
+    tgid = registry.tgid(leaf.instead)
+    return f" of VMM {tgid}" if registry.is_vmm(tgid) and tgid != registry.tgid(leaf.tid) else ""
 
 
 def chain_of(miss: MissState, registry: Registry, lock_name: LockName) -> tuple[str, ...]:
