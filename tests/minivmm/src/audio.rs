@@ -72,7 +72,7 @@ impl DataLoop {
             Record { truth: Truth::new(&targets), events: Vec::new(), realtime, start_ns: 0, end_ns: 0 };
         process::sharp_timers();
         let ep = sys::epoll().expect("epoll");
-        sys::epoll_change(&ep, sys::EPOLL_CTL_ADD, &self.timer, TIMER).expect("epoll_ctl");
+        sys::epoll_change(&ep, sys::EPOLL_CTL_ADD, self.timer.as_ref(), TIMER).expect("epoll_ctl");
         for (i, fd) in self.completions.iter().enumerate() {
             sys::epoll_change(&ep, sys::EPOLL_CTL_ADD, fd, i as u64).expect("epoll_ctl");
         }

@@ -264,6 +264,6 @@ impl CrossDomainContext {
 /// The server may hold the same eventfd open, so that closing ours would leave it in the epoll set.
 fn unwatch(watched: &mut BTreeMap<u32, ()>, wait_ctx: &OwnedFd, id: u32, item: &CrossDomainItem) {
     if watched.remove(&id).is_some() {
-        let _ = sys::epoll_change(wait_ctx, sys::EPOLL_CTL_DEL, item.file(), 0);
+        let _ = sys::epoll_change(wait_ctx, sys::EPOLL_CTL_DEL, item.file().as_ref(), 0);
     }
 }
