@@ -189,12 +189,17 @@ def measure(trial: Trial, kept: Path | None, traces: Path | None = None) -> Scor
             capture(trial, Path(name))
             return judged(trial, Path(name), kept)
     folder = traces / str(trial.seed)
+    record(trial, folder)
+    return judged(trial, folder, kept)
+
+
+def record(trial: Trial, folder: Path) -> None:
+    """Run it, unless it was."""
     if not (folder / "done").exists():
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
         capture(trial, folder)
         (folder / "done").touch()
-    return judged(trial, folder, kept)
 
 
 def judged(trial: Trial, folder: Path, kept: Path | None) -> Score:
@@ -241,7 +246,10 @@ def main() -> None:
         metavar="DIR",
         help="keep every run there; what is there is judged anew, not run again",
     )
+    parser.add_argument("--record-only", action="store_true", help="with --traces: judge nothing yet")
     options = parser.parse_args()
+    if options.record_only and not options.traces:
+        parser.error("--record-only needs --traces")
     for name in ("keep", "save", "load", "traces"):  # bcc changes the working directory
         path = getattr(options, name)
         setattr(options, name, path.absolute() if path else None)
@@ -255,6 +263,9 @@ def main() -> None:
             print("runs are left: the same command goes on", file=sys.stderr, flush=True)
             break
         try:
+            if options.record_only:
+                record(trial, options.traces / str(trial.seed))
+                continue
             score = scores[trial.seed] = measure(trial, options.keep, options.traces)
         except RuntimeError as error:  # shown, counted, and no reason to lose the other runs
             failed += 1

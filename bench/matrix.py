@@ -70,6 +70,18 @@ NEGATIVES: Final = (
     "follower",
 )
 PATHS: Final = ("locked", "dup", "refcount", "task")
+#: Drawn more often than the rest, so that each cause and leg gets about as many.
+_TIMES: Final = {
+    "guest_late": 2,
+    "slow_syscall.w.wake": 2,
+    "on_cpu.w.wake": 2,
+    "blocked.w.wake": 2,
+    "host_late": 2,
+    "host_late.read": 2,
+    "forward_failed": 2,
+    "no_write": 2,
+    "serialised": 5,
+}
 _DRIVERS_OWN: Final = ("host_late", "host_late.read", "not_scheduled.d")
 
 
@@ -99,7 +111,8 @@ class Trial:
 
 def _everything(range_: str = "") -> str:
     """All kinds but the victims'; those of the driver itself cannot last longer than a period."""
-    return "+".join(kind + ("" if kind in _DRIVERS_OWN else range_) for kind in (*LOCKS, *OTHERS))
+    kinds = [kind for kind in (*LOCKS, *OTHERS) for _ in range(_TIMES.get(kind, 1))]
+    return "+".join(kind + ("" if kind in _DRIVERS_OWN else range_) for kind in kinds)
 
 
 def _trial(inject: str, period: str, seconds: float, *extra: str, negative: bool = False) -> Trial:
