@@ -21,6 +21,7 @@ _STYLE = (
     ".xdtrace td,.xdtrace th{padding:.15em .7em;text-align:left!important;vertical-align:top}"
     ".xdtrace td.n,.xdtrace th.n{text-align:right!important;font-variant-numeric:tabular-nums}"
     ".xdtrace caption{text-align:left;caption-side:top;font-weight:600;padding:.2em 0}"
+    ".xdtrace caption,.xdtrace th{white-space:nowrap}"
     ".xdtrace .dim{opacity:.65}</style>"
 )
 

@@ -35,7 +35,7 @@ KEEP_ROWS: Final = 200_000
 #: Misses listed while it runs, as on the live screen; the last summary lists all that were kept.
 SHOWN_MISSES: Final = 200
 #: At most this share of the time goes into drawing.
-_DRAW_SHARE: Final = 0.05
+_DRAW_SHARE: Final = 0.25
 
 
 class LiveSession(Frames):
