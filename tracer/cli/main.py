@@ -20,6 +20,7 @@ from tracer.cli.bundle import bundle
 from tracer.cli.compare import Sides, compare
 from tracer.cli.demo import demo
 from tracer.cli.doctor import doctor
+from tracer.cli.export import export
 from tracer.cli.listing import list_vmms
 from tracer.cli.record import record
 from tracer.cli.report import report
@@ -47,6 +48,7 @@ app.command("record", short_help="the same as attach, into a folder, headless")(
 app.command("report", short_help="what a recorded trace says")(report)
 app.command("bundle", short_help="one file to attach to a bug report")(bundle)
 app.command("compare", cls=Sides, short_help="runs before and after a change")(compare)
+app.command("export", short_help="a trace as tables, as one file, or for Perfetto")(export)
 app.command("whatif", short_help="which misses a remedy would have avoided")(whatif)
 
 

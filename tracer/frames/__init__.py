@@ -9,7 +9,7 @@ listed in columns.py and described in docs/frames.md. Needs neither root nor bcc
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -73,6 +73,11 @@ class Frames(ABC):
         """When the records begin, UTC."""
         seen = self._seen()
         return pd.Timestamp(seen.summary.window.start_ns + seen.offset_ns, unit="ns", tz="UTC")
+
+    @property
+    def offset_ns(self) -> int:
+        """Real time minus CLOCK_MONOTONIC: what the summary's times are behind the frames'."""
+        return self._seen().offset_ns
 
     def seconds(self, times: pd.Series | pd.Timestamp) -> pd.Series | float:
         """Moments (n,) as seconds since ``start``, for axes."""
@@ -179,6 +184,13 @@ class Trace(Frames):
         with TraceReader(self.path) as reader:
             yield from reader
             self.incomplete = reader.incomplete
+
+    def records_by_batch(self) -> Iterator[pd.DataFrame]:
+        """``df_records()`` batch by batch, for traces that are larger than memory."""
+        seen = self._seen()
+        for batch in self._batches():
+            if len(batch.records):
+                yield build.records([batch], seen.analysis, _RECORD_KINDS, seen.offset_ns)
 
     def _seen(self) -> Seen:
         if self._done is None:
