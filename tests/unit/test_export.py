@@ -51,7 +51,7 @@ def plain(values: pd.Series, type_: str, form: str) -> list[object]:
     if type_ == "time":
         return [None if v is None else pd.Timestamp(str(v)) for v in out]
     if type_ == "word":
-        return [None if v is None else int(str(v)) for v in out]
+        return [None if v in ("", None) else int(str(v)) for v in out]
     if type_ == "span":
         return [v.value if isinstance(v, pd.Timedelta) else v for v in out]
     if type_ == "texts":
