@@ -22,52 +22,37 @@ import numpy as np
 import soundfile
 from numpy.typing import NDArray
 
-from tracer.errors import UsageError
+from tracer.audio.tone import (
+    AudioError,
+    ClippedCapture,
+    NoisyCapture,
+    NoSingleTone,
+    Samples,
+    SilentCapture,
+    Tone,
+    UnreadableAudio,
+    residual,
+    tones,
+)
 
-Samples = NDArray[np.float64]
+__all__ = [
+    "AudioError",
+    "Burst",
+    "Capture",
+    "ClippedCapture",
+    "NoSingleTone",
+    "NoisyCapture",
+    "SilentCapture",
+    "UnreadableAudio",
+    "analyse",
+    "skipped_quanta",
+]
+
 Runs = list[tuple[int, int]]
 
-#: Length of a piece in which the tone is looked for, and how many are looked at, spread over the file.
-_PIECE: Final = 2048
-_PIECES: Final = 400
 _BLOCK: Final = 1 << 17
 #: Samples: a shorter stretch of zeros is a zero crossing; edges that are closer are one.
 _SHORT: Final = 8
-#: Peak below which a capture is silent (-70 dBFS).
-_SILENT: Final = 3e-4
-#: Share of a piece's power that one sine must explain, and of the pieces that must be such.
-_PURE: Final = 0.99
-_PURE_PIECES: Final = 0.15
-#: An edge is at least A sin(w/2); noise of a normal distribution stays below seven sigma for hours.
-_EDGE_SHARE: Final = 0.25
-_SIGMAS: Final = 7.0
-#: Clipped: as many samples at the peak (a sine: 0.029), and a fundamental above it.
-_FLAT: Final = 0.05
-_OVER: Final = 1.003
-
-
-class AudioError(UsageError):
-    """A capture in which glitches cannot be counted."""
-
-
-class UnreadableAudio(AudioError):
-    """No sound file, or a damaged one."""
-
-
-class SilentCapture(AudioError):
-    """Nothing was recorded."""
-
-
-class ClippedCapture(AudioError):
-    """The tone is cut off at its peaks, which looks like an edge in every period."""
-
-
-class NoSingleTone(AudioError):
-    """Noise, speech, music, or several tones."""
-
-
-class NoisyCapture(AudioError):
-    """A tone under so much noise that edges could hide in it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,20 +90,6 @@ class Capture:
     naive_count: int
 
 
-@dataclass(frozen=True, slots=True)
-class _Tone:
-    """One channel's tone; ``noise`` is the deviation of the recurrence residual."""
-
-    channel: int
-    omega: float
-    amplitude: float
-    noise: float
-
-    @property
-    def threshold(self) -> float:
-        return max(_EDGE_SHARE * self.amplitude * math.sin(self.omega / 2), _SIGMAS * self.noise)
-
-
 def analyse(path: Path, *, join_s: float = 0.05) -> Capture:
     """Find the tone of a capture and every place where it breaks.
 
@@ -133,9 +104,9 @@ def analyse(path: Path, *, join_s: float = 0.05) -> Capture:
         raise UnreadableAudio(f"{path} has no header.", "Give a WAV or FLAC file: pw-record makes one.")
     try:
         with soundfile.SoundFile(path) as file:
-            tones = _tones(file)
-            edges, zeros, naive = _scan(file, tones)
-            return _capture(file, tones, edges, zeros, naive, join_s)
+            heard = tones(file)
+            edges, zeros, naive = _scan(file, heard)
+            return _capture(file, heard, edges, zeros, naive, join_s)
     except (soundfile.LibsndfileError, OSError) as error:
         raise UnreadableAudio(
             f"{path} cannot be read as sound: {error}", "Give a WAV or FLAC file: pw-record makes one."
@@ -155,88 +126,6 @@ def skipped_quanta(burst: Burst, capture: Capture, quantum: int, most: int = 16)
     return fitting[0] if len(fitting) == 1 else None
 
 
-def _tones(file: soundfile.SoundFile) -> list[_Tone]:
-    """The tone of every channel that has one; raises what is the matter if none has."""
-    count = min(_PIECES, file.frames // _PIECE)
-    if count == 0:
-        raise SilentCapture(
-            f"{file.name} holds {file.frames} samples: too short.", "Record a few seconds of the tone."
-        )
-    last = file.frames - _PIECE
-    pieces = np.empty((count, _PIECE, file.channels))
-    for i in range(count):
-        file.seek(last * i // max(1, count - 1))
-        pieces[i] = file.read(_PIECE, always_2d=True)
-    if not np.isfinite(pieces).all():
-        raise UnreadableAudio(f"{file.name} holds samples that are no numbers.", "Record it again.")
-    heard = [c for c in range(file.channels) if np.abs(pieces[:, :, c]).max() > _SILENT]
-    if not heard:
-        raise SilentCapture(
-            f"{file.name} is silent.", "Record the monitor of the sink that plays the tone, while it plays."
-        )
-    return [_tone(file.name, channel, pieces[:, :, channel]) for channel in heard]
-
-
-def _tone(name: str, channel: int, pieces: NDArray[np.float64]) -> _Tone:
-    loud = pieces[np.abs(pieces).max(axis=1) > _SILENT]
-    fits = [_sine(piece) for piece in loud]
-    pure = [i for i, (_, _, share) in enumerate(fits) if share >= _PURE]
-    if pure:
-        middle = float(np.median([fits[i][0] for i in pure]))
-        pure = [i for i in pure if abs(fits[i][0] - middle) < 0.005 * middle]
-    flat = [i for i, piece in enumerate(loud) if _is_flat(piece, fits[i][1])]
-    if len(flat) > len(loud) / 2:
-        raise ClippedCapture(f"The tone in {name} is clipped.", "Lower the volume and record again.")
-    if len(pure) < max(1.0, _PURE_PIECES * len(loud)):
-        raise NoSingleTone(
-            f"{name} is no capture of one steady tone: {len(pure)} of {len(loud)} pieces are.",
-            "Play a sine, best of 997 Hz, alone on that sink, and record its monitor.",
-        )
-    omega = float(np.median([fits[i][0] for i in pure]))
-    amplitude = float(np.median([fits[i][1] for i in pure]))
-    residual = [float(np.median(np.abs(_residual(loud[i], omega)))) for i in pure]
-    tone = _Tone(channel, omega, amplitude, float(np.median(residual)) / 0.6745)
-    if _SIGMAS * tone.noise > amplitude * math.sin(omega / 2):
-        raise NoisyCapture(
-            f"The noise in {name} is too loud to see where its tone breaks.",
-            "Record the sink's monitor instead of a microphone, or a louder tone.",
-        )
-    return tone
-
-
-def _is_flat(piece: Samples, amplitude: float) -> bool:
-    """Whether a piece stays at its peak as no sine does (not judged below -40 dBFS, where steps are wide)."""
-    size = np.abs(piece)
-    peak = float(size.max())
-    return peak > 0.01 and float(np.mean(size > 0.999 * peak)) > _FLAT and amplitude > _OVER * peak
-
-
-def _sine(piece: Samples) -> tuple[float, float, float]:
-    """Angular frequency, amplitude, share of power of the best sine (IEEE 1057, four parameters)."""
-    n = np.arange(piece.size, dtype=float)
-    spectrum = np.abs(np.fft.rfft((piece - piece.mean()) * np.hanning(piece.size)))
-    at = int(spectrum[1:-1].argmax()) + 1
-    low, top, high = np.log(spectrum[at - 1 : at + 2] + 1e-30)
-    bend = low - 2 * top + high
-    omega = 2 * math.pi * (at + (0.5 * (low - high) / bend if bend else 0.0)) / piece.size
-    step, rest, a, b = 0.0, piece, 0.0, 0.0
-    for _ in range(4):
-        omega = min(max(omega + step, 1e-3), math.pi - 1e-3)
-        cos, sin = np.cos(omega * n), np.sin(omega * n)
-        base = np.stack([cos, sin, np.ones_like(n), n * (b * cos - a * sin)][: 4 if a or b else 3], axis=1)
-        fit = np.linalg.lstsq(base, piece, rcond=None)[0]
-        rest = piece - base @ fit
-        a, b = float(fit[0]), float(fit[1])
-        step = float(fit[3]) if len(fit) == 4 else 0.0
-        step = step if abs(step) < 2 * math.pi / piece.size else 0.0
-    power = float(np.var(piece))
-    return omega, math.hypot(a, b), 1 - float(np.mean(rest * rest)) / power if power else 0.0
-
-
-def _residual(x: Samples, omega: float) -> Samples:
-    return x[2:] - 2 * math.cos(omega) * x[1:-1] + x[:-2]
-
-
 def _windows(file: soundfile.SoundFile) -> Iterator[tuple[int, int, int, Samples]]:
     """The file in overlapping windows: where it begins, what of it is new (from, to), the samples."""
     start, margin = 0, 2 * _SHORT
@@ -252,18 +141,18 @@ def _windows(file: soundfile.SoundFile) -> Iterator[tuple[int, int, int, Samples
         start = stop
 
 
-def _scan(file: soundfile.SoundFile, tones: list[_Tone]) -> tuple[Runs, Runs, int]:
+def _scan(file: soundfile.SoundFile, heard: list[Tone]) -> tuple[Runs, Runs, int]:
     """Edges and stretches of zeros of all channels together, as [first, last] sample, and the naive count."""
-    edges: list[Runs] = [[] for _ in tones]
-    zeros: list[Runs] = [[] for _ in tones]
+    edges: list[Runs] = [[] for _ in heard]
+    zeros: list[Runs] = [[] for _ in heard]
     naive = 0
     for begin, first, stop, window in _windows(file):
         if not np.isfinite(window).all():
             raise UnreadableAudio(f"{file.name} holds samples that are no numbers.", "Record it again.")
-        for i, tone in enumerate(tones):
+        for i, tone in enumerate(heard):
             x = window[:, tone.channel]
             broken = np.zeros(len(x), dtype=bool)
-            broken[1:-1] = np.abs(_residual(x, tone.omega)) > tone.threshold
+            broken[1:-1] = np.abs(residual(x, tone.omega)) > tone.threshold
             quiet = _long_runs(np.abs(x) <= 1e-3 * tone.amplitude)
             for flags, runs in ((broken, edges[i]), (quiet, zeros[i])):
                 _extend(runs, np.flatnonzero(flags[first:stop]) + begin + first)
@@ -318,7 +207,7 @@ def _within(runs: Runs, start: int, end: int) -> Runs:
 
 
 def _capture(
-    file: soundfile.SoundFile, tones: list[_Tone], edges: Runs, zeros: Runs, naive: int, join_s: float
+    file: soundfile.SoundFile, heard: list[Tone], edges: Runs, zeros: Runs, naive: int, join_s: float
 ) -> Capture:
     rate, frames = file.samplerate, file.frames
     starts, ends = 0, frames - 1
@@ -336,14 +225,14 @@ def _capture(
         quiet, breaks = _within(zeros, start, end), _within(edges, start, end)
         alone = [e for e in breaks if not any(z[0] - _SHORT <= e[1] and e[0] <= z[1] + _SHORT for z in quiet)]
         kind = "jump" if not quiet else "both" if alone else "zeros"
-        phase = _phase_change(file, tones[0], (start, end), room)
+        phase = _phase_change(file, heard[0], (start, end), room)
         bursts.append(Burst(start / rate, (end + 1) / rate, kind, len(breaks), phase))
     return Capture(
         rate_hz=rate,
         channels=file.channels,
         duration_s=frames / rate,
-        tone_hz=tones[0].omega * rate / (2 * math.pi),
-        amplitude=tones[0].amplitude,
+        tone_hz=heard[0].omega * rate / (2 * math.pi),
+        amplitude=heard[0].amplitude,
         tone_start_s=starts / rate,
         tone_end_s=(ends + 1) / rate,
         bursts=tuple(bursts),
@@ -352,7 +241,7 @@ def _capture(
 
 
 def _phase_change(
-    file: soundfile.SoundFile, tone: _Tone, burst: tuple[int, int], room: tuple[int, int]
+    file: soundfile.SoundFile, tone: Tone, burst: tuple[int, int], room: tuple[int, int]
 ) -> float | None:
     """Phase after a burst less that before it, in cycles; ``room``: where its neighbours end and begin."""
     length = 256
