@@ -95,7 +95,7 @@ class Load:
         if not program.exists():
             program.parent.mkdir(mode=0o700)
             source = Path(__file__).with_name("load.c")
-            subprocess.run(["cc", "-O2", "-o", program, source], check=True)
+            subprocess.run(["cc", "-O2", "-pthread", "-o", program, source], check=True)
         self._child = subprocess.Popen(
             [program, *arguments], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1
         )

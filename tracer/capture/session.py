@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import os
 import select
-import threading
 import time
 from collections.abc import Iterator, Sequence
 from types import TracebackType
@@ -30,10 +29,11 @@ from tracer.capture.maps import Maps
 from tracer.capture.names import Learnt, Names
 from tracer.capture.probes import LoadTimes, ProbeConfig, Probes
 from tracer.capture.ring import Ring
+from tracer.capture.search import AudioSearch
 from tracer.capture.settings import Settings
 from tracer.capture.target import PinnedTarget
 from tracer.capture.usage import Usage
-from tracer.capture.words import Words, words_records
+from tracer.capture.watched import Watched
 from tracer.errors import HostError, TargetError
 from tracer.schema import Batch, Flag, Kind, LossClass, Losses, Records, Target
 
@@ -43,15 +43,6 @@ __all__ = ["Session", "Settings"]
 _GRACE_NS = 10_000_000
 _OPEN_EVERY_NS = 100_000_000
 _OPEN_AGE_NS = 50_000_000
-_VERIFY_EVERY_NS = 1_000_000_000
-# Long enough for the samples that a verdict on a lock needs, short enough for eight locks in ten seconds.
-_ROTATE_EVERY_NS = 3_000_000_000
-# The audio server is searched for again soon after fds were passed to a VMM, else at growing intervals.
-# A look at every process takes 5 to 50 ms; it may cost a tenth of a CPU at most.
-_AUDIO_SEARCH_NS = (100_000_000, 2_000_000_000)
-_SEARCH_SHARE = 10
-# A server that has ended may come back: it is looked for this often.
-_SERVER_BACK_NS = 500_000_000
 _MAX_TARGETS = 32
 _SETTLE_S = 0.15
 
@@ -77,22 +68,13 @@ class Session:
         self.start_times: dict[str, float] = {}
         self._pinned: dict[int, PinnedTarget] = {}
         self._fd_ids: FdIds | None = None
-        self._words = Words(self.settings.held_words)
-        self._told: list[tuple[int, tuple[int, ...]]] = []
-        self._told_lock = threading.Lock()
-        self._changed: set[int] = set()
+        self._words = Watched(self.settings.held_words)
         self._late = 0
         self._lost = Losses()
         self._watermark_ns = 0
         self._attach_ns = 0
         self._opened_ns = 0
         self._calibrated: dict[str, int] = {}
-        self._verified_ns = 0
-        self._rotated_ns = time.monotonic_ns()
-        self._searched_ns = 0
-        self._search_ns = 0
-        self._soonest_ns = 0
-        self._search_wait_ns = 0
         self._entered = False
         self._stop_fd = -1
         self._probes: Probes | None = None
@@ -154,12 +136,12 @@ class Session:
         self._attached.note_exits()
         if not self._attached.vmm_left():
             raise target.exited(self._wanted[0])
-        self._find_audio(self._wanted)
+        self._search = AudioSearch(self._attached, settings.audio)
+        self._search.now(self._wanted)
         for name, address in settings.lock_symbols:
             first = next(iter(self._pinned))
             self._attached.learned.locks.append(schema.LockSymbol(first, address, name, "user"))
-            if self._words.prefer(first, [address]):
-                self._changed.add(first)
+            self._words.prefer(first, [address])
         times = self._probes.times
         self.start_times = {name: getattr(times, name) for name in LoadTimes.__dataclass_fields__} | {
             "attach_targets": time.perf_counter() - loaded,
@@ -219,8 +201,7 @@ class Session:
     def watch(self, tgid: int, words: Sequence[int]) -> None:
         """Watch these lock words of a target from the next batch on; its own choice ends, but for
         words just seen waited on for the first time, which get a second or two."""
-        with self._told_lock:
-            self._told.append((tgid, tuple(words)))
+        self._words.tell(tgid, words)
 
     def in_flight(self) -> tuple[NDArray[np.uint32], NDArray[np.void]]:
         """The kernel's per-thread state now: tids (n,) and maps.THREAD values (n,)."""
@@ -343,8 +324,7 @@ class Session:
         for program in names.programs:
             self._attached.note_program(program)
         for tgid in {symbol.tgid for symbol in names.lock_symbols}:
-            if self._words.prefer(tgid, [item.address for item in names.lock_symbols if item.tgid == tgid]):
-                self._changed.add(tgid)
+            self._words.prefer(tgid, [item.address for item in names.lock_symbols if item.tgid == tgid])
 
     # -- learning from records
 
@@ -354,7 +334,6 @@ class Session:
         learned.threads.extend(side.life(by_kind))
         for tgid in self._attached.note_execs(by_kind):
             self._words.forget(tgid)
-            self._changed.add(tgid)
         learned.threads.extend(side.others(by_kind))
         alive = self._attached.alive()
         learned.threads.extend(side.refresh(alive, now_ns))
@@ -365,35 +344,8 @@ class Session:
         for futexes in (ByKind(opened).rows(Kind.FUTEX), by_kind.rows(Kind.FUTEX)):
             if len(futexes):
                 self._futexes(futexes)
-        if now_ns - self._verified_ns >= _VERIFY_EVERY_NS:
-            self._verified_ns = now_ns
-            self._changed.update(tgid for tgid in alive if self._words.verify(tgid))
-        if now_ns - self._rotated_ns >= _ROTATE_EVERY_NS:
-            self._rotated_ns = now_ns
-            self._changed.update(tgid for tgid in alive if self._words.rotate(tgid))
-        if self.settings.audio in (None, True):
-            self._search(by_kind, now_ns)
-
-    def _search(self, by_kind: ByKind, now_ns: int) -> None:
-        """Look for the audio servers of VMMs that have none, where it is time to."""
-        unserved = self._attached.unserved()
-        if any(unserved.values()):
-            self._search_ns = min(self._search_ns, max(self._soonest_ns, self._searched_ns + _SERVER_BACK_NS))
-        elif unserved and by_kind.count(Kind.RECVMSG) and by_kind.rows(Kind.RECVMSG)["nfds"].any():
-            self._search_ns = self._soonest_ns
-        if unserved and now_ns >= self._search_ns:
-            self._find_audio(tuple(unserved))
-
-    def _find_audio(self, vmms: tuple[int, ...]) -> None:
-        """Look for audio servers, and say when to look again for those that were not found."""
-        self._searched_ns = time.monotonic_ns()
-        self._attached.find_audio(self.settings.audio, vmms)
-        took_ns = time.monotonic_ns() - self._searched_ns
-        least_ns, most_ns = _AUDIO_SEARCH_NS
-        soonest_ns = max(least_ns, _SEARCH_SHARE * took_ns)
-        self._search_wait_ns = max(soonest_ns, min(2 * self._search_wait_ns, most_ns))
-        self._soonest_ns = self._searched_ns + soonest_ns
-        self._search_ns = self._searched_ns + self._search_wait_ns
+        self._words.keep(alive, now_ns)
+        self._search.step(by_kind, now_ns)
 
     def _futexes(self, futexes: Records) -> None:
         """Choose lock words by FUTEX records (n,); ask for the names of callers."""
@@ -402,35 +354,14 @@ class Session:
         tgids = np.array([self._attached.side.tgid_of.get(tid, 0) for tid in tids.tolist()])[inverse]
         for tgid in np.unique(tgids[tgids != 0]).tolist():
             mine = futexes[tgids == tgid]
-            if self._words.learn(tgid, mine):
-                self._changed.add(tgid)
+            self._words.learn(tgid, mine)
             for address in np.unique(mine["caller"]).tolist():
                 if address:
                     self._names.ask_site(tgid, address)
 
     def _push_words(self) -> list[Records]:
-        """Bring the chosen words into the kernel; WORDS records say from when on they hold."""
-        with self._told_lock:
-            told, self._told = self._told, []
-        for tgid, words in told:
-            if tgid in self._attached.infos:
-                self._words.tell(tgid, words)
-                self._changed.add(tgid)
-        found = []
-        changed, self._changed = self._changed, set()
-        for tgid in sorted(changed):
-            if not self._attached.infos[tgid].alive:
-                continue
-            generation = self._words.next_generation()
-            words = self._words.of(tgid) if generation else ()
-            # First the generation alone, then the time, then the words: a record that entered
-            # before the time has the old words or none, one after it the new ones or none.
-            self._maps.set_target(tgid, generation)
-            now_ns = time.monotonic_ns()
-            if words:
-                self._maps.set_target(tgid, generation, words)
-            found.append(words_records(tgid, generation, words, now_ns))
-        return found
+        infos = self._attached.infos
+        return self._words.push(self._maps, infos.__contains__, lambda tgid: infos[tgid].alive)
 
     # -- facts
 
