@@ -8,13 +8,14 @@ from typing import Any, cast
 
 import records as r
 
+from tracer.model.analysis import Analysis
 from tracer.model.held import Held
 from tracer.model.locks import Locks
 from tracer.model.registry import Registry
 from tracer.model.step import Step
 from tracer.model.symptoms import Symptoms
 from tracer.model.verdicts import MissState
-from tracer.schema import Fd, Records, Target, Thread
+from tracer.schema import Batch, Fd, Flag, Records, Target, Thread
 
 VMM = 100
 W, G = 1, 2
@@ -69,6 +70,32 @@ def test_an_idle_g_and_an_idle_w_stand_in_nothing() -> None:
     waiting = r.opened(r.epoll_wait(W, SECOND, SECOND + 1), 9 * SECOND)
     world.step(9 * SECOND, idle, waiting)
     assert world.said() == []
+
+
+def _stuck(*parts: Records, clipped: bool = False) -> list[str]:
+    """Alerts of a trace in which W has waited for 3 s for a word."""
+    analysis = Analysis()
+    known = analysis.registry
+    known.learn(
+        targets=[Target(VMM, "vmm", "vmm")],
+        threads=[Thread(W, VMM, "cross domain"), Thread(G, VMM, "gpu worker")],
+    )
+    waits = r.opened(r.wait(W, ITEM, SECOND, SECOND + 1), 4 * SECOND)
+    waits["flags"] |= int(Flag.CLIPPED) * clipped
+    batch = Batch(r.trace(*parts, waits), watermark_ns=4 * SECOND + 1)
+    analysis.feed(batch)
+    analysis.finish()
+    return [f.what for f in analysis.summary().findings if "has waited" in f.what]
+
+
+def test_a_lock_that_is_waited_for_once_and_for_ever_is_told() -> None:
+    assert _stuck() == ["'cross domain' (tid 1) has waited 3.0 s for lock@0x1000"]
+
+
+def test_a_wait_for_a_condvar_whose_counter_is_two_is_none() -> None:
+    assert _stuck(r.wake(G, ITEM, SECOND // 2)) == []  # a notify of it was seen
+    assert _stuck(r.wait(W, ITEM, SECOND // 4, SECOND // 2, expected=1)) == []
+    assert _stuck(clipped=True) == []  # it may be as old as the process
 
 
 def _seconds(world: World, received: int, closed: int) -> None:

@@ -20,7 +20,7 @@ from tracer.model.step import Step
 from tracer.model.streams import Streams
 from tracer.model.summary import Finding
 from tracer.model.words import bump
-from tracer.schema import OFFCPU, Kind, Losses, view
+from tracer.schema import OFFCPU, Flag, Kind, Losses, view
 
 #: Waiting for a CPU for more than this share of the time is worth a finding.
 RUN_DELAY_SHARE: Final = 0.02
@@ -68,9 +68,9 @@ class RunDelay:
 
 @dataclass(slots=True)
 class Stuck:
-    """Lock waits that have not ended, from OPEN records."""
+    """Lock waits that have not ended, from OPEN records: word, start, age, and whether the start was seen."""
 
-    waits: dict[int, tuple[int, int, int]] = field(default_factory=dict)
+    waits: dict[int, tuple[int, int, int, bool]] = field(default_factory=dict)
 
     def step(self, step: Step) -> None:
         """Take over futex records: an OPEN one is remembered until its thread says more."""
@@ -80,7 +80,8 @@ class Stuck:
                 del self.waits[tid]
         stuck = (opened["expected"] == 2) & (opened["dur_ns"] >= STUCK_NS)
         for row in opened.take(np.flatnonzero(stuck)):
-            self.waits[int(row["tid"])] = (int(row["word"]), int(row["enter_ns"]), int(row["dur_ns"]))
+            seen = not int(row["flags"]) & Flag.CLIPPED
+            self.waits[int(row["tid"])] = (int(row["word"]), int(row["enter_ns"]), int(row["dur_ns"]), seen)
 
 
 @dataclass(slots=True)
@@ -116,8 +117,8 @@ def _alerts(seen: Evidence) -> Iterator[Finding]:
                 "restart the guest's audio client; look for a panic of that thread in the VMM's log",
                 "alert",
             )
-    for tid, (word, _, age) in sorted(seen.stuck.waits.items()):
-        if not seen.locks.is_mutex(seen.registry.tgid(tid), word):
+    for tid, (word, start, age, whole) in sorted(seen.stuck.waits.items()):
+        if not _is_lock(seen, tid, word, start, whole):
             continue
         yield Finding(
             f"{seen.registry.comm(tid)!r} (tid {tid}) has waited {age / 1e9:.1f} s for "
@@ -127,6 +128,19 @@ def _alerts(seen: Evidence) -> Iterator[Finding]:
             "and xdtrace's Held table",
             "alert",
         )
+
+
+def _is_lock(seen: Evidence, tid: int, word: int, start_ns: int, whole: bool) -> bool:
+    """Whether a wait for the value 2 is one for a mutex.
+
+    A mutex that W or G waits for once and for ever has no other record. A condvar's counter is 2 after two
+    notifies, and each of them is a wake of its word.
+    """
+    tgid = seen.registry.tgid(tid)
+    if (tgid, word) in seen.locks.words:
+        return seen.locks.is_mutex(tgid, word)
+    ours = whole and seen.registry.role(tid) in ("W", "G")
+    return ours and not seen.locks.wakes(tgid, word, 0, start_ns)
 
 
 def _audio(seen: Evidence) -> Iterator[Finding]:

@@ -183,7 +183,8 @@ def tell(lock: str, role: str, sign: str) -> str:
     if sign.count("|") != 2:
         return ""
     before, under, after = sign.split("|")
-    return _of_worker(before, under, after) if role == "W" else _of_commands(under) if role == "G" else ""
+    of = {"W": _of_worker, "G": _of_command}.get(role)
+    return of(before, under, after) if of is not None else ""
 
 
 def _on_jobs(role: str, sign: str) -> str:
@@ -207,13 +208,26 @@ def _of_worker(before: str, under: str, after: str) -> str:
     return ""
 
 
-def _of_commands(under: str) -> str:
+def _of_command(before: str, under: str, after: str) -> str:
+    if under == "?":  # a wake of another word came before the release: G hands W the job under the lock
+        return READ_EVENT_NEW if after == "write.resample" else ""
+    if under == "" and (before, after) == (
+        "write.item",
+        "close",
+    ):  # refcount lets go of an item that is hung up
+        return WRITE
+    return _under(under)
+
+
+def _under(call: str) -> str:
+    """The command that makes a call under item_state."""
     return {
         "write.item": WRITE,
         "dup": WRITE,
+        "close": WRITE,  # of an item that is hung up
         "write.resample": READ_EVENT_NEW,
         "fcntl": CREATE_BLOB,
-    }.get(under, "")
+    }.get(call, "")
 
 
 def _of_holder(role: str, when: str, last: str) -> str:
@@ -230,7 +244,7 @@ def _of_holder(role: str, when: str, last: str) -> str:
         return WRITE
     if when != "in":
         return ""
-    return WRITE if last == "close" else _of_commands(last)
+    return _under(last)
 
 
 #: The sign of a re-lock inside a condvar's wait.
