@@ -350,3 +350,14 @@ def test_xdtrace_does_not_trace_itself_nor_what_is_not_there(live_host: None) ->
     for pid in (os.getpid(), 2**22 + 1):
         with pytest.raises(TargetError), Session([pid]):
             pass
+
+
+def test_a_target_that_is_gone_is_left_out_where_not_all_are_needed(child: Child, trace: Attach) -> None:
+    with subprocess.Popen(["true"]) as ended:
+        pass
+    live = trace(ended.pid, child.tgid, ended.pid, need_all=False)
+    assert [target.tgid for target in live.session.targets] == [child.tgid]
+    with pytest.raises(TargetError):
+        trace(ended.pid, need_all=False)
+    with pytest.raises(TargetError):
+        trace(child.tgid, ended.pid)

@@ -130,8 +130,15 @@ class Proxy:
 
     def hold(self, who: str, context: int, ms: int) -> None:
         """Have G ("g") or W ("w", at its next event) keep a context's item_state locked."""
+        self._tell(f"hold {who} {context} {ms}")
+
+    def compute(self, ms: int) -> None:
+        """Have a program of the guest compute on a vCPU of its own."""
+        self._tell(f"compute {ms}")
+
+    def _tell(self, line: str) -> None:
         assert self._process.stdin
-        self._process.stdin.write(f"hold {who} {context} {ms}\n")
+        self._process.stdin.write(line + "\n")
         self._process.stdin.flush()
 
 

@@ -8,6 +8,7 @@ which process it was done to. The audio path has real-time priority, against str
 from __future__ import annotations
 
 import os
+import time
 from pathlib import Path
 
 import pytest
@@ -106,6 +107,47 @@ def test_of_two_vmms_on_one_server_the_one_that_was_stopped_misses(graph: Graph,
         assert abs(len({m["deadline_ns"] for m in misses}) - within(ended, one)) <= 1, one
         assert len(mine) >= 4  # the other one may be late too, where the host was busy
         assert len(mine) * 2 > len(misses), one
+
+
+def test_a_vmm_that_computes_on_the_others_cpu_is_named_as_the_cause(graph: Graph, tone: Path) -> None:
+    """Both VMMs have one CPU, and only the one that computes has real-time priority there."""
+    last = max(os.sched_getaffinity(0))
+    with graph:
+        graph.serve()
+        victim, culprit = (graph.proxy(f"vmm-{i}", realtime=i == 1) for i in range(2))
+        for proxy in (victim, culprit):
+            graph.play(f"of-{proxy.socket}", proxy.socket, tone)
+            for tid in os.listdir(f"/proc/{proxy.pid}/task"):
+                os.sched_setaffinity(int(tid), {last})
+        attached = Attached(graph, ["--all"])
+        attached.await_streams(2, victim.pid, culprit.pid)
+        for _ in range(10):
+            culprit.compute(round(3 * PERIOD_S * 1000))
+            time.sleep(20 * PERIOD_S)
+        summary = attached.finish()
+    found = [f["what"] for f in summary["findings"]]
+    hurt = [what for what in found if what.startswith(f"VMM {culprit.pid} had the CPU in ")]
+    assert len(hurt) == 1, found
+    assert f"missed cycles of VMM {victim.pid}: " in hurt[0]
+    assert any("whose cause" in what and "another VMM's" in what for what in found)
+    assert any("of VMM" in s["detail"] for m in summary["misses"] for s in m["segments"])
+
+
+def test_a_late_server_is_no_vmms_own_cause(graph: Graph, tone: Path) -> None:
+    with graph:
+        server = graph.serve()
+        proxies = [graph.proxy(f"vmm-{i}", realtime=True) for i in range(2)]
+        for proxy in proxies:
+            graph.play(f"of-{proxy.socket}", proxy.socket, tone)
+        attached = Attached(graph, [proxy.pid for proxy in proxies])
+        attached.await_streams(2)
+        stopped(server.pid, (3.5,) * 10, PERIOD_S)
+        summary = attached.finish()
+    (driver,) = summary["drivers"]
+    assert driver["events"]["late_start"] + driver["events"]["skipped"] >= 10
+    late = [f["what"] for f in summary["findings"] if "of the audio server was late itself" in f["what"]]
+    assert len(late) == 1, summary["findings"]
+    assert late[0].endswith("it drives 2 VMMs")
 
 
 def test_a_server_that_restarts_is_found_again(graph: Graph, tone: Path) -> None:

@@ -82,9 +82,9 @@ class Attached:
         """Until an audio server is traced."""
         until(lambda: any(t["tgid"] == tgid for t in self.latest["targets"]), "the server is traced")
 
-    def await_streams(self, n: int) -> None:
-        """Until so many streams' drivers are seen, and their completions known."""
-        until(lambda: len(self._settled()) == n, f"{n} streams")
+    def await_streams(self, n: int, *tgids: int) -> None:
+        """Until so many streams' drivers are seen, and their completions known (of these VMMs)."""
+        until(lambda: sum(not tgids or s["tgid"] in tgids for s in self._settled()) == n, f"{n} streams")
 
     def await_period(self, period_ns: int) -> None:
         """Until a stream has this period, to 10 µs."""

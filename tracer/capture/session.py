@@ -107,7 +107,12 @@ class Session:
             )
         self._stop_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         for tgid in self._wanted:
-            pinned = target.pin(tgid, "vmm")
+            try:
+                pinned = target.pin(tgid, "vmm")
+            except TargetError:
+                if settings.need_all or (tgid == self._wanted[-1] and not self._pinned):
+                    raise
+                continue
             self._pinned[pinned.tgid] = pinned
         self._wanted = tuple(self._pinned)
         self._probes = Probes(

@@ -22,6 +22,7 @@ class Settings:
         debug_dirs: where separate debug files are.
         use_btf: False as if the kernel had no BTF.
         kernel_headers: compile against these instead of our own header tree.
+        need_all: False: processes that are gone by now are left out, as long as one is there.
         cache: whether compiled probes are kept and kept ones used; a folder, or True: the user's.
     """
 
@@ -35,4 +36,5 @@ class Settings:
     debug_dirs: tuple[str, ...] = ()
     use_btf: bool = True
     kernel_headers: str = ""
+    need_all: bool = True
     cache: bool | str = True

@@ -32,6 +32,7 @@ class Plan:
         locks: (name, address) of lock words in the first target.
         output: absolute (bcc changes the working directory).
         audio: the audio server's PID, None: find it, False: none.
+        everything: ``tgids`` are all that were found; one may be gone again.
     """
 
     tgids: tuple[int, ...]
@@ -43,6 +44,7 @@ class Plan:
     audio: int | bool | None = None
     held_words: int = 4
     force: bool = False
+    everything: bool = False
 
 
 def choose(pids: list[int] | None, everything: bool) -> list[int]:
@@ -101,6 +103,7 @@ def plan(
         audio=False if no_audio else audio,
         held_words=held_words,
         force=force,
+        everything=everything,
     )
 
 
@@ -122,7 +125,12 @@ def open_session(todo: Plan) -> Any:
     """A capture session, not yet entered."""
     from tracer.capture.session import Session, Settings
 
-    settings = Settings(audio=todo.audio, held_words=todo.held_words, lock_symbols=todo.locks)
+    settings = Settings(
+        audio=todo.audio,
+        held_words=todo.held_words,
+        lock_symbols=todo.locks,
+        need_all=not todo.everything,
+    )
     return Session(todo.tgids, settings)
 
 

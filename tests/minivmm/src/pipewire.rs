@@ -2,14 +2,14 @@
 //! The same device between a real PipeWire and its clients: `minivmm pipewire`.
 //!
 //! Clients connect to a socket of ours; each gets a context with a channel to the server. What a
-//! guest does (bridge.rs) is done by the thread "fc_vcpu 0". Owns the threads and what G executes
-//! for the bridge beside the device's own commands; `hold` on stdin keeps an item_state locked.
+//! guest does (bridge.rs) is done by the thread "fc_vcpu 0". Owns the threads, what G executes for
+//! the bridge beside the device's own commands, and the faults that are asked for on stdin.
 
 use crate::args::{WorkerOrder, WritePath};
 use crate::bridge::{Bridge, Crossing};
 use crate::fence::FenceHandler;
 use crate::gpu::GpuWorker;
-use crate::guest::{self, command};
+use crate::guest::command;
 use crate::hooks::Hooks;
 use crate::process::{self, spawn};
 use crate::queue::{Descriptor, GuestMemory};
@@ -21,14 +21,15 @@ use std::collections::BTreeMap;
 use std::io::BufRead;
 use std::os::unix::io::AsRawFd;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::mpsc::channel;
+use std::sync::mpsc::{channel, Sender};
 use std::sync::Arc;
 
 pub const COMMAND: &str = "pipewire";
 const USAGE: &str = "minivmm pipewire --server SOCKET --listen SOCKET: between a PipeWire and its clients
   --write-path locked|dup|refcount|task   how G writes eventfds (locked)
   --worker first|fair                     which ready event W serves (first)
-stdin: `hold g CONTEXT MS` and `hold w CONTEXT MS` keep a context's item_state locked, by G or by W";
+stdin: `hold g CONTEXT MS` and `hold w CONTEXT MS` keep a context's item_state locked, by G or by W;
+`compute MS` has a program of the guest compute on vCPU 1";
 
 /// Bytes before a SEND's data: header 8, token.
 pub const SEND_HEADER: usize = 12;
@@ -87,6 +88,7 @@ pub fn main(words: &[String]) -> i32 {
 }
 
 fn run(options: Options) -> std::io::Result<()> {
+    process::calibrate();
     let signals = process::signals()?;
     let mem = Arc::new(GuestMemory::new()?);
     let crossing = Arc::new(Crossing::default());
@@ -106,7 +108,12 @@ fn run(options: Options) -> std::io::Result<()> {
     };
     spawn("gpu worker", move || gpu.run());
     spawn("fc_vcpu 0", move || bridge.run());
-    spawn("fc_vcpu 1", || guest::idle(1));
+    let (programs, inbox) = channel::<u64>();
+    spawn("fc_vcpu 1", move || {
+        while let Ok(ms) = inbox.recv() {
+            process::work(ms * 1_000_000);
+        }
+    });
     println!("{{\"type\":\"ready\",\"vmm\":{}}}", std::process::id());
     let stdin = std::io::stdin();
     loop {
@@ -118,13 +125,15 @@ fn run(options: Options) -> std::io::Result<()> {
         if ready[1] && stdin.lock().read_line(&mut line)? == 0 {
             return Ok(());
         }
-        hold(&line, &mem);
+        obey(&line, &mem, &programs);
     }
 }
 
-fn hold(line: &str, mem: &GuestMemory) {
+fn obey(line: &str, mem: &GuestMemory, programs: &Sender<u64>) {
     let words: Vec<&str> = line.split_whitespace().collect();
-    if let ["hold", who, context, ms] = words[..] {
+    if let ["compute", ms] = words[..] {
+        let _ = programs.send(ms.parse().unwrap_or(0));
+    } else if let ["hold", who, context, ms] = words[..] {
         if let (Ok(context), Ok(ms)) = (context.parse::<u32>(), ms.parse::<u32>()) {
             if who == "w" {
                 W_HOLDS.store((context as u64) << 32 | ms as u64, Ordering::Release);
