@@ -373,6 +373,59 @@ def test_a_context_of_its_own_does_not_help_against_a_late_rearm_of_the_stream_i
     assert summary.counterfactual["own_context"].avoided == 0
 
 
+class TwoKicks(World):
+    """The guest kicks once for W's re-arm and once for its completion, and G sleeps in between.
+
+    In cycle 24 (``what``) G takes the second kick and writes nothing, or writes to a device and waits for
+    its answer before it completes.
+    """
+
+    what = ""
+
+    def _complete(self, irq: int, d: Delays) -> int:
+        rearm = self._round(irq, 0)
+        odd = self.what if self.number == 25 else ""
+        kick = rearm + 60 * US + d.guest
+        self.sleep(G, kick, kick + 4 * US, V, VMM)
+        self.add(r.read(G, self.free[G], kick + 5 * US, fd=13, eventfd=KICK_ID))
+        self.free[G] = done = kick + 10 * US
+        if odd == "device":
+            done = kick + LATE
+            self.add(r.write(G, kick + 7 * US, kick + 9 * US, fd=30, eventfd=-1, ret=16))
+            self.add(r.read(G, kick + 10 * US, done, fd=31, eventfd=-1, ret=1))
+            self.add(r.offcpu(G, kick + 11 * US, done - 2 * US, woken=done - 4 * US, waker=1, waker_tgid=1))
+        if odd != "nothing":
+            self.add(r.write(G, done + 2 * US, done + 4 * US, fd=14, eventfd=DONE_ID))
+            self.free[G] = done = done + 5 * US
+        return done
+
+    def _answer(self, done: int, d: Delays) -> None:
+        if self.what == "nothing" and self.number == 25:
+            self.busy_until = done + 50 * US
+            self.unread = 0
+        else:
+            super()._answer(done, d)
+
+
+def test_a_command_that_wrote_nothing_is_no_late_guest() -> None:
+    """The next cycle's completion closes it: without the kick that G took it would be the guest's fault."""
+    world = TwoKicks()
+    world.what = "nothing"
+    (miss,) = origins(analyse(world, play_on(world, None)))
+    assert (miss.cycle, miss.cause) == (24, "unknown"), (miss.cause, miss.detail)
+    world = TwoKicks()
+    (late,) = origins(analyse(world, play_on(world, Delays(guest=LATE))))
+    assert late.cause == "guest_late", late.detail
+
+
+def test_what_g_reads_before_it_completes_is_part_of_that_command() -> None:
+    """Its own command talks to a slow device; nobody else's was in the way."""
+    world = TwoKicks()
+    world.what = "device"
+    (miss,) = origins(analyse(world, play_on(world, None)))
+    assert (miss.cause, miss.sufficient) == ("slow_syscall", ("slow_syscall:read",)), miss.detail
+
+
 class BusyWaiting(World):
     """G runs another context's command, in which it waits for LOCK (held by the fence thread)."""
 

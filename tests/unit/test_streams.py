@@ -3,10 +3,16 @@
 
 from __future__ import annotations
 
+import random
+
 import numpy as np
+import pytest
 import records as r
 from world import AUDIO, MS, START, US, VMM, D, G, W
 
+from tracer.model.completions import match
+from tracer.model.drivers import Driver
+from tracer.model.eventfds import Completion, Eventfd, Series
 from tracer.model.registry import Registry
 from tracer.model.step import Step
 from tracer.model.streams import Cycle, Stream, Streams
@@ -211,3 +217,37 @@ def test_streams_that_one_target_waits_for_share_its_completion() -> None:
     assert {s.completion.id for s in streams.all_kept() if s.completion is not None} == {DONE}
     assert len([s for s in streams.all_kept() if s.completion is not None]) == 2
     assert misses(found) == []
+
+
+def _served(rng: random.Random, answers: dict[int, int]) -> tuple[list[Stream], list[Completion]]:
+    """Four streams served one after another in each of 80 cycles, completions per stream (index: eventfd)."""
+    driver = Driver("d", AUDIO, D, 4)
+    period = 2_666_666
+    driver.starts = [10 * period + i * period for i in range(81)]
+    wakes = [Eventfd(10 + i, 0) for i in range(4)]
+    dones = {i: Completion(number, VMM, Series(), Series()) for i, number in answers.items()}
+    for start in driver.starts[:-1]:
+        at = start + 20_000
+        for i, wake in enumerate(wakes):
+            at += rng.randrange(40_000, 160_000)  # W's turn, up to its re-arm
+            wake.read.end.append(at)
+            if i in dones:
+                dones[i].written.end.append(
+                    at + rng.randrange(60_000, 130_000)
+                )  # the guest goes on meanwhile
+    for done in dones.values():
+        done.written.total = len(done.written.end)
+    streams = [Stream(i + 1, f"eventfd {w.id}", VMM, w, driver, W) for i, w in enumerate(wakes)]
+    return streams, sorted(dones.values(), key=lambda e: e.id)
+
+
+@pytest.mark.parametrize("answers", [{0: 6, 2: 8}, {1: 8, 3: 6}, {2: 5}, {0: 9, 1: 8, 3: 7}])
+@pytest.mark.parametrize("seed", range(5))
+def test_completions_find_their_streams_among_some_that_never_complete(
+    answers: dict[int, int], seed: int
+) -> None:
+    streams, dones = _served(random.Random(seed), answers)
+    spare = Completion(99, VMM, Series(), Series())  # else a single one is everybody's
+    match(streams, [*dones, spare])
+    found = {i: s.completion.id for i, s in enumerate(streams) if s.completion is not None}
+    assert found == answers

@@ -95,7 +95,7 @@ class Analysis:
         self.write_paths = WritePaths(self.registry, self.held, self.locks, self.names, self.facts.write_path)
         finder = PathFinder(self.registry, self.timeline, self.locks, self.roles)
         cutter = LeafCutter(self.registry, self.locks)
-        self.verdicts = Verdicts(self.registry, self.timeline, finder, cutter, self.roles)
+        self.verdicts = Verdicts(self.registry, self.timeline, self.locks, finder, cutter, self.roles)
         self.delay, self.stuck = RunDelay(), Stuck()
         self.symptoms = Symptoms(self.registry, self.held)
         self.between = Between(self.registry)

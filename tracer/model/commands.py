@@ -52,13 +52,9 @@ class Commands:
 
     # --- kicks ------------------------------------------------------------------
 
-    @staticmethod
-    def idle(window: Window, gpu: int) -> list[tuple[int, int]]:
-        """When G slept idle (``IDLE_CALLS``), as (out, woken), in order."""
-        reads = [c for c in window.calls(gpu) if c.kind in IDLE_CALLS]
-        # A queue's kicks come by eventfd: a read of anything else is work. (Without BTF nothing is flagged.)
-        kicks = [c for c in reads if c.kind != _READ or c.flags & _EVENTFD]
-        reads = kicks or reads
+    def idle(self, window: Window, gpu: int) -> list[tuple[int, int]]:
+        """When G slept idle, as (out, woken), in order."""
+        reads = self.kicks_of(window, gpu)
         found = []
         i, n = 0, len(reads)
         for off in window.offs(gpu):
@@ -80,6 +76,26 @@ class Commands:
         return idle[i][1] if i >= 0 else 0
 
     _cache: tuple[Window, int, list[tuple[int, int]]] | None = None
+    _kicks: tuple[Window, int, list[Call]] | None = None
+
+    def kicks_of(self, window: Window, gpu: int) -> list[Call]:
+        """G's calls for its queue, by end.
+
+        Kicks come by eventfd, so a read of anything else is work. (Without BTF nothing is flagged, and every
+        read may be one.)
+        """
+        if self._kicks is None or self._kicks[0] is not window or self._kicks[1] != gpu:
+            reads = [c for c in window.calls(gpu) if c.kind in IDLE_CALLS]
+            flagged = [c for c in reads if c.kind != _READ or c.flags & _EVENTFD]
+            self._kicks = (window, gpu, flagged or reads)
+        return self._kicks[2]
+
+    def _takes_kick(self, call: Call, window: Window, gpu: int) -> bool:
+        """Whether G is at its queue in a call, not at work."""
+        if call.kind != _READ or call.flags & _EVENTFD:
+            return call.kind in IDLE_CALLS
+        kicks = self.kicks_of(window, gpu)
+        return not kicks or (not kicks[0].flags & _EVENTFD and kicks[0].kind == _READ)
 
     def idle_of(self, window: Window, gpu: int) -> list[tuple[int, int]]:
         """``idle``, remembered for the window last asked about."""
@@ -140,7 +156,7 @@ class Commands:
         irq = path.irq_ns
         woken = self.woken_before(window, gpu, first)
         low = max(irq, woken)
-        start, others = self._command_start(window.calls(gpu), gpu, low, first)
+        start, others = self._command_start(window, gpu, low, first)
         # Had it come while G slept, G would have been woken by it.
         path.kick_low_ns, path.kick_high_ns = low, start
         if woken > irq and not others:
@@ -161,24 +177,25 @@ class Commands:
         path.phases.append(Phase(start, end, GPU, gpu))
         path.command_ns = end - start
 
-    def _command_start(self, calls: list[Call], gpu: int, low: int, first: int) -> tuple[int, bool]:
+    def _command_start(self, window: Window, gpu: int, low: int, first: int) -> tuple[int, bool]:
         """Where our own command began: the end of G's last act before it that is not ours.
 
         Returns:
             (start in ns, whether G worked for somebody else since ``low``).
         """
-        tgid = self._registry.tgid(gpu)
+        tgid, calls = self._registry.tgid(gpu), window.calls(gpu)
         begin = None
         for i in range(bisect_right(calls, first, key=_end) - 1, -1, -1):
             call = calls[i]
             if call.end <= low:
                 break
-            if self._is_own(call, tgid):
+            at_queue = self._takes_kick(call, window, gpu)
+            if not at_queue and self._is_own(call, tgid):
                 continue
             if begin is None:
                 begin = call.end
             # Waking W is the POLL that goes with our command; a read takes the kick.
-            if not call.is_wake and call.kind not in IDLE_CALLS:
+            if not call.is_wake and not at_queue:
                 return max(begin, low), True
         return max(begin or low, low), False
 
@@ -188,7 +205,8 @@ class Commands:
             return not call.is_wake or self._locks.is_mutex(tgid, call.word)
         if call.kind == _FD:
             return call.op not in CLOSE  # a close ends an earlier dup
-        return call.kind == _SYSCALL and call.op in MEMORY_CALLS
+        # A command ends with what it writes: what it reads before that is its own.
+        return call.kind == _READ or (call.kind == _SYSCALL and call.op in MEMORY_CALLS)
 
     # --- other commands -----------------------------------------------------------
 
@@ -212,10 +230,11 @@ class Commands:
             while gap < len(idle) and idle[gap][1] <= call.enter:
                 begin = max(begin, idle[gap][1])
                 gap += 1
-            if call.kind in IDLE_CALLS:
-                begin = max(begin, call.end)
-                continue
             kind = call.kind
+            if kind in IDLE_CALLS:
+                if self._takes_kick(call, window, gpu):
+                    begin = max(begin, call.end)
+                continue
             if kind not in _ENDS:
                 continue
             if kind == _FUTEX and self._is_own(call, tgid):

@@ -10,6 +10,7 @@ from __future__ import annotations
 import itertools
 from bisect import bisect_right
 from collections.abc import Sequence
+from statistics import median_low
 from typing import Final
 
 from tracer.model.cycles import MIN_COMPLETIONS, Cycle, Stream
@@ -34,11 +35,48 @@ def match(peers: Sequence[Stream], fits: Sequence[Completion]) -> None:
                 stream.completion = fits[0]
         return
     votes = _votes(peers, {e.id: e for e in fits})
+    matched: dict[int, Completion] = {}
     for stream in peers:
         mine = votes.get(stream.serial, {})
         best = max(mine, key=lambda number: (mine[number], -number), default=-1)
         if best >= 0 and mine[best] >= MIN_COMPLETIONS and mine[best] * 10 >= sum(mine.values()) * 7:
-            stream.completion = next(e for e in fits if e.id == best)
+            matched[stream.serial] = next(e for e in fits if e.id == best)
+    if peers[0].exact:
+        taken = {s.completion.id for s in peers if s.completion is not None} | {
+            e.id for e in matched.values()
+        }
+        rest = [s for s in peers if s.serial not in matched and not s.completion_expected]
+        matched |= _soonest_after(rest, [e for e in fits if e.id not in taken])
+    for stream in peers:
+        if stream.serial in matched:
+            stream.completion = matched[stream.serial]
+
+
+def _soonest_after(peers: Sequence[Stream], fits: Sequence[Completion]) -> dict[int, Completion]:
+    """Completions of streams some of which never complete, so that ranks tell nothing.
+
+    What is written before a stream was served does not answer it, and what answers it comes soon after:
+    pairs are made in the order of how often the first is broken, then of how long the second takes.
+    """
+    pairs: list[tuple[float, int, int, Completion]] = []
+    for stream in peers:
+        windows = stream.driver.windows(RANKED_CYCLES)
+        for done in fits:
+            gaps = []
+            for low, high in windows:
+                read, wrote = _within(stream.wake.read, low, high), _within(done.written, low, high)
+                if read and wrote:
+                    gaps.append(wrote - read)
+            before = sum(gap < 0 for gap in gaps)
+            if len(gaps) < MIN_COMPLETIONS or before * 10 > len(gaps):
+                continue
+            share = median_low(gaps) / max(1, windows[0][1] - windows[0][0])
+            pairs.append((10 * before / len(gaps) + share, stream.serial, done.id, done))
+    matched: dict[int, Completion] = {}
+    for _, serial, _, done in sorted(pairs, key=lambda pair: pair[:3]):
+        if serial not in matched and done not in matched.values():
+            matched[serial] = done
+    return matched
 
 
 def waits_for(done: Completion, stream: Stream) -> bool:

@@ -14,12 +14,12 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Final
 
-import numpy as np
-
 from tracer.model.baselines import BASELINE_CYCLES, Baselines, OnTime, Usual
 from tracer.model.counterfactual import Case, Judgement, judge
+from tracer.model.failures import Failures
 from tracer.model.habits import Answers
 from tracer.model.leaves import LeafCutter
+from tracer.model.locks import Locks
 from tracer.model.path import PathFinder
 from tracer.model.phases import Path
 from tracer.model.registry import Registry
@@ -28,7 +28,7 @@ from tracer.model.slackbins import SlackBins
 from tracer.model.streams import Cycle, Stream
 from tracer.model.timeline import Timeline
 from tracer.model.window import Window
-from tracer.schema import LOSS, RW, Kind, Records, end_ns, view
+from tracer.schema import LOSS, Kind, Records, view
 
 #: Misses kept with their evidence; older ones are kept as counts only.
 KEEP_MISSES: Final = 20_000
@@ -91,7 +91,13 @@ class Verdicts:
     """Takes decided cycles in order; keeps misses, episodes and per-stream statistics."""
 
     def __init__(
-        self, registry: Registry, timeline: Timeline, finder: PathFinder, cutter: LeafCutter, roles: Roles
+        self,
+        registry: Registry,
+        timeline: Timeline,
+        locks: Locks,
+        finder: PathFinder,
+        cutter: LeafCutter,
+        roles: Roles,
     ) -> None:
         self._registry = registry
         self._timeline = timeline
@@ -99,6 +105,7 @@ class Verdicts:
         self._cutter = cutter
         self._roles = roles
         self._baselines = Baselines(finder, cutter, Answers(timeline, roles), self._vcpu)
+        self._failures = Failures(registry, timeline, locks, roles)
         self.settle: Callable[[MissState], None] = lambda miss: None
         self._cases: deque[MissState] = deque()
         self._leaves = 0
@@ -233,7 +240,7 @@ class Verdicts:
         if any(a <= cycle.end_ns and b >= cycle.nominal_ns for a, b in self._losses):
             miss.evidence, miss.reason = "degraded", "records were lost in the window"
             return
-        failed = self._failure(cycle)
+        failed = self._failures.forwarding(cycle)
         if failed:
             miss.cause, miss.reason = "forward_failed", failed
             return
@@ -243,8 +250,8 @@ class Verdicts:
         if case.path.problem:
             miss.reason = case.path.problem
             return
-        if cycle.closing_ns is None and cycle.read_ns is not None and self._gpu_ran(cycle):
-            miss.reason = "no write: G ran and wrote no completion"
+        miss.reason = self._failures.unanswered(cycle, [entry.cycle for entry in state.on_time])
+        if miss.reason:
             return
         judgement = judge(case, usual.of)
         if case.path.kick == "inferred":
@@ -282,37 +289,6 @@ class Verdicts:
         votes = self._roles.vcpu_votes
         return max(tids, key=lambda t: (votes.get(t, 0), -t)) if tids else 0
 
-    def _failure(self, cycle: Cycle) -> str:
-        """Why the wakeup could not be forwarded, "" if nothing failed."""
-        worker = self._registry.threads.get(cycle.reader_tid or cycle.stream.context)
-        if worker is not None and worker.exit_ns is not None and worker.exit_ns <= cycle.end_ns:
-            return f"the worker thread {worker.comm} exited"
-        if cycle.closing_ns is not None and cycle.write_ns is not None and cycle.late_ns is not None:
-            start = cycle.read_ns or cycle.signal_ns
-        else:
-            start = cycle.signal_ns
-        gpu = self._roles.gpu_worker(cycle.stream.tgid)
-        tids = {gpu, *(self._registry.with_role("task", cycle.stream.tgid))} - {0}
-        done = cycle.stream.completion.id if cycle.stream.completion is not None else -1
-        for tid in sorted(tids):
-            rows = view(self._timeline.spans(tid, start, cycle.end_ns), RW)
-            bad = rows[(rows["kind"] == Kind.WRITE) & (rows["ret"] < 0) & (rows["len"] == 8)]
-            bad = bad[(bad["enter_ns"] >= start) & (end_ns(bad) <= cycle.end_ns)]
-            bad = bad[~np.isin(bad["ret"], (-4, -11))]
-            # Ours only: to the stream's target, or (nothing having come) to an fd that is none any more.
-            unnamed = (bad["eventfd_id"] < 0) & (cycle.write_ns is None or _answered_later(cycle))
-            bad = bad[unnamed | (bad["eventfd_id"] == done)]
-            if len(bad):
-                return f"a write by {self._registry.comm(tid)} failed with errno {-int(bad['ret'][0])}"
-        return ""
-
-    def _gpu_ran(self, cycle: Cycle) -> bool:
-        """Whether G did anything but sleep and read its queue since W served the cycle."""
-        gpu = self._roles.gpu_worker(cycle.stream.tgid)
-        since = cycle.read_ns or cycle.signal_ns
-        kinds = self._timeline.spans(gpu, since, cycle.end_ns)["kind"] if gpu else np.empty(0)
-        return bool(((kinds != Kind.READ) & (kinds != Kind.OFFCPU)).any())
-
 
 def _carried_over(before: Cycle, cycle: Cycle) -> bool:
     """Whether a miss would have been none had the previous cycle closed at its deadline.
@@ -327,12 +303,3 @@ def _carried_over(before: Cycle, cycle: Cycle) -> bool:
     late = before.closing_ns - before.deadline_ns
     moved = min(late, max(0, before.closing_ns - cycle.signal_ns))
     return cycle.closing_ns - moved <= cycle.deadline_ns
-
-
-def _answered_later(cycle: Cycle) -> bool:
-    """Whether the closing completion answers a later cycle: W read e_n again before it was written."""
-    read = cycle.stream.wake.read
-    if cycle.read_ns is None or cycle.write_enter_ns is None:
-        return False
-    i = read.after(cycle.read_ns)
-    return i < len(read.end) and read.end[i] < cycle.write_enter_ns
