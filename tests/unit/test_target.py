@@ -153,6 +153,21 @@ def test_xdtrace_itself_is_refused() -> None:
         target.pin(os.getpid())
 
 
+@pytest.mark.parametrize(("euid", "hint"), [(0, "CAP_SYS_PTRACE"), (1000, "sudo")])
+def test_a_process_that_may_not_be_read_is_refused_with_what_helps(
+    monkeypatch: pytest.MonkeyPatch, euid: int, hint: str
+) -> None:
+    def refuse(path: str) -> list[str]:
+        raise PermissionError(path)
+
+    with children("") as (child,):
+        monkeypatch.setattr(os, "geteuid", lambda: euid)
+        monkeypatch.setattr(os, "listdir", refuse)
+        with pytest.raises(TargetError, match="may not be inspected") as caught:
+            target.pin(child.ready().tgid)
+    assert hint in caught.value.hint
+
+
 def test_a_zombie_has_exited() -> None:
     with children("") as (child,):
         child.ready().process.send_signal(signal.SIGKILL)

@@ -202,7 +202,10 @@ def _exe(tgid: int, pidfd: int) -> str:
         os.listdir(f"{procfs.PROC}/{tgid}/fd")
         return procfs.text_of(os.fsencode(os.readlink(f"{procfs.PROC}/{tgid}/exe")))
     except PermissionError:
-        raise TargetError(f"process {tgid} may not be inspected by you", "run xdtrace with sudo") from None
+        hint = "run xdtrace with sudo"
+        if os.geteuid() == 0:
+            hint = "root lacks CAP_SYS_PTRACE over it: run outside this container or namespace, on the host"
+        raise TargetError(f"process {tgid} may not be inspected by you", hint) from None
     except OSError:
         raise exited(tgid) from None if _has_exited(pidfd) else _unreadable(tgid)
 
