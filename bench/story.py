@@ -37,7 +37,7 @@ from tracer import audio
 from tracer.capture.session import Session, Settings
 from tracer.cli import realdevice
 from tracer.cli.minivmm import MiniVmm, binary
-from tracer.errors import HostError
+from tracer.errors import HostError, XdtraceError
 from tracer.model.analysis import Analysis
 from tracer.model.whatif import Predictor, WhatIf
 from tracer.views.compare import render_comparison
@@ -207,10 +207,13 @@ def main() -> None:
     )
     print("\n".join(figures([one for of in kept for one in of])))
     print("\n" + "\n".join(predictions(rows)))
-    for one in found:
-        print("\n" + render_comparison(one).plain(118), end="")
+    for comparison in found:
+        print("\n" + render_comparison(comparison).plain(118), end="")
     print(host)
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except XdtraceError as error:
+        sys.exit(f"{error.message}\n  {error.hint}")

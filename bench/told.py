@@ -70,8 +70,8 @@ def _range(values: Sequence[float], unit: str = "") -> str:
 
 def figures(sides: Sequence[Told]) -> Iterator[str]:
     """The table, as Markdown."""
-    head = ("side", "runs", "glitch bursts", "missed/min", "episodes/min", "by cause")
-    head += ("item_state waits/min", "longest", "a write: raw, corrected")
+    head = ["side", "runs", "glitch bursts", "missed/min", "episodes/min", "by cause"]
+    head += ["item_state waits/min", "longest", "a write: raw, corrected"]
     yield f"| {' | '.join(head)} |"
     yield "|---" * len(head) + "|"
     for one in sides:

@@ -34,6 +34,7 @@ from bench.accuracy import json_lines
 from bench.runs import realtime
 from tracer.capture.session import Session, Settings
 from tracer.cli.minivmm import MiniVmm, binary
+from tracer.errors import XdtraceError
 from tracer.model.analysis import Analysis
 from tracer.model.runstats import share_interval
 from tracer.model.whatif import Prediction, Predictor, WhatIf
@@ -146,8 +147,8 @@ def _outcome(folder: Path, analysis: Analysis, predictions: Mapping[str, Predict
 
 def paired(first: Outcome, second: Outcome) -> Iterator[tuple[Delay, Delay]]:
     """The same delays of two runs: their kinds are the same sequence, but for what a run left out."""
-    kinds = [[d.kind for d in one.delays] for one in (first, second)]
-    for block in difflib.SequenceMatcher(None, *kinds, autojunk=False).get_matching_blocks():
+    ours, theirs = ([d.kind for d in one.delays] for one in (first, second))
+    for block in difflib.SequenceMatcher(None, ours, theirs, autojunk=False).get_matching_blocks():
         for k in range(block.size):
             yield first.delays[block.a + k], second.delays[block.b + k]
 
@@ -317,4 +318,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except XdtraceError as error:
+        sys.exit(f"{error.message}\n  {error.hint}")

@@ -11,6 +11,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperCommand
 
+from tracer.cli import options as o
 from tracer.cli.live import make_analysis
 from tracer.cli.run import replay
 from tracer.errors import TraceError, UsageError
@@ -78,7 +79,7 @@ def _is_json(path: Path) -> bool:
         return False
 
 
-def load(name: str) -> Any:
+def load(name: str, profile: str | None = None, period: tuple[int, int] | None = None) -> Any:
     """The figures of one run: a trace folder, a packed trace, or a saved summary. Raises TraceError."""
     from tracer.model.runfigures import run_of
 
@@ -88,11 +89,11 @@ def load(name: str) -> Any:
     from tracer.trace import TraceReader
 
     with TraceReader(path) as trace:
-        summary = replay(trace, make_analysis(None, None))
+        summary = replay(trace, make_analysis(profile, period))
         return run_of(name, summary.to_dict(), note=trace.incomplete or "")
 
 
-def _loaded(sides: list[list[str]]) -> list[list[Any]]:
+def _loaded(sides: list[list[str]], profile: str | None, period: str | None) -> list[list[Any]]:
     """All runs; on a terminal says how far it is, since a trace takes seconds."""
     found: list[list[Any]] = [[] for _ in sides]
     tell = sys.stderr.isatty()
@@ -102,7 +103,7 @@ def _loaded(sides: list[list[str]]) -> list[list[Any]]:
             from tracer.views.fmt import clean
 
             print(f"\r\x1b[K{done} of {len(names)}: {clean(name)}", end="", file=sys.stderr, flush=True)
-        found[at].append(load(name))
+        found[at].append(load(name, profile, o.parse_period(period)))
     if tell:
         print("\r\x1b[K", end="", file=sys.stderr, flush=True)
     return found
@@ -112,7 +113,9 @@ def compare(
     runs: Annotated[
         list[str],
         typer.Argument(
-            metavar="A... -- B... [-- C...]", help="Traces or saved summaries.", show_default=False
+            metavar="RUN",
+            help="Traces or saved summaries, `--` between the sides: A1 A2 -- B1 B2 [-- C1 C2].",
+            show_default=False,
         ),
     ],
     form: Annotated[str, typer.Option("--format", metavar="text|json", help="How to print it.")] = "text",
@@ -125,6 +128,8 @@ def compare(
     all_pairs: Annotated[
         bool, typer.Option("--all-pairs", help="Every side with every other, not only with the first.")
     ] = False,
+    period: o.Period = None,
+    profile: o.ProfileFile = None,
 ) -> None:
     """Compare runs before and after a change: missed cycles, episodes, waits, cost of a write.
 
@@ -138,7 +143,7 @@ def compare(
     if form not in ("text", "json"):
         raise UsageError(f"--format {form!r} is unknown", "use text or json")
     sides = split(runs)
-    found = compare_runs(_loaded(sides), blocked=blocked, all_pairs=all_pairs)
+    found = compare_runs(_loaded(sides, profile, period), blocked=blocked, all_pairs=all_pairs)
     if form == "json":
         print(json.dumps(found.to_dict(), separators=(",", ":")))
         return
