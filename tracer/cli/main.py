@@ -21,6 +21,7 @@ from tracer.cli.compare import Sides, compare
 from tracer.cli.demo import demo
 from tracer.cli.doctor import doctor
 from tracer.cli.export import export
+from tracer.cli.glitches import glitches
 from tracer.cli.listing import list_vmms
 from tracer.cli.record import record
 from tracer.cli.report import report
@@ -49,6 +50,7 @@ app.command("report", short_help="what a recorded trace says")(report)
 app.command("bundle", short_help="one file to attach to a bug report")(bundle)
 app.command("compare", cls=Sides, short_help="runs before and after a change")(compare)
 app.command("export", short_help="a trace as tables, as one file, or for Perfetto")(export)
+app.command("glitches", short_help="what is heard in a capture, and which misses explain it")(glitches)
 app.command("whatif", short_help="which misses a remedy would have avoided")(whatif)
 
 
