@@ -15,7 +15,7 @@ import pytest
 import views_data
 from cli_fakes import FakeAnalysis, FakeSession, FakeWriter
 
-from tracer.capture import target
+from tracer.capture import servers
 from tracer.cli import doctor, listing, live, minivmm, options, realdevice, report
 from tracer.cli.main import run_command
 from tracer.errors import HostError, TargetError, TraceError, UsageError, XdtraceError
@@ -328,7 +328,7 @@ def test_a_period_is_a_power_of_two_and_a_rate() -> None:
 def test_all_takes_every_vmm_that_list_finds(
     command: tuple[str, ...], fakes: Fakes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    vmms = [target.Vmm(pid, "vmm", "", 0, 0, (), (), ()) for pid in (41, 42)]
+    vmms = [servers.Vmm(pid, "vmm", "", 0, 0, (), (), ()) for pid in (41, 42)]
     monkeypatch.setattr(listing, "find", lambda: vmms)
     assert run_command(list(command)) == 0
     assert [plan.tgids for plan in fakes.plans] == [(41, 42)]

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 
 import pytest
 
-from tracer.capture import procfs, target
+from tracer.capture import procfs, servers, target
 from tracer.capture.attached import Attached
 from tracer.capture.machine import this_machine
 from tracer.errors import TargetError
@@ -179,19 +179,19 @@ def test_a_zombie_has_exited() -> None:
 def test_the_server_is_found_and_the_other_client_is_not() -> None:
     with children(SERVER, VMM, CLIENT) as (server, vmm, client):
         hand_over(server, vmm, client)
-        assert target.find_audio(vmm.tgid) == [server.tgid]
+        assert servers.find_audio(vmm.tgid) == [server.tgid]
 
 
 def test_without_a_driving_epoll_the_holder_of_a_timer_is_the_server() -> None:
     with children("send([os.eventfd(0)]); t = libc.timerfd_create(1, 0)", VMM) as (server, vmm):
         hand_over(server, vmm)
-        assert target.find_audio(vmm.tgid) == [server.tgid]
+        assert servers.find_audio(vmm.tgid) == [server.tgid]
 
 
 def test_who_shares_an_eventfd_but_drives_nothing_is_no_server() -> None:
     with children("send([os.eventfd(0)])", VMM) as (backend, vmm):
         hand_over(backend, vmm)
-        assert target.find_audio(vmm.tgid) == []
+        assert servers.find_audio(vmm.tgid) == []
 
 
 def test_a_forked_copy_of_the_vmm_is_no_server() -> None:
@@ -202,7 +202,7 @@ def test_a_forked_copy_of_the_vmm_is_no_server() -> None:
         forked = [pid for pid in procfs.pids() if (stat := procfs.stat(pid)) and stat.ppid == vmm.tgid]
         try:
             assert len(forked) == 1
-            assert target.find_audio(vmm.tgid) == [server.tgid]
+            assert servers.find_audio(vmm.tgid) == [server.tgid]
         finally:
             for pid in forked:
                 os.kill(pid, signal.SIGKILL)
@@ -214,11 +214,11 @@ def test_a_server_found_for_a_vmm_that_has_gone_meanwhile_is_not_traced(
     """Eventfd ids are reused: what a VMM held when it was read may be another run's by now."""
     with children(SERVER, VMM) as (server, vmm), target.pin(vmm.tgid) as pinned:
         hand_over(server, vmm)
-        assert target.share_eventfds(vmm.tgid, server.tgid)
-        monkeypatch.setattr(target, "find_servers", lambda _vmms: {vmm.tgid: [server.tgid]})
+        assert servers.share_eventfds(vmm.tgid, server.tgid)
+        monkeypatch.setattr(servers, "find_servers", lambda _vmms: {vmm.tgid: [server.tgid]})
         vmm.process.kill()
         vmm.process.wait()
-        assert not target.share_eventfds(vmm.tgid, server.tgid)
+        assert not servers.share_eventfds(vmm.tgid, server.tgid)
         # Neither maps nor names: whoever attaches to anything here fails.
         attached = Attached({vmm.tgid: pinned}, None, None, this_machine(), "")  # type: ignore[arg-type]
         attached.find_audio(None, (vmm.tgid,))
@@ -227,16 +227,16 @@ def test_a_server_found_for_a_vmm_that_has_gone_meanwhile_is_not_traced(
 
 def test_a_process_without_eventfds_has_no_audio_server() -> None:
     with children("") as (child,):
-        assert target.find_audio(child.ready().tgid) == []
-    assert target.find_audio(NO_PROCESS) == []
+        assert servers.find_audio(child.ready().tgid) == []
+    assert servers.find_audio(NO_PROCESS) == []
 
 
 def test_a_vmm_is_listed_with_the_streams_it_waits_for() -> None:
     with children(SERVER, VMM) as (server, vmm):
         hand_over(server, vmm)
-        (found,) = [item for item in target.list_vmms() if item.tgid == vmm.tgid]
+        (found,) = [item for item in servers.list_vmms() if item.tgid == vmm.tgid]
         assert (found.contexts, found.why, found.audio) == (1, ("threads", "audio"), (server.tgid,))
         shared = set(procfs.eventfd_ids(server.tgid).values()) & set(procfs.eventfd_ids(vmm.tgid).values())
         assert [stream.server_tgid for stream in found.streams] == [server.tgid]
         assert found.streams[0].eventfd_id in shared
-        assert server.tgid not in [item.tgid for item in target.list_vmms()]
+        assert server.tgid not in [item.tgid for item in servers.list_vmms()]

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from tracer import schema
-from tracer.capture import inflight, procfs, target
+from tracer.capture import inflight, procfs, servers, target
 from tracer.capture.batches import ByKind
 from tracer.capture.machine import Machine
 from tracer.capture.maps import Maps
@@ -93,14 +93,16 @@ class Attached:
         if choice is False:
             return
         searched = choice is None or choice is True
-        servers = target.find_servers(vmms) if searched else {vmm: [int(choice or 0)] for vmm in vmms}
         if searched:
-            servers = {
-                vmm: [one for one in found if self._serves(one, vmm)] for vmm, found in servers.items()
+            found = {
+                vmm: tuple(one for one in several if self._serves(one, vmm))
+                for vmm, several in servers.find_servers(vmms).items()
             }
-        self.servers |= {vmm: tuple(found) for vmm, found in servers.items() if found}
-        found = {tgid for tgids in servers.values() for tgid in tgids}
-        for tgid in sorted(found - self.pinned.keys() - {os.getpid()}):
+        else:
+            found = {vmm: (int(choice or 0),) for vmm in vmms}
+        self.servers |= {vmm: several for vmm, several in found.items() if several}
+        tgids = {one for several in found.values() for one in several}
+        for tgid in sorted(tgids - self.pinned.keys() - {os.getpid()}):
             try:
                 self.pinned[tgid] = target.pin(tgid, "audio")
             except TargetError:
@@ -120,7 +122,7 @@ class Attached:
 
     def _serves(self, server: int, vmm: int) -> bool:
         """Whether what a search found is true of the VMM that is pinned: ids are reused, pids too."""
-        return target.share_eventfds(vmm, server) and self.pinned[vmm].alive()
+        return servers.share_eventfds(vmm, server) and self.pinned[vmm].alive()
 
     def note_exits(self) -> None:
         """Take those that have exited out of the filter."""

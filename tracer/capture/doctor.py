@@ -24,7 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tracer import resources, schema
-from tracer.capture import btf, procfs, target
+from tracer.capture import btf, procfs, servers, target
 from tracer.capture.probes import bcc_package
 from tracer.errors import XdtraceError
 from tracer.symbols import elf
@@ -344,7 +344,7 @@ def check_fds(fds: Sequence[schema.Fd]) -> Check:
 
 
 def _audio(tgid: int) -> Check:
-    found = target.find_audio(tgid)
+    found = servers.find_audio(tgid)
     names = [f"{server} ({stat.comm})" for server in found if (stat := procfs.stat(server))]
     if names:
         return Check("audio server", True, ", ".join(names))

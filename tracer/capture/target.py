@@ -1,17 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which process is traced: pinning it, finding its audio server, finding VMMs.
+"""Which process is traced: pinning it.
 
-Owns the identity of a target (a pidfd and a start time, so that a reused pid is
-never traced by mistake) and the search for related processes by what they hold
-open. Never attaches anything, never follows children, and believes no name
-where behaviour can be seen: names are hints for ``list`` only.
+Owns the identity of a target: a pidfd and a start time, so that a reused pid is
+never traced by mistake. Never attaches anything and never follows children.
 """
 
 from __future__ import annotations
 
 import os
 import select
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 from types import TracebackType
 
@@ -19,8 +16,6 @@ from tracer import schema
 from tracer.capture import procfs
 from tracer.errors import HostError, TargetError
 
-_VCPU_COMM = "fc_vcpu"
-_WORKER_COMMS = ("gpu worker", "cross domain")
 _SEE_LIST = "`xdtrace list` shows the VMMs on this host"
 
 
@@ -81,42 +76,6 @@ class PinnedTarget:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
-
-
-@dataclass(frozen=True, slots=True)
-class AudioStream:
-    """An eventfd of an audio server that a VMM waits for: one stream's wakeups.
-
-    Attributes:
-        context_epfd: the epoll fd of the VMM that watches it; one per cross-domain context.
-        server_tgid: the audio server.
-    """
-
-    eventfd_id: int
-    context_epfd: int
-    server_tgid: int
-
-
-@dataclass(frozen=True, slots=True)
-class Vmm:
-    """A process that looks like a VMM.
-
-    Attributes:
-        vcpus: number of its vCPU threads or KVM vCPU fds.
-        contexts: number of its cross-domain workers by thread name.
-        why: what gives it away, strongest first: ``kvm``, ``threads``, ``audio``.
-        audio: tgids of the audio servers whose eventfds it shares.
-        streams: what it waits for from them now.
-    """
-
-    tgid: int
-    comm: str
-    exe: str
-    vcpus: int
-    contexts: int
-    why: tuple[str, ...]
-    audio: tuple[int, ...]
-    streams: tuple[AudioStream, ...]
 
 
 def pin(pid: int, role: str = "vmm") -> PinnedTarget:
@@ -212,148 +171,3 @@ def _exe(tgid: int, pidfd: int) -> str:
 
 def _unreadable(tgid: int) -> TargetError:
     return TargetError(f"/proc/{tgid}/exe cannot be read", "mount /proc, and run xdtrace with sudo")
-
-
-def find_audio(tgid: int) -> list[int]:
-    """The audio servers of a VMM: who drives cycles over eventfds that the VMM shares.
-
-    A server waits in one epoll for a timer of its own and for an eventfd that the VMM writes
-    (the completion). Where /proc does not show that, the holder of a timer that shares most
-    eventfds is taken. A forked copy of the VMM (it holds all of its eventfds) and another VMM
-    (it holds KVM fds) are none. Processes that may not be read cannot be found.
-
-    Returns:
-        tgids, those that share most first; [] when there is none.
-    """
-    return find_servers([tgid])[tgid]
-
-
-def find_servers(vmms: Iterable[int]) -> dict[int, list[int]]:
-    """The audio servers of several VMMs, as ``find_audio`` gives them, by one look at all processes."""
-    scan = _Scan()
-    return {tgid: _find_audio(tgid, scan) for tgid in vmms}
-
-
-def share_eventfds(vmm_tgid: int, server_tgid: int) -> bool:
-    """Whether two processes share an eventfd now.
-
-    Ids are reused: a VMM that exits during a search leaves its ids to whoever makes the next eventfds. The
-    server is read first, so what the VMM still holds afterwards was its own all the time.
-    """
-    theirs = set(procfs.eventfd_ids(server_tgid).values())
-    return any(number >= 0 and number in theirs for number in procfs.eventfd_ids(vmm_tgid).values())
-
-
-@dataclass(frozen=True, slots=True)
-class _Holdings:
-    """What a process holds open, as far as the search needs it."""
-
-    eventfds: dict[int, int]
-    has_timer: bool
-    kvm_vcpus: int
-    has_vm: bool
-
-
-class _Scan:
-    """One look at every process: each is read at most once, and only when asked for."""
-
-    def __init__(self) -> None:
-        self.tgids = procfs.pids()
-        self._known: dict[int, _Holdings] = {}
-
-    def holdings(self, tgid: int) -> _Holdings:
-        """What a process holds; empty when it is gone or may not be read."""
-        if tgid not in self._known:
-            self._known[tgid] = _holdings(tgid)
-        return self._known[tgid]
-
-
-def _holdings(tgid: int) -> _Holdings:
-    links = list(procfs.links(tgid))
-    kinds = [link for _, link in links]
-    return _Holdings(
-        eventfds=procfs.eventfd_ids(tgid) if procfs.EVENTFD in kinds else {},
-        has_timer=procfs.TIMERFD in kinds,
-        kvm_vcpus=sum(link.startswith("anon_inode:kvm-vcpu") for link in kinds),
-        has_vm=any(link.startswith("anon_inode:kvm-v") for link in kinds),
-    )
-
-
-def _find_audio(tgid: int, scan: _Scan) -> list[int]:
-    own = {number for number in scan.holdings(tgid).eventfds.values() if number >= 0}
-    if not own:
-        return []
-    sharing: dict[int, int] = {}
-    for other in scan.tgids:
-        held = scan.holdings(other)
-        shared = own.intersection(held.eventfds.values())
-        if other != tgid and shared and held.has_timer and not held.has_vm:
-            sharing[other] = len(shared)
-    copies = {other for other, count in sharing.items() if count == len(own)}
-    candidates = [other for other in sharing if other not in copies] or list(sharing)
-    candidates.sort(key=lambda other: (-sharing[other], other))
-    drivers = [other for other in candidates if _drives(other, own, scan)]
-    return drivers or candidates[:1]
-
-
-def _drives(tgid: int, shared: set[int], scan: _Scan) -> bool:
-    """Whether one epoll of a process watches both a timerfd and one of the shared eventfds."""
-    eventfds = scan.holdings(tgid).eventfds
-    timers = {int(name) for name, link in procfs.links(tgid) if link == procfs.TIMERFD}
-    watched: dict[int, set[str]] = {}
-    for entry in procfs.epolls(tgid):
-        kinds = watched.setdefault(entry.epfd, set())
-        if entry.fd in timers:
-            kinds.add("timer")
-        elif eventfds.get(entry.fd) in shared:
-            kinds.add("shared")
-    return any(len(kinds) == 2 for kinds in watched.values())
-
-
-def list_vmms() -> list[Vmm]:
-    """Processes that look like VMMs, those with audio streams first, then by tgid.
-
-    A KVM fd is proof; threads named as libkrun names its own are a sign. Reads only what this
-    user may read.
-    """
-    scan = _Scan()
-    found = (_vmm(tgid, scan) for tgid in scan.tgids if tgid != os.getpid())
-    return sorted((vmm for vmm in found if vmm), key=lambda vmm: (not vmm.streams, vmm.tgid))
-
-
-def _vmm(tgid: int, scan: _Scan) -> Vmm | None:
-    held = scan.holdings(tgid)
-    stats = (procfs.stat(tgid, tid) for tid in procfs.tids(tgid))
-    comms = [item.comm for item in stats if item is not None]
-    named = [comm for comm in comms if comm.startswith((*_WORKER_COMMS, _VCPU_COMM))]
-    if not held.has_vm and not named:
-        return None
-    audio = tuple(_find_audio(tgid, scan))
-    streams = _streams(tgid, audio, scan)
-    try:
-        exe = procfs.text_of(os.fsencode(os.readlink(f"{procfs.PROC}/{tgid}/exe")))
-    except OSError:
-        exe = ""
-    signs = (("kvm", held.has_vm), ("threads", bool(named)), ("audio", bool(audio)))
-    return Vmm(
-        tgid=tgid,
-        comm=procfs.status(tgid).get("Name", ""),
-        exe=exe,
-        vcpus=held.kvm_vcpus or sum(comm.startswith(_VCPU_COMM) for comm in comms),
-        contexts=sum(comm.startswith(_WORKER_COMMS[1]) for comm in comms),
-        why=tuple(name for name, present in signs if present),
-        audio=audio,
-        streams=streams,
-    )
-
-
-def _streams(tgid: int, audio: tuple[int, ...], scan: _Scan) -> tuple[AudioStream, ...]:
-    """Eventfds of the servers that the VMM has in an epoll of its own."""
-    owner = {number: server for server in audio for number in scan.holdings(server).eventfds.values()}
-    ids = scan.holdings(tgid).eventfds
-    streams = {
-        (entry.epfd, ids[entry.fd]): AudioStream(ids[entry.fd], entry.epfd, owner[ids[entry.fd]])
-        for entry in (procfs.epolls(tgid) if audio else ())
-        if ids.get(entry.fd) in owner
-    }
-    return tuple(streams[key] for key in sorted(streams))

@@ -10,7 +10,7 @@ from typing import Any
 
 def find() -> Any:
     """The VMMs of this host."""
-    from tracer.capture.target import list_vmms as found
+    from tracer.capture.servers import list_vmms as found
 
     return found()
 

@@ -17,7 +17,7 @@ from tracer.views.grid import Block, Column, table
 
 
 class VmmRow(Protocol):
-    """A VMM as tracer.capture.target.Vmm describes it."""
+    """A VMM as tracer.capture.servers.Vmm describes it."""
 
     @property
     def tgid(self) -> int: ...
