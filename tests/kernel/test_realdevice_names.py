@@ -2,7 +2,7 @@
 """On stripped builds of the real crates a live session names crate, version, write path and item_state by
 behaviour, within ten seconds of churn (of record time: how busy the machine is does not count).
 
-Without cargo 1.81 these tests are skipped; where XDTRACE_KERNEL_TESTS=1 that is a failure.
+With a cargo older than 1.81 these tests are skipped; where XDTRACE_KERNEL_TESTS=1 none at all is a failure.
 """
 
 from __future__ import annotations

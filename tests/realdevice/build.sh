@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: Apache-2.0
 # Builds the driver around the real crates: VARIANT(s) locked, dup, refcount (default: all), in the profiles
-# release (debug info) and stripped (fat LTO, no symbols). Prints the path of each binary.
+# release (debug info) and stripped (fat LTO, no symbols). Prints the path of each binary. Exits 4 where cargo is
+# missing, 5 where the distribution's is too old.
 #   build.sh [--target-dir DIR] [--profile release|stripped] [VARIANT...]
 set -euo pipefail
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
@@ -21,7 +22,7 @@ command -v cargo >/dev/null || { echo "build.sh: cargo 1.81 or newer is needed (
 version=$(cargo --version | cut -d' ' -f2)
 if [[ $(printf '1.81.0\n%s\n' "$version" | sort -V | head -1) != 1.81.0 ]]; then
 	echo "build.sh: cargo is $version, 1.81 or newer is needed (https://rustup.rs)" >&2
-	exit 4
+	exit 5
 fi
 mkdir -p "$target"
 target=$(cd "$target" && pwd)
