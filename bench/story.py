@@ -161,12 +161,15 @@ def record(chosen: argparse.Namespace, sides: Sequence[Sequence[Side]], rounds: 
         )
 
 
-def main() -> None:
-    """Run it."""
+def options(words: Sequence[str]) -> argparse.Namespace:
+    """The command line."""
     parser = argparse.ArgumentParser(prog="./dev story", description=__doc__)
     parser.add_argument("--full", action="store_true", help="20 rounds; without: 3, an illustration")
     parser.add_argument("--rounds", type=int, default=0, help="runs a side")
     parser.add_argument("--seconds", type=float, default=8.0, help="per run")
+    parser.add_argument(
+        "--side", action="append", default=[], metavar="NAME", help="only this, and the incident; repeatable"
+    )
     parser.add_argument(
         "--save", type=Path, metavar="DIR", help="keep each run's summary there, and go on from it"
     )
@@ -174,10 +177,24 @@ def main() -> None:
         "--budget", type=float, metavar="S", help="start no further run after so many seconds"
     )
     parser.add_argument("--json", action="store_true", help="one JSON line")
-    chosen = parser.parse_args()
-    rounds = chosen.rounds or (20 if chosen.full else 3)
-    sides = [[s for s in of if not chosen.side or s is of[0] or s.name in chosen.side] for of in groups()]
-    sides = [of for of in sides if len(of) > 1]
+    chosen = parser.parse_args(words)
+    chosen.rounds = chosen.rounds or (20 if chosen.full else 3)
+    return chosen
+
+
+def chosen_sides(sides: Sequence[Sequence[Side]], names: Sequence[str]) -> list[list[Side]]:
+    """The named sides with the incident of their group; all without names."""
+    found = [[s for s in of if not names or s is of[0] or s.name in names] for of in sides]
+    return [of for of in found if len(of) > 1]
+
+
+def main() -> None:
+    """Run it."""
+    chosen = options(sys.argv[1:])
+    rounds = chosen.rounds
+    sides = chosen_sides(groups(), chosen.side)
+    if not sides:
+        sys.exit(f"no side is called {', '.join(chosen.side)}\n  name one of the table of a whole story")
     with ExitStack() as stack:
         if chosen.save is None:
             chosen.save = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="xdtrace-story-")))

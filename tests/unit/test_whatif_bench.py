@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from bench.series import order
-from bench.story import heard
+from bench.story import chosen_sides, heard, options
 from bench.told import WITHIN, Side, Told, checked, compared, figures, predictions, told
 from bench.whatif import UNCHANGED, Delay, Outcome, Tally, paired
 from bench.whatif import figures as whatif_figures
@@ -132,6 +132,15 @@ def test_the_sides_differ_from_the_incident_in_one_thing_each() -> None:
     assert len(set(names)) == len(names)
     conditions = [one.condition for one in (first, *others)]
     assert sorted(str(c) for c, number in order(conditions, 2) if number == 1) == sorted(names)
+
+
+def test_sides_can_be_chosen_and_the_incident_stays_with_them() -> None:
+    chosen = options(["--side", "mini-fair", "--full"])
+    assert chosen.rounds == 20
+    (of,) = chosen_sides([sides()], chosen.side)
+    assert [side.name for side in of] == ["mini-locked", "mini-fair"]
+    assert chosen_sides([sides()], options([]).side) == [sides()]
+    assert chosen_sides([sides()], ["none"]) == []
 
 
 def test_a_prediction_is_validated_only_within_half_and_double(tmp_path: Path) -> None:
