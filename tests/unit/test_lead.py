@@ -36,7 +36,12 @@ def test_equal_episodes_are_ranked_by_misses() -> None:
 
 
 def test_one_episode_and_no_help_read_as_such() -> None:
-    assert lead({"fair": remedy(1, 1)}).endswith("of the one episode: a fair worker 1.")
+    assert lead({"fair": remedy(1, 1), "dup": remedy(0, 1), "task": remedy(1, 1)}) == (
+        "Each of these alone would have avoided the one episode: write path task and a fair worker; "
+        "not: write path dup."
+    )
+    assert lead({"fair": remedy(1, 1)}).endswith("avoided the one episode: a fair worker.")
+    assert lead({"fair": remedy(0, 1)}).endswith("would have avoided the one episode: a fair worker.")
     assert lead({"fair": remedy(0, 4), "dup": remedy(0, 4)}) == (
         "None of these alone would have avoided any of the 4 episodes: write path dup and a fair worker."
     )

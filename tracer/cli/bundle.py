@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from tracer.cli import options as o
-from tracer.cli.live import go, make_analysis, open_writer, plan
-from tracer.cli.report import open_trace, write
+from tracer.cli.live import Hooks, go, make_analysis, open_writer, plan
+from tracer.cli.report import check_output, open_trace, write
 from tracer.cli.run import ending_by_signal, replay
 from tracer.errors import UsageError, XdtraceError
 
@@ -88,14 +88,9 @@ def bundle(
 
 
 def check_file(output: Path, trace: Path, force: bool) -> None:
-    """Refuse a file that exists, unless forced, and the trace itself always. Raises UsageError."""
-    if not output.exists():
-        return
-    if output.is_dir():
-        raise UsageError(f"-o {output} is a folder", "name a file")
-    if trace.exists() and output.samefile(trace):
-        raise UsageError(f"-o {output} is the trace itself", "choose another name")
-    if not force:
+    """As for a report, and refuse a file that exists, unless forced. Raises UsageError."""
+    check_output(output, trace)
+    if output.exists() and not force:
         raise UsageError(f"{output} exists", "choose another name, or add --force")
 
 
@@ -107,9 +102,9 @@ def recorded(pid: int, path: Path, seconds: float, profile: str | None) -> Path:
         [pid], output=path, duration=seconds, period=None, profile=profile, lock=None, audio=None,
         no_audio=False, held_words=4, force=False,
     )  # fmt: skip
-    print(f"recording {pid} for {seconds:g} s", file=sys.stderr)
+    hooks = Hooks(started=lambda: print(f"recording {pid} for {seconds:g} s", file=sys.stderr, flush=True))
     with ending_by_signal() as ending:
-        go(todo, TextBlocks(io.StringIO(), None), ending)
+        go(todo, TextBlocks(io.StringIO(), None), ending, hooks)
     return path
 
 

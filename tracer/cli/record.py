@@ -78,9 +78,11 @@ def record(
     if wanted is not None:
         _fly(todo, view, wanted)
         return
-    print(f"recording into {output}; Ctrl-C ends it", file=sys.stderr)
+    hooks = Hooks(
+        started=lambda: print(f"recording into {output}; Ctrl-C ends it", file=sys.stderr, flush=True)
+    )
     with ending_by_signal() as ending:
-        go(todo, view, ending)
+        go(todo, view, ending, hooks)
     print(f"recorded into {output}; `xdtrace report {output}` shows it again", file=sys.stderr)
 
 

@@ -128,7 +128,9 @@ def write(summary: Summary, form: str, out: TextIO, *, title: str, notes: list[s
 
 
 def check_output(output: Path, trace: Path) -> None:
-    """Refuse to write over the trace itself, or a folder. Raises UsageError."""
+    """Refuse to write over the trace itself, over a folder, or where no folder is. Raises UsageError."""
+    if not output.absolute().parent.is_dir():
+        raise UsageError(f"-o {output}: there is no folder {output.absolute().parent}", "make it first")
     if output.is_dir():
         raise UsageError(f"-o {output} is a folder", "name a file")
     if output.exists() and trace.exists() and output.samefile(trace):

@@ -36,14 +36,21 @@ def lead(table: Mapping[str, Remedy]) -> str:
     of = max((table[name].episodes_of for name in names), default=0)
     if not of:
         return ""
-    some = [f"{REMEDY_TEXT[n]} {table[n].episodes_avoided}" for n in names if table[n].episodes_avoided]
-    none = [REMEDY_TEXT[n] for n in names if not table[n].episodes_avoided]
-    total = "the one episode" if of == 1 else f"the {of} episodes"
-    if not some:
-        return f"None of these alone would have avoided any of {total}: {_list(none)}."
-    text = f"Each of these alone would have avoided so many of {total}: {', '.join(some)}"
-    return text + (f"; none: {_list(none)}." if none else ".")
+    helps = [n for n in names if table[n].episodes_avoided]
+    none = _list([REMEDY_TEXT[n] for n in names if not table[n].episodes_avoided])
+    if of == 1:
+        if not helps:
+            return f"None of these alone would have avoided the one episode: {none}."
+        some = _list([REMEDY_TEXT[n] for n in helps])
+        return f"Each of these alone would have avoided the one episode: {some}" + (
+            f"; not: {none}." if none else "."
+        )
+    if not helps:
+        return f"None of these alone would have avoided any of the {of} episodes: {none}."
+    counted = ", ".join(f"{REMEDY_TEXT[n]} {table[n].episodes_avoided}" for n in helps)
+    text = f"Each of these alone would have avoided so many of the {of} episodes: {counted}"
+    return text + (f"; none: {none}." if none else ".")
 
 
 def _list(words: list[str]) -> str:
-    return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} and {words[-1]}"
+    return words[0] if len(words) == 1 else "" if not words else f"{', '.join(words[:-1])} and {words[-1]}"
