@@ -193,9 +193,11 @@ def slack(stream: StreamRow, window: Window) -> SlackPicture:
             late.append(_box(x, zero, max(w, 3.0), zero + max(depth * scale, 4.0)))
     clipped = worst > below or any(b.misses and not b.late_ns for b in stream.slack_bins)
     missed = sum(b.misses > 0 for b in stream.slack_bins)
+    where = (
+        f", in {missed} of {plural(len(stream.slack_bins), 'stretch')} of {duration(width)}" if missed else ""
+    )
     says = (
-        f"{plural(stream.cycles, 'cycle')}, {count(stream.misses)} missed, in {missed} of "
-        f"{len(stream.slack_bins)} stretches of {duration(width)}; median slack "
+        f"{plural(stream.cycles, 'cycle')}, {count(stream.misses)} missed{where}; median slack "
         f"{duration(stream.slack_ns.p50)}, least {duration(stream.slack_ns.min)}"
     )
     return SlackPicture(
