@@ -127,8 +127,7 @@ def test_a_vmm_that_computes_on_the_others_cpu_is_named_as_the_cause(graph: Grap
         summary = attached.finish()
     found = [f["what"] for f in summary["findings"]]
     hurt = [what for what in found if what.startswith(f"VMM {culprit.pid} had the CPU in ")]
-    assert len(hurt) == 1, found
-    assert f"missed cycles of VMM {victim.pid}: " in hurt[0]
+    assert sum(f"missed cycles of VMM {victim.pid}: " in what for what in hurt) == 1, found
     assert any("whose cause" in what and "another VMM's" in what for what in found)
     assert any("of VMM" in s["detail"] for m in summary["misses"] for s in m["segments"])
 

@@ -33,8 +33,8 @@ class Misses:
             WORKER_A: (VMM_A, "cross domain"),
             WORKER_B: (VMM_B, "cross domain"),
             VCPU_B: (VMM_B, "fc_vcpu 0"),
-            HOG_1: (HOG_1, "hog"),
-            HOG_2: (HOG_2, "hog"),
+            HOG_1: (HOG_1, "hog 11"),
+            HOG_2: (HOG_2, "hog 7"),
         }
         threads = [Thread(tid, tgid, comm) for tid, (tgid, comm) in names.items()]
         self.registry.learn(targets, threads)
@@ -119,7 +119,6 @@ def test_a_third_program_that_hits_both_is_named_once_though_it_is_many_processe
     misses.miss(VMM_A, 1, "not_scheduled", (NOT_SCHEDULED, 4, HOG_1), (NOT_SCHEDULED, 3, HOG_2))
     misses.miss(VMM_B, 1, "not_scheduled", (NOT_SCHEDULED, 3, HOG_1), (NOT_SCHEDULED, 4, HOG_2))
     shared, whose = misses.said()
-    assert (
-        shared == "'hog' (pid 90) had the CPU in missed cycles of several VMMs: 1 of VMM 20 and 1 of VMM 30"
-    )
+    assert shared.startswith("'hog' (pid 90 and 1 more) had the CPU in missed cycles of several VMMs: ")
+    assert shared.endswith("1 of VMM 20 and 1 of VMM 30")
     assert "VMM 20: 1 another process's; VMM 30: 1 another process's" in whose

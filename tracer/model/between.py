@@ -8,6 +8,7 @@ each miss once, when it is judged; with one VMM there is nothing to tell. Judges
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Set
 from dataclasses import dataclass, field
@@ -134,24 +135,30 @@ class Between:
                     "it starts and ends the cycles of all of them: no VMM caused these",
                     "look at the audio server: its priority, its CPU, its other clients",
                 )
-        for name, (who, hit) in sorted(self._outsiders().items()):
+        for name, (pids, hit) in sorted(self._outsiders().items()):
             if len(hit) >= 2:
                 counts = " and ".join(f"{n} of VMM {tgid}" for tgid, n in sorted(hit.items()))
+                which = f"pid {min(pids)}" + (f" and {len(pids) - 1} more" if len(pids) > 1 else "")
                 yield Finding(
-                    f"{name!r} (pid {who}) had the CPU in missed cycles of several VMMs: {counts}",
+                    f"{name!r} ({which}) had the CPU in missed cycles of several VMMs: {counts}",
                     "they share that cause: it is neither VMM's own",
                     f"keep {name!r} off these CPUs, or give the VMMs' threads real-time priority",
                 )
 
-    def _outsiders(self) -> dict[str, tuple[int, Counter[int]]]:
-        """By name (a program may be many processes): one of them, and missed cycles per VMM."""
-        found: dict[str, tuple[int, Counter[int]]] = {}
+    def _outsiders(self) -> dict[str, tuple[set[int], Counter[int]]]:
+        """By name without its number (a program may be many processes): pids, missed cycles per VMM."""
+        found: dict[str, tuple[set[int], Counter[int]]] = {}
         for victim, causes in sorted(self.causes.items()):
             for (kind, who), n in sorted(causes.items()):
-                threads = self.threads.get((who, victim))
-                if kind == OUTSIDER and threads:
-                    most, _ = max(threads.items(), key=lambda item: (item[1], -item[0]))
-                    found.setdefault(self.registry.comm(most), (who, Counter()))[1][victim] += n
+                if kind != OUTSIDER:
+                    continue
+                names: Counter[str] = Counter()
+                for thread, ns in self.threads.get((who, victim), Counter()).items():
+                    names[re.sub(r"[\W_]*\d+$", "", comm := self.registry.comm(thread)) or comm] += ns
+                name = max(names, key=lambda known: (names[known], known), default=f"pid {who}")
+                pids, hit = found.setdefault(name, (set(), Counter()))
+                pids.add(who)
+                hit[victim] += n
         return found
 
     def _hurt(self, victim: int, who: int, n: int, of: int) -> Finding:
