@@ -114,6 +114,17 @@ def test_a_lock_whose_holder_the_other_vmm_kept_off_the_cpu_is_not_its_own() -> 
     assert misses.said()[0].startswith("VMM 30 had the CPU in 1 of the 1 missed cycles of VMM 20")
 
 
+def test_what_hardly_ever_happens_is_in_the_tally_only() -> None:
+    misses = Misses(VMM_A, VMM_B)
+    for number in range(19):
+        misses.miss(VMM_A, number, "lock", (LOCK, 9, 0))
+    misses.miss(VMM_A, 19, "not_scheduled", (NOT_SCHEDULED, 4, VCPU_B))
+    assert len(misses.said()) == 2  # one in twenty is told
+    misses.miss(VMM_A, 20, "lock", (LOCK, 9, 0))
+    (whose,) = misses.said()
+    assert "20 its own, 1 another VMM's" in whose
+
+
 def test_a_third_program_that_hits_both_is_named_once_though_it_is_many_processes() -> None:
     misses = Misses(VMM_A, VMM_B)
     misses.miss(VMM_A, 1, "not_scheduled", (NOT_SCHEDULED, 4, HOG_1), (NOT_SCHEDULED, 3, HOG_2))

@@ -53,6 +53,9 @@ def demo(
     churn: Annotated[
         int, typer.Option("--churn", metavar="N", help="Short streams cycling beside them.")
     ] = 200,
+    vmms: Annotated[
+        int, typer.Option("--vmms", metavar="N", help="VMMs on one audio server; streams in turn.")
+    ] = 1,
     load: Annotated[str, _choice("--load", "What else goes on.")] = "none",
     seed: Annotated[int, typer.Option("--seed", metavar="N", help="Of the mini-VMM's randomness.")] = 1,
     duration: o.Duration = None,
@@ -89,6 +92,12 @@ def demo(
         raise UsageError(
             "--streams or --churn is out of range", "give 1 to 16 streams, and a churn of 0 to 10000"
         )
+    if not 1 <= vmms <= min(streams, 4):
+        raise UsageError(
+            "--vmms is out of range", f"give 1 to {min(streams, 4)}: each plays a stream of --streams"
+        )
+    if vmms > 1 and real is not None:
+        raise UsageError("the real device's driver has one VMM", "leave --real away: the mini-VMM can")
     o.parse_period(period)
     o.check_seconds("--duration", duration)
     view = make_view(as_json=as_json, refresh_s=refresh)
@@ -96,12 +105,12 @@ def demo(
         del given["--worker"]
     arguments = [word for pair in given.items() for word in pair]
     arguments += ["--period", period, "--streams", str(streams), "--churn", str(churn), "--seed", str(seed)]
-    arguments += ["--duration", f"{duration or 0:g}"]
+    arguments += ["--duration", f"{duration or 0:g}", *(("--vmms", str(vmms)) if vmms > 1 else ())]
     output = output.absolute() if output is not None else None
     program = binary() if real is None else realdevice.binary(real, stripped=stripped)
     with ending_by_signal() as ending, MiniVmm(program, arguments) as child:
         todo = plan(
-            [child.vmm],
+            [child.vmm, *child.others],
             output=output,
             duration=None if duration is None else duration + _PATIENCE_S,
             period=None,

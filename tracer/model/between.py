@@ -24,6 +24,8 @@ OWN, DRIVER, VMM, OUTSIDER = "own", "driver", "vmm", "outsider"
 #: Late cycles and origins that are remembered, to count each once.
 _CYCLES: Final = 4096
 
+#: Of a VMM's missed cycles, the share from which on what somebody else did in them is told by name.
+WORTH_SHARE: Final = 0.05
 #: So many threads of a process are told apart.
 _THREADS: Final = 64
 
@@ -115,7 +117,7 @@ class Between:
         yield from self._shared(driven)
         for victim, causes in sorted(self.causes.items()):
             for (kind, who), n in sorted(causes.items()):
-                if kind == VMM:
+                if kind == VMM and n >= WORTH_SHARE * causes.total():
                     yield self._hurt(victim, who, n, causes.total())
         if any(kind != OWN for causes in self.causes.values() for kind, _ in causes):
             each = "; ".join(f"VMM {tgid}: {_tally(c)}" for tgid, c in sorted(self.causes.items()))
@@ -135,7 +137,8 @@ class Between:
                     "it starts and ends the cycles of all of them: no VMM caused these",
                     "look at the audio server: its priority, its CPU, its other clients",
                 )
-        for name, (pids, hit) in sorted(self._outsiders().items()):
+        for name, (pids, hits) in sorted(self._outsiders().items()):
+            hit = {t: n for t, n in hits.items() if n >= WORTH_SHARE * self.causes[t].total()}
             if len(hit) >= 2:
                 counts = " and ".join(f"{n} of VMM {tgid}" for tgid, n in sorted(hit.items()))
                 which = f"pid {min(pids)}" + (f" and {len(pids) - 1} more" if len(pids) > 1 else "")
