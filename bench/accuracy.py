@@ -246,6 +246,7 @@ def main() -> None:
         metavar="DIR",
         help="keep every run there; what is there is judged anew, not run again",
     )
+    parser.add_argument("--only", metavar="CONDITION", action="append", help="as the table names it: 256")
     parser.add_argument("--record-only", action="store_true", help="with --traces: judge nothing yet")
     options = parser.parse_args()
     if options.record_only and not options.traces:
@@ -257,7 +258,7 @@ def main() -> None:
     end = time.monotonic() + options.budget if options.budget else float("inf")
     rounds = 0 if options.load else options.rounds or (1 if options.quick else 12)
     for trial in islice(trials(options.quick, options.seed), rounds * in_a_round(options.quick)):
-        if trial.seed in scores:
+        if trial.seed in scores or (options.only and trial.condition not in options.only):
             continue
         if time.monotonic() >= end:
             print("runs are left: the same command goes on", file=sys.stderr, flush=True)

@@ -3,6 +3,7 @@
 
 Each is a third of a second of the mini-VMM (tests/minivmm/README.md, "Injected delays") at 256/48000, packed
 as it was written. Expected is what the injector and the audio server wrote down, not what xdtrace said.
+Nobody can inject `stolen`: its leg is the server's, its cause the kernel's (more was stolen than it is late).
 """
 
 from __future__ import annotations
@@ -35,6 +36,7 @@ CAUSES = (
     "on_cpu",
     "serialised",
     "slow_syscall",
+    "stolen",
     "worker_exit",
 )
 #: The edges of neighbouring segments may move with a vCPU's write; what is said of a miss may not.
