@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import select
 import signal
 import subprocess
@@ -34,6 +35,9 @@ CRATES = {
 }
 BUILDS = [(variant, profile) for variant in CRATES for profile in ("release", "stripped")]
 EPOLL_WAIT, EPOLL_PWAIT, FCNTL, CLOSE = 232, 281, 72, 3
+
+#: What -v says at the end.
+OPENED, FAILED = r"(\d+) short streams opened", r"(\d+) failed commands"
 
 Build = Callable[[str, str], Path]
 
@@ -155,6 +159,15 @@ def test_the_write_paths_differ_as_their_system_calls_say(
     received = recording.of(Kind.RECVMSG, {worker})
     assert (received["nfds"] == 2).all() and len(received) > 0
     assert recording.lost == schema.Losses()
+
+
+@pytest.mark.parametrize("variant", CRATES)
+def test_memory_of_short_streams_becomes_blobs_and_goes_again(build: Build, variant: str) -> None:
+    """The device refuses none of it: neither making, attaching, detaching nor letting go."""
+    command = [str(build(variant, "release")), "--memory", "--churn", "40", "--duration", "1", "-v"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60)
+    opened, failed = (int(re.search(text, done.stderr)[1]) for text in (OPENED, FAILED))  # type: ignore[index]
+    assert failed == 0 < opened
 
 
 @pytest.mark.parametrize("variant", CRATES)
