@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -89,7 +90,14 @@ def why_not() -> str:
     if os.geteuid() != 0:
         return "BPF needs root"
     absent = ", ".join(name for name in _PROGRAMS if shutil.which(name) is None)
-    return f"not installed: {absent} (./dev test installs it on Debian and Ubuntu)" if absent else ""
+    if absent:
+        return f"not installed: {absent} (./dev test installs it on Debian and Ubuntu)"
+    version = subprocess.run(["pipewire", "--version"], capture_output=True, text=True, check=False).stdout
+    found = re.search(r"libpipewire (\S+)", version)
+    if found is None or not found[1].startswith("0.3."):
+        told = found[1] if found else "a version that it does not tell"
+        return f"these tests know PipeWire 0.3 (its profiler, its synchronous streams); here is {told}"
+    return ""
 
 
 def until(condition: Callable[[], Any], what: str) -> Any:
