@@ -22,7 +22,7 @@ from tracer.capture.session import Session, Settings
 from tracer.cli.minivmm import MiniVmm, binary
 from tracer.cli.run import Ending, run
 from tracer.model.analysis import Analysis
-from tracer.model.counterfactual import Case, Names, remedy_removal
+from tracer.model.counterfactual import Case, Names, remedied
 from tracer.model.leaves import NOT_SCHEDULED
 from tracer.model.phases import HEAD_OF_LINE, SERIALISED
 from tracer.model.summary import REMEDIES, Summary
@@ -229,7 +229,7 @@ def _remaining(analysis: Analysis, summary: Summary) -> dict[str, tuple[int, int
     left: dict[str, tuple[int, int, int]] = {}
     for name in REMEDIES:
         row = summary.counterfactual[name]
-        replays = _replays(analysis, lambda case, name=name: case.replay(remedy_removal(case, name, names)))  # type: ignore[misc]
+        replays = _replays(analysis, lambda case, name=name: remedied(case, name, names))  # type: ignore[misc]
         cycles = _left(analysis, replays, carried=False)[0]
         left[name] = (row.of - row.avoided, row.episodes_of - row.episodes_avoided, cycles)
     for name, kind in CANDIDATES.items():

@@ -12,10 +12,10 @@ from itertools import pairwise
 
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from world import D, G, V, W
+from world import D, F, G, V, W
 
-from tracer.model.counterfactual import Case
-from tracer.model.leaves import Leaf
+from tracer.model.counterfactual import Case, judge
+from tracer.model.leaves import Holder, Leaf
 from tracer.model.phases import GPU, GUEST, HEAD_OF_LINE, HOST, NOT_REARMED, SERIALISED, WORKER, Path, Phase
 
 LOCK_WORD = (20, 0x9000)
@@ -70,6 +70,72 @@ def test_a_command_that_ends_within_a_leaf_is_taken_out_up_to_its_end() -> None:
     assert case.replay({0: 0.5}) == 180 + 20
     assert case.replay({0: 0.5}, unqueued=True) == 50 + 20
     assert case.replay({0: 1.0}) == case.replay({0: 1.0}, unqueued=True) == 20
+
+
+def none_usual(key: tuple[str | int, ...]) -> int:
+    return 0
+
+
+def test_without_a_lock_what_others_had_g_do_is_done_sooner_too() -> None:
+    """G waits for the same lock in somebody else's command, and our command waits for that one."""
+    held = Holder(F, "blocked", None, (LOCK_WORD,), (F,))
+    leaves = [
+        Leaf(0, 100, "lock", W, 0, word=LOCK_WORD, holder=held),
+        Leaf(100, 110, "guest", V, 1),
+        Leaf(110, 140, "lock", G, 2, word=LOCK_WORD, holder=held),
+        Leaf(140, 150, "on_cpu", G, 2),
+        Leaf(150, 160, "on_cpu", G, 3),
+    ]
+    phases = [
+        Phase(0, 100, WORKER, W),
+        Phase(100, 110, GUEST, V),
+        Phase(110, 150, GPU, G, HEAD_OF_LINE, queued=True),
+        Phase(150, 160, GPU, G),
+    ]
+    path = Path(phases, 60, gpu_tid=G)
+    path.foreign = [(0, 150)]
+    case = Case(path, leaves)
+    assert judge(case, none_usual).cause == "mixed"
+    assert not case.hopeless()
+    case.relieve([Leaf(5, 140, "lock", G, 0, word=LOCK_WORD, holder=held)])
+    assert case.replay({0: 1.0, 2: 1.0}, freed=case.freed([("lock", *LOCK_WORD)])) == 10 + (150 - 140) + 10
+    found = judge(case, none_usual)
+    assert (found.cause, found.key) == ("lock", ("lock", *LOCK_WORD))
+
+
+def test_a_holders_missing_cpu_is_the_label_only_if_that_part_of_the_wait_is_enough() -> None:
+    """G misses the CPU for 2 while it holds the lock, and for 32 later, when it holds nothing."""
+    held, off = (Holder(G, state, None, (LOCK_WORD,), (G,)) for state in ("running", "runnable"))
+    leaves = [
+        Leaf(0, 48, "lock", W, 0, word=LOCK_WORD, holder=held),
+        Leaf(48, 50, "lock", W, 0, word=LOCK_WORD, holder=off, off_tid=G),
+        Leaf(50, 82, "not_scheduled", G, 1),
+        Leaf(82, 85, "on_cpu", G, 1),
+    ]
+    case = Case(Path([Phase(0, 50, WORKER, W), Phase(50, 85, GPU, G)], 55, gpu_tid=G), leaves)
+    found = judge(case, none_usual)
+    assert found.sufficient == (("lock", *LOCK_WORD), ("not_scheduled", G))
+    assert found.cause == "lock"
+
+
+def test_a_lock_that_g_itself_waits_for_is_more_specific_than_its_command() -> None:
+    """W too waited for it; whoever holds it is neither of them."""
+    held = Holder(F, "blocked", None, (LOCK_WORD,), (F,))
+    leaves = [
+        Leaf(0, 20, "lock", W, 0, word=LOCK_WORD, holder=held),
+        Leaf(20, 100, "lock", G, 1, word=LOCK_WORD, holder=held),
+        Leaf(100, 105, "on_cpu", G, 2),
+    ]
+    phases = [
+        Phase(0, 20, WORKER, W),
+        Phase(20, 100, GPU, G, HEAD_OF_LINE, queued=True),
+        Phase(100, 105, GPU, G),
+    ]
+    path = Path(phases, 40, gpu_tid=G)
+    path.foreign = [(10, 100)]
+    found = judge(Case(path, leaves), none_usual)
+    assert ("head_of_line",) in found.sufficient
+    assert found.cause == "lock"
 
 
 @settings(max_examples=300, deadline=None)

@@ -426,6 +426,43 @@ def test_what_g_reads_before_it_completes_is_part_of_that_command() -> None:
     assert (miss.cause, miss.sufficient) == ("slow_syscall", ("slow_syscall:read",)), miss.detail
 
 
+class WokenForOthers(World):
+    """In late cycles another context kicks first; G, woken for it, waits for a CPU, and V does too."""
+
+    def _complete(self, irq: int, d: Delays) -> int:
+        if not d.gpu_syscall:
+            return super()._complete(irq, d)
+        self._guest(irq, 0)
+        away = irq + 200 * US
+        self.add(r.offcpu(V, away, away + 13 * MS, preempted=True, instead=HOG))
+        self.free[V] = away + 13 * MS + 50 * US
+        back = irq - 60 * US + d.gpu_syscall
+        self.sleep(G, irq - 60 * US, back, V2, VMM)
+        self.add(r.read(G, self.free[G], back + 2 * US, fd=13, eventfd=KICK_ID, value=3))
+        self.add(r.wake(G, CONDVAR + 64, back + 90 * US, dur=2 * US, count=1))
+        rearm = back + 100 * US
+        self.add(r.wake(G, CONDVAR, rearm, dur=2 * US, count=1))
+        self.sequence += 1
+        park = self.free[W] + 3 * US
+        self.add(r.wait(W, CONDVAR, park, rearm + 5 * US, expected=self.sequence * 3))
+        self.free[W] = park
+        self.sleep(W, rearm - 1 * US, rearm + 4 * US, G, VMM)
+        self.free[W] = rearm + 6 * US
+        done = rearm + 10 * US
+        self.add(r.write(G, rearm + 5 * US, done, fd=14, eventfd=DONE_ID))
+        self.free[G] = done + 2 * US
+        return done
+
+
+def test_a_g_that_was_woken_for_somebody_else_is_not_free_while_it_waits_for_a_cpu() -> None:
+    """Wherever our kick lies, it was G's CPU: a kick without the vCPU's delay would have waited as well."""
+    world = WokenForOthers()
+    (miss,) = origins(analyse(world, play_on(world, Delays(gpu_syscall=26 * MS))))
+    assert (miss.cause, miss.kick) == ("not_scheduled", "inferred"), (miss.detail, miss.sufficient)
+    assert "not_scheduled:gpu worker" in miss.sufficient
+    assert not any("vcpu" in s for s in miss.sufficient)
+
+
 class BusyWaiting(World):
     """G runs another context's command, in which it waits for LOCK (held by the fence thread)."""
 

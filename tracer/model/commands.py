@@ -233,7 +233,9 @@ class Commands:
             kind = call.kind
             if kind in IDLE_CALLS:
                 if self._takes_kick(call, window, gpu):
-                    begin = max(begin, call.end)
+                    # Woken by somebody's kick, G is that command's, even while it waits for a CPU.
+                    woken = self.woken_before(window, gpu, call.end)
+                    begin = max(begin, woken if woken > call.enter else call.end)
                 continue
             if kind not in _ENDS:
                 continue

@@ -8,8 +8,9 @@ moves our own commands earlier, where they may meet a G that was busy in the rec
 
 from __future__ import annotations
 
+import itertools
 from bisect import bisect_left, bisect_right
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from typing import Final
@@ -86,6 +87,7 @@ class Case:
 
     Attributes:
         members: leaves per candidate, by index; words, tids: locks and threads among them.
+        relief: per candidate, when G's commands for others were held up by it themselves (sorted, disjoint).
     """
 
     __slots__ = (
@@ -97,6 +99,7 @@ class Case:
         "leaves",
         "members",
         "path",
+        "relief",
         "tids",
         "words",
     )
@@ -107,6 +110,7 @@ class Case:
         self._starts: list[int] = [a for a, _ in path.foreign] if same is None else same._starts
         self._ends: list[int] = [b for _, b in path.foreign] if same is None else same._ends
         self.members: dict[Key, list[int]] = {}
+        self.relief: dict[Key, list[tuple[int, int]]] = {} if same is None else same.relief
         self.words: set[Word] = set() if same is None else set(same.words)
         self.tids: set[int] = set() if same is None else set(same.tids)
         self._own: dict[int, int] = {}
@@ -184,7 +188,37 @@ class Case:
         """Time per candidate, ns."""
         return {key: sum(self.leaves[i].ns for i in at) for key, at in self.members.items()}
 
-    def replay(self, removed: Removal, *, unqueued: bool = False) -> int:
+    def hopeless(self) -> bool:
+        """Whether the deadline is missed even without G's other commands and all that has no baseline."""
+        gone = {i: 1.0 for key, at in self.members.items() if key[0] in EVERYWHERE for i in at}
+        return not self.meets(gone, unqueued=True)
+
+    def relieve(self, leaves: list[Leaf]) -> None:
+        """Take over what G's commands for others were held up by.
+
+        Without a lock, or with the CPU, those would have been done sooner too.
+        """
+        for leaf in leaves:
+            for key in keys_of(leaf, ""):
+                if key[0] in EVERYWHERE:
+                    self.relief.setdefault(key, []).append((leaf.start_ns, leaf.end_ns))
+
+    def freed(self, keys: Iterable[Key]) -> Sequence[tuple[int, int]]:
+        """When G's commands for others would not have been held up without some candidates."""
+        found = [self.relief[key] for key in keys if key in self.relief]
+        if len(found) <= 1:
+            return found[0] if found else ()
+        merged: list[tuple[int, int]] = []
+        for start, end in sorted(itertools.chain(*found)):
+            if merged and start <= merged[-1][1]:
+                merged[-1] = (merged[-1][0], max(end, merged[-1][1]))
+            else:
+                merged.append((start, end))
+        return merged
+
+    def replay(
+        self, removed: Removal, *, unqueued: bool = False, freed: Sequence[tuple[int, int]] = ()
+    ) -> int:
         """The closing time in ns with a share of some leaves taken out.
 
         Monotone: whatever else is taken out, nothing ends later for it. Each phase ends no later
@@ -194,6 +228,7 @@ class Case:
 
         Args:
             unqueued: G is not busy with other commands when ours come (head of line taken out).
+            freed: when G's commands for others are not held up (``freed``), of what is taken out.
         """
         leaves, phase_of, plan = self.leaves, self._phase_of, self._plan
         lost: dict[int, int] = {}
@@ -223,7 +258,7 @@ class Case:
                     now += 0 if queued else own
                 elif kept or end == start:
                     # What no known command of G explains (our own work, a queue nobody saw) stays.
-                    served = self._served(now, at, index if taken else -1, removed)
+                    served = self._served(now, at, index if taken else -1, removed, freed)
                     now = min(served + own, start + kept)
                 # else: taken out altogether, its queue too
         return now
@@ -239,12 +274,20 @@ class Case:
                 ns += self._own[i] if share == 1.0 else round(self._own[i] * share)
         return ns
 
-    def _served(self, now: int, at: int, index: int, removed: Removal) -> int:
+    def _served(
+        self, now: int, at: int, index: int, removed: Removal, freed: Sequence[tuple[int, int]]
+    ) -> int:
         """When G takes a command kicked at ``now``: after the command it was executing then."""
         i = bisect_right(self._starts, now) - 1
         if i < 0 or self._ends[i] <= now:
             return now
         end, less = self._ends[i], 0
+        if freed:  # all of G's time, that in this phase too
+            for k in range(bisect_right(freed, now, key=_end), len(freed)):
+                if freed[k][0] >= end:
+                    break
+                less += min(freed[k][1], end) - max(freed[k][0], now)
+            return max(now, end - less)
         for j in range(at, len(self.leaves)):
             if self._phase_of[j] != index:
                 break
@@ -254,13 +297,20 @@ class Case:
                 less += round(share * max(0, min(leaf.end_ns, end) - max(leaf.start_ns, now)))
         return max(now, end - less)
 
-    def meets(self, removed: Removal, *, unqueued: bool = False) -> bool:
+    def meets(
+        self, removed: Removal, *, unqueued: bool = False, freed: Sequence[tuple[int, int]] = ()
+    ) -> bool:
         """Whether the deadline is met with that taken out."""
-        return self.replay(removed, unqueued=unqueued) <= self.path.deadline_ns
+        return self.replay(removed, unqueued=unqueued, freed=freed) <= self.path.deadline_ns
 
     def avoided_without(self, shares: Mapping[Key, float]) -> bool:
         """Whether the deadline is met without some candidates (share of each that is excess)."""
-        return self.meets(_without(self, shares), unqueued=(HEAD_OF_LINE,) in shares)
+        removed = _without(self, shares)
+        return self.meets(removed, unqueued=(HEAD_OF_LINE,) in shares, freed=self.freed(shares))
+
+
+def _end(interval: tuple[int, int]) -> int:
+    return interval[1]
 
 
 @dataclass(frozen=True, slots=True)
@@ -269,7 +319,7 @@ class Judgement:
 
     Attributes:
         cause: a name of summary.CAUSES; key: the candidate behind it, None for mixed and unknown.
-        excess: ns above baseline per candidate.
+        excess: ns above baseline per candidate; of the sufficient ones, of all where none is.
     """
 
     cause: str
@@ -369,19 +419,23 @@ def _label(case: Case, sufficient: list[Key], excess: Mapping[Key, int]) -> Key 
 
 
 def _is_holder(case: Case, lock: Key, missing: Key) -> bool:
-    """Whether a not_scheduled candidate is the missing CPU of a lock's holder."""
-    return any(
-        leaf.kind == LOCK and leaf.off_tid == missing[1] and own_key(leaf) == lock for leaf in case.leaves
-    )
+    """Whether a not_scheduled candidate is the missing CPU of a lock's holder, and that part is enough."""
+    held = [
+        i
+        for i in set(case.members[lock]).intersection(case.members[missing])
+        if case.leaves[i].off_tid == missing[1]
+    ]
+    return bool(held) and case.meets(dict.fromkeys(held, 1.0), freed=case.freed([missing]))
 
 
 def _more_specific(case: Case, one: Key, other: Key) -> Key:
     """Of two candidates that are the same milliseconds: leaf before group, a holder's CPU before its lock."""
     if {one[0], other[0]} == {HEAD_OF_LINE, LOCK}:
         group, lock = (one, other) if one[0] == HEAD_OF_LINE else (other, one)
-        if all(case.leaves[i].tid == case.path.gpu_tid for i in case.members[lock]):
-            return lock  # G itself waited for it
-        return group  # the lock's holder was busy for others
+        both = [case.leaves[i] for i in set(case.members[group]).intersection(case.members[lock])]
+        for_gpu = sum(leaf.ns for leaf in both if leaf.holder and leaf.holder.tid == case.path.gpu_tid)
+        # The lock's holder was busy for others; or G, and whoever else, waited for a lock of somebody else's.
+        return group if 2 * for_gpu > sum(leaf.ns for leaf in both) else lock
     if one[0] in GROUPS and other[0] not in GROUPS:
         return other
     if other[0] in GROUPS:
@@ -415,6 +469,21 @@ class Names:
     item_state: frozenset[Word]
     movable: frozenset[int]
     gpu: frozenset[int]
+
+
+def remedied(case: Case, remedy: str, names: Names) -> int:
+    """When a cycle would have closed under a remedy."""
+    freed = case.freed(remedy_keys(remedy, names))
+    return case.replay(remedy_removal(case, remedy, names), freed=freed)
+
+
+def remedy_keys(remedy: str, names: Names) -> list[Key]:
+    """Candidates that a remedy takes out wherever they are, also where G works for others."""
+    if remedy == "item_state":
+        return [(LOCK, *word) for word in sorted(names.item_state)]
+    if remedy == "realtime":
+        return [(NOT_SCHEDULED, tid) for tid in sorted(names.movable)]
+    return [(STOLEN,)] if remedy == "no_steal" else []
 
 
 def remedy_removal(case: Case, remedy: str, names: Names) -> Removal:

@@ -11,7 +11,7 @@ from __future__ import annotations
 from typing import Final, NamedTuple
 
 from tracer.model.locks import Locks
-from tracer.model.phases import GUEST, HOST, Path, Phase
+from tracer.model.phases import GPU, GUEST, HOST, Path, Phase
 from tracer.model.registry import Registry
 from tracer.model.spans import Call
 from tracer.model.window import Piece, State, Window
@@ -127,6 +127,11 @@ class LeafCutter:
             for piece in window.pieces(tid, phase.start_ns, phase.end_ns):
                 self._leaf(leaves, piece, phase, index, tid, window)
         return _joined(leaves)
+
+    def others(self, path: Path, window: Window) -> list[Leaf]:
+        """Leaves of G's commands for others, in order."""
+        phases = [Phase(start, end, GPU, path.gpu_tid) for start, end in path.foreign]
+        return self.cut(Path(phases, path.deadline_ns), window, 0)
 
     def _leaf(
         self, leaves: list[Leaf], piece: Piece, phase: Phase, index: int, tid: int, window: Window

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from tracer.model.counterfactual import Names, remedy_removal
+from tracer.model.counterfactual import Names, remedied
 from tracer.model.leaves import Word
 from tracer.model.summary import REMEDIES, Remedy
 from tracer.model.verdicts import EpisodeState, MissState
@@ -34,7 +34,7 @@ class Remedies:
         relevant = names.item_state & case.words, names.movable & case.tids, names.gpu & case.tids
         if cached is not None and cached[0] == relevant:
             return cached[1]
-        met = origin.judgement is not None and case.meets(remedy_removal(case, remedy, names))
+        met = origin.judgement is not None and remedied(case, remedy, names) <= case.path.deadline_ns
         self._cache[origin.id, remedy] = (relevant, met)
         return met
 

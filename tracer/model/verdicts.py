@@ -253,6 +253,8 @@ class Verdicts:
         miss.reason = self._failures.unanswered(cycle, [entry.cycle for entry in state.on_time])
         if miss.reason:
             return
+        if case.path.foreign and not case.hopeless():
+            case.relieve(self._cutter.others(case.path, window))
         judgement = judge(case, usual.of)
         if case.path.kick == "inferred":
             judgement = self._within_bounds(cycle, window, usual, case, judgement)

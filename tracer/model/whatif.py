@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
-from tracer.model.counterfactual import CAUSE_OF, GROUPS, Case, Key, Removal, remedy_removal
+from tracer.model.counterfactual import CAUSE_OF, GROUPS, Case, Key, Removal, remedy_keys, remedy_removal
 from tracer.model.leaves import Word
 from tracer.model.phases import HEAD_OF_LINE
 
@@ -123,23 +123,26 @@ class Predictor:
         case = miss.case
         if case is None or miss.judgement is None:
             return
-        removed = self._removal(case)
-        closing = case.replay(removed)
+        removed, keys = self._removal(case)
+        closing = case.replay(removed, freed=case.freed(keys))
         whole = sum(round(case.leaves[i].ns * share) for i, share in removed.items())
         self._replayed[miss.id] = _Replayed(closing, whole, case.path.end_ns - closing)
 
-    def _removal(self, case: Case) -> Removal:
-        """All that the changes take out together: of each leaf the larger share."""
+    def _removal(self, case: Case) -> tuple[Removal, list[Key]]:
+        """All that the changes take out together: of each leaf the larger share; candidates that are gone."""
         names = self._a.remedy_names()
         parts = [remedy_removal(case, remedy, names) for remedy in self._what.remedies]
+        keys = [key for remedy in self._what.remedies for key in remedy_keys(remedy, names)]
         for name in self._what.locks:
             words = frozenset(word for word in _words(case) if self._a.names.lock(*word)[0] == name)
-            parts.append(remedy_removal(case, "item_state", dataclasses.replace(names, item_state=words)))
+            named = dataclasses.replace(names, item_state=words)
+            parts.append(remedy_removal(case, "item_state", named))
+            keys += remedy_keys("item_state", named)
         together: dict[int, float] = {}
         for part in parts:
             for i, share in part.items():
                 together[i] = max(together.get(i, 0.0), share)
-        return together
+        return together, keys
 
     def prediction(self) -> Prediction:
         """The answer, once all of the trace was fed."""
@@ -201,11 +204,14 @@ class Predictor:
             case, judgement = miss.case, miss.judgement
             assert case is not None
             assert judgement is not None
-            removed, totals = self._removal(case), case.totals()
+            (removed, keys), totals = self._removal(case), case.totals()
             found = set()
-            for key, excess in judgement.excess.items():
-                more = _also(case, removed, key, excess / totals[key] if totals.get(key) else 1.0)
-                if more is not None and case.meets(more, unqueued=key[0] == HEAD_OF_LINE):
+            for key, total in totals.items():
+                # What is usual of a candidate was not asked for where its whole time was not enough.
+                share = judgement.excess.get(key, total) / total if total else 1.0
+                more = _also(case, removed, key, share)
+                freed = case.freed([*keys, key])
+                if more is not None and case.meets(more, unqueued=key[0] == HEAD_OF_LINE, freed=freed):
                     found.add(CAUSE_OF.get(str(key[0]), str(key[0])))
             for cause in found:
                 counts[cause] = counts.get(cause, 0) + 1
