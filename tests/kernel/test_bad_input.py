@@ -178,7 +178,7 @@ def test_no_root(start: Start) -> None:
     outcome = xdtrace("attach", str(own), before=WITHOUT_CAPABILITIES)
     complains(outcome, HOST, "needs root", "sudo xdtrace attach")
     outcome = xdtrace("attach", str(theirs), before=WITHOUT_CAPABILITIES)
-    complains(outcome, TARGET, "may not be inspected", "sudo")
+    complains(outcome, TARGET, "may not be inspected", "CAP_SYS_PTRACE")
 
 
 def test_no_bcc(start: Start) -> None:
