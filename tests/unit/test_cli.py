@@ -292,7 +292,7 @@ def test_the_real_devices_demo_says_what_it_lacks(
     assert run_command(["demo", "--real", "dup"]) == 4
     assert "checkout" in "".join(complaint(capsys))
     (tmp_path / "build.sh").write_text(
-        "echo 'build.sh: cargo is 1.63.0, 1.81 or newer is needed' >&2; exit 4"
+        "echo 'build.sh: cargo is 1.63.0, 1.81 or newer is needed' >&2; exit 5"
     )
     (tmp_path / "lib.rs").touch()
     monkeypatch.setattr(realdevice, "_BUILT", tmp_path / "built")
