@@ -163,7 +163,7 @@ def _exe(tgid: int, pidfd: int) -> str:
     except PermissionError:
         hint = "run xdtrace with sudo"
         if os.geteuid() == 0:
-            hint = "root lacks CAP_SYS_PTRACE over it: run outside this container or namespace, on the host"
+            hint = "this root lacks CAP_SYS_PTRACE: use sudo on the host, outside of any container"
         raise TargetError(f"process {tgid} may not be inspected by you", hint) from None
     except OSError:
         raise exited(tgid) from None if _has_exited(pidfd) else _unreadable(tgid)
