@@ -23,6 +23,10 @@ class XdtraceError(Exception):
         self.message = message
         self.hint = hint
 
+    def _render_traceback_(self) -> list[str]:
+        """What a notebook shows instead of a traceback (IPython asks for it by this name)."""
+        return [f"{type(self).__name__}: {self.message}", f"  {self.hint}"]
+
 
 class FailOnMet(XdtraceError):
     """A ``--fail-on`` condition was met."""

@@ -76,3 +76,16 @@ def test_a_notebook_runs_and_comes_to_what_it_says(name: str, monkeypatch: pytes
     assert pictures == wanted_pictures
     for phrase in words:
         assert phrase in said
+
+
+def test_an_error_that_a_user_can_act_on_is_two_lines_in_a_notebook(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    cell = nbformat.v4.new_code_cell('import tracer\ntracer.open("/nonexistent.xdt")')
+    notebook = nbformat.v4.new_notebook(cells=[cell])
+    NotebookClient(notebook, timeout=60, kernel_name="python3", allow_errors=True).execute()
+    (error,) = notebook.cells[0].outputs
+    assert error.output_type == "error"
+    assert error.traceback == [
+        "TraceError: cannot open /nonexistent.xdt: No such file or directory",
+        "  name a folder made by `xdtrace record`",
+    ]
