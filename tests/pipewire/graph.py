@@ -16,6 +16,7 @@ import subprocess
 import time
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack
+from functools import cache
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -85,6 +86,7 @@ _PORTS = (
 )
 
 
+@cache
 def why_not() -> str:
     """Why tests with a real PipeWire cannot run here, "" if they can."""
     if os.geteuid() != 0:

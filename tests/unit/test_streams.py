@@ -55,11 +55,11 @@ def cycles(
     return [p for k in range(count) for p in cycle(first + k * period, wake=wake, done=done)]
 
 
-def decided(*parts: Records, interval: int = 0) -> tuple[Streams, list[Cycle]]:
-    """All cycles of a trace."""
+def decided(*parts: Records, interval: int = 0, served: bool = True) -> tuple[Streams, list[Cycle]]:
+    """All cycles of a trace; its server lives on or (not ``served``) has exited."""
     registry = Registry()
     registry.learn(
-        (Target(AUDIO, "audio", "pipewire"), Target(VMM, "vmm", "vmm")),
+        (Target(AUDIO, "audio", "pipewire", alive=served), Target(VMM, "vmm", "vmm")),
         (Thread(D, AUDIO, "data-loop.0"), Thread(W, VMM, "cross domain"), Thread(G, VMM, "gpu worker")),
         (Fd(AUDIO, 4, "timerfd", interval_ns=interval),),
     )
@@ -251,3 +251,11 @@ def test_completions_find_their_streams_among_some_that_never_complete(
     match(streams, [*dones, spare])
     found = {i: s.completion.id for i, s in enumerate(streams) if s.completion is not None}
     assert found == answers
+
+
+@pytest.mark.parametrize("served", [True, False])
+def test_a_silent_stream_has_ended_only_if_its_server_has_exited(served: bool) -> None:
+    later = r.read(W, START + 9_000 * MS, START + 9_000 * MS + US, eventfd=99)
+    streams, found = decided(*cycles(START, 40), later, served=served)
+    assert one(streams).alive is served
+    assert len(found) >= 39 and not misses(found)

@@ -20,6 +20,9 @@ GRACE_NS: Final = 2_000_000_000
 #: A verdict uses records that end up to this long after the closing event: a sweep of OPEN records, and more.
 SETTLE_NS: Final = 200_000_000
 
+#: A client that goes takes its worker along; the server signals its stream no longer than this after that.
+CLOSES_NS: Final = 100_000_000
+
 
 @dataclass(slots=True)
 class Cycle:

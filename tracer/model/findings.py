@@ -14,6 +14,7 @@ from typing import Final
 
 import numpy as np
 
+from tracer.model.cycles import CLOSES_NS
 from tracer.model.locks import Locks
 from tracer.model.registry import Registry, ThreadState
 from tracer.model.step import Step
@@ -110,7 +111,9 @@ def findings(seen: Evidence) -> tuple[Finding, ...]:
 def _alerts(seen: Evidence) -> Iterator[Finding]:
     for stream in seen.streams.streams:
         worker = seen.registry.threads.get(stream.context)
-        if worker is not None and worker.exit_ns is not None and stream.alive:
+        if worker is None or worker.exit_ns is None or not stream.alive:
+            continue
+        if stream.last_signal_ns > worker.exit_ns + CLOSES_NS:
             yield Finding(
                 f"the worker {worker.comm!r} (tid {worker.tid}) of {stream.id} exited",
                 "its streams get no wakeup any more: every cycle is missed from there on",

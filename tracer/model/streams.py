@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tracer.model import completions
-from tracer.model.cycles import GRACE_NS, MIN_COMPLETIONS, SETTLE_NS, Cycle, Stream
+from tracer.model.cycles import CLOSES_NS, GRACE_NS, MIN_COMPLETIONS, SETTLE_NS, Cycle, Stream
 from tracer.model.drivers import Driver
 from tracer.model.eventfds import Completion, Eventfd, Series
 from tracer.model.inferred import Inferred
@@ -385,9 +385,19 @@ class Streams:
             return final or end_ns >= cycle.closing_ns + SETTLE_NS
         if not final and end_ns < cycle.deadline_ns + GRACE_NS + SETTLE_NS:
             return False
-        if stream.last_signal_ns <= cycle.signal_ns:
+        if stream.last_signal_ns <= cycle.signal_ns or self._closed(stream, end_ns):
             cycle.missed, cycle.leg = False, "ended"  # the stream was not signalled again: it ended
         return True
+
+    def _closed(self, stream: Stream, end_ns: int) -> bool:
+        """Whether a stream's worker exited, and the server stopped signalling it: its client went."""
+        worker = self._registry.threads.get(stream.context)
+        return (
+            worker is not None
+            and worker.exit_ns is not None
+            and stream.last_signal_ns <= worker.exit_ns + CLOSES_NS
+            and end_ns >= stream.last_signal_ns + CLOSES_NS
+        )
 
     # --- forgetting --------------------------------------------------------------
 
@@ -413,6 +423,10 @@ class Streams:
                 self._loops[driver.tid].remove(driver)
 
     def _rest(self, end_ns: int) -> None:
+        exited = {t.tgid for t in self._registry.targets.values() if not t.alive}
+        for stream in self.streams:
+            if stream.driver.tgid in exited and stream.last_signal_ns < end_ns - REST_NS:
+                stream.alive = False  # its server has exited
         resting = {
             s.serial
             for s in self.streams
