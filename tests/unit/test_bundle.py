@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import io
 import tarfile
 from collections.abc import Iterator, Mapping
@@ -279,6 +280,19 @@ def test_a_cut_off_trace_is_bundled_and_says_so(trace: Path, tmp_path: Path) -> 
             for name in ("README.txt", "report.html"):
                 stream = archive.extractfile(name)
                 assert stream is not None and "is cut off" in stream.read().decode()
+        with TraceReader(file) as again:
+            assert again.incomplete and "is cut off" in again.incomplete
+
+
+def test_an_archive_that_cannot_be_written_whole_does_not_stay(
+    trace: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*rest: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(tarfile.TarFile, "addfile", full)
+    assert run_command(["bundle", str(trace), "-o", str(tmp_path / "x.tar")]) == 5
+    assert not list(tmp_path.iterdir())
 
 
 def test_what_would_be_taken_for_a_part_of_the_trace_is_refused(trace: Path, tmp_path: Path) -> None:

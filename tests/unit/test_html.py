@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import itertools
 import re
 from collections import Counter
@@ -346,3 +347,21 @@ def test_a_report_never_overwrites_its_trace(tmp_path: Path, capsys: pytest.Capt
         assert run_command(["report", str(trace), "-o", str(name)]) == 2
         assert len(capsys.readouterr().err.splitlines()) == 2
     assert trace.read_bytes() == (CAPTURES / "lock.xdt.tar").read_bytes()
+
+
+def test_a_report_that_cannot_be_written_leaves_the_one_that_was_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "page.html"
+    out.write_text("mine", encoding="utf-8")
+
+    def full(*rest: object, **more: object) -> str:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(html, "to_html", full)
+    trace = str(CAPTURES / "lock.xdt.tar")
+    assert run_command(["report", trace, "--format", "html", "-o", str(out)]) == 2
+    assert [p.name for p in tmp_path.iterdir()] == ["page.html"]
+    assert out.read_text(encoding="utf-8") == "mine"
+    assert run_command(["report", trace, "-o", "/dev/null"]) == 0
+    assert Path("/dev/null").is_char_device()

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from tracer.cli import options as o
-from tracer.cli.live import Hooks, go, make_analysis, open_writer, plan
+from tracer.cli.live import Hooks, go, make_analysis, plan
 from tracer.cli.report import check_output, open_trace, write
 from tracer.cli.run import ending_by_signal, replay
 from tracer.errors import UsageError, XdtraceError
@@ -64,7 +64,7 @@ def bundle(
         private = Redactor(profiles(), machine_words())
         analysis = make_analysis(profile, o.parse_period(period))
         trace = stack.enter_context(open_trace(path))
-        writer = stack.enter_context(open_writer(work / NAME, force=False)) if redact else None
+        writer = stack.enter_context(anew(work / NAME, trace.incomplete)) if redact else None
         summary = replay(_through(trace, private, writer), analysis)
         if writer is not None:
             writer.close()
@@ -106,6 +106,13 @@ def recorded(pid: int, path: Path, seconds: float, profile: str | None) -> Path:
     with ending_by_signal() as ending:
         go(todo, TextBlocks(io.StringIO(), None), ending, hooks)
     return path
+
+
+def anew(path: Path, incomplete: str | None) -> Any:
+    """A writer for the same trace anew, which says what the first one lacks."""
+    from tracer.trace import TraceWriter
+
+    return TraceWriter(path, settings={"incomplete": incomplete} if incomplete else None)
 
 
 def _through(trace: Any, private: Redactor, writer: Any) -> Iterator[Batch]:

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -139,14 +140,26 @@ def check_output(output: Path, trace: Path) -> None:
 
 @contextmanager
 def opened(output: Path | None) -> Iterator[TextIO]:
-    """The file to write to, or stdout. Raises UsageError where it cannot be written."""
+    """The file to write to, or stdout; a file appears once it is whole.
+
+    Raises:
+        UsageError: it cannot be written.
+    """
     if output is None:
         yield sys.stdout
         return
+    whole = output.is_file() or not output.exists()  # else a device or a pipe
+    target = output.resolve()
+    path = target.with_name(f".{target.name}.{os.getpid()}.part") if whole else target
     try:
-        with output.open("w", encoding="utf-8", errors="backslashreplace") as out:
+        with path.open("w", encoding="utf-8", errors="backslashreplace") as out:
             yield out
+        if whole:
+            path.replace(target)
     except OSError as error:
         raise UsageError(
             f"cannot write {output}: {error.strerror}", "choose another place, or free some space"
         ) from error
+    finally:
+        if whole:
+            path.unlink(missing_ok=True)

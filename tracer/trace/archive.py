@@ -153,13 +153,16 @@ def pack(
     if clash := set(beside) & set(fmt.FILES):
         raise ValueError(f"{clash} would be taken for parts of the trace")
     parts = open_parts(folder)
+    made = False
     try:
         if fmt.META not in parts:
             raise TraceError(f"{folder} is no trace", "name a folder made by `xdtrace record`")
         name = name or Path(os.path.abspath(folder)).name
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+        fd = os.open(file, flags, 0o600)
+        made = True
         with (
-            os.fdopen(os.open(file, flags, 0o600), "wb") as out,
+            os.fdopen(fd, "wb") as out,
             tarfile.open(fileobj=out, mode="w", format=tarfile.GNU_FORMAT) as archive,
         ):
             ours = owner()
@@ -176,7 +179,11 @@ def pack(
                     with os.fdopen(os.dup(part.fd), "rb") as source:
                         source.seek(part.start)
                         archive.addfile(member, source)
-    except OSError as error:
+    except BaseException as error:
+        if made:  # half an archive would be taken for a trace that was cut off
+            file.unlink(missing_ok=True)
+        if not isinstance(error, OSError):
+            raise
         raise TraceError(
             f"cannot write {file}: {error.strerror}", "choose another name, or free some space"
         ) from error

@@ -109,6 +109,9 @@ class TraceReader:
         fmt.check_version(meta.get("version"))
         fmt.check_record_schema(meta.get("record_schema"))
         self.meta = meta
+        settings = meta.get("settings")
+        if isinstance(settings, dict) and isinstance(settings.get("incomplete"), str):
+            self._missing(settings["incomplete"])  # of the trace that this one was made from
 
     def _check_stream(self, name: str) -> int:
         """Check the schema; the offset of the first message."""
