@@ -365,7 +365,11 @@ def _nothing_alone(case: Case, totals: Mapping[Key, int], usual: Callable[[Key],
             whole: Key = (kind,)
             excess[whole] = sum(excess[key] for key in alike)
             return Judgement(kind, whole, (whole,), tuple(alike), excess)
-    return Judgement("mixed", None, (), _jointly(case, order[:MAX_JOINT], share), excess)
+    order = order[:MAX_JOINT]
+    if case.path.foreign and (HEAD_OF_LINE,) not in share:
+        # Our command came when G was free; had it come sooner, it might have had to wait.
+        order, share = [*order, (HEAD_OF_LINE,)], {**share, (HEAD_OF_LINE,): 1.0}
+    return Judgement("mixed", None, (), _jointly(case, order, share), excess)
 
 
 def _baseline(key: Key, usual: Callable[[Key], int]) -> int:
@@ -382,7 +386,7 @@ def _without(case: Case, shares: Mapping[Key, float]) -> Removal:
         return dict.fromkeys(case.members[key], share)
     removed: dict[int, float] = {}
     for key, share in shares.items():
-        for i in case.members[key]:
+        for i in case.members.get(key, ()):
             removed[i] = max(removed.get(i, 0.0), share)
     return removed
 

@@ -12,7 +12,6 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from tracer.model.commands import IDLE_CALLS
 from tracer.model.locks import Locks
 from tracer.model.registry import Registry
 from tracer.model.roles import Roles
@@ -23,7 +22,6 @@ from tracer.schema import (
     FUTEX_CMD_MASK,
     FUTEX_WAKE,
     FUTEX_WAKE_BITSET,
-    OFFCPU,
     RW,
     Flag,
     Kind,
@@ -34,7 +32,7 @@ from tracer.schema import (
 
 #: On-time cycles needed to say what G does not do in them.
 MIN_ON_TIME: Final = 8
-#: Runs of G without any act are evidence where fewer than this are expected in a cycle.
+#: Kicks without a command are evidence where fewer than this are expected in such a cycle.
 RARE: Final = 0.05
 
 
@@ -75,8 +73,8 @@ class Failures:
         """Whether G took our command and wrote nothing, as a reason; "" if not (as far as can be told).
 
         With the guest late no kick comes. So where the completion that closed a cycle answers a later
-        one, and in between a vCPU woke G, which did nothing at all and slept again, that was our command;
-        unless such runs come by themselves in this VM.
+        one, and when G went idle in between it had read more kicks than it had ended commands, one of
+        them was ours; unless that happens in this VM by itself, with commands that leave no trace.
         """
         if cycle.read_ns is None:
             return ""
@@ -87,19 +85,17 @@ class Failures:
             return ""
         read = cycle.stream.wake.read
         following = read.end[read.after(cycle.read_ns)]
-        if not len(self._blank_runs(gpu, cycle.stream.tgid, cycle.read_ns, following)):
+        idle = self._idle_before(gpu, cycle.read_ns, following)
+        if not idle or self._spare(gpu, cycle.stream.tgid, [(cycle.read_ns, idle)])[0] <= 0:
             return ""
-        known = [
-            (c.read_ns, c.deadline_ns)
-            for c in on_time
-            if c.read_ns is not None and c.nominal_ns > self._timeline.begin_ns
-        ]
-        if len(known) < MIN_ON_TIME:
+        begin = self._timeline.begin_ns
+        served = [c for c in on_time if c.read_ns is not None and c.nominal_ns > begin]
+        if len(served) < MIN_ON_TIME:
             return ""
-        blank = self._blank_runs(gpu, cycle.stream.tgid, known[0][0], known[-1][1])
-        within = sum(int(((blank > low) & (blank < high)).sum()) for low, high in known)
-        usual = within / sum(high - low for low, high in known) * (following - cycle.read_ns)
-        return "no write: the guest kicked, G ran and wrote no completion" if usual < RARE else ""
+        known = [(c.read_ns or 0, c.deadline_ns) for c in served]
+        odd = sum(spare > 0 for spare in self._spare(gpu, cycle.stream.tgid, known))
+        expected = odd / sum(high - low for low, high in known) * (idle - cycle.read_ns)
+        return "no write: the guest kicked, G ran and wrote no completion" if expected < RARE else ""
 
     def _ran(self, gpu: int, cycle: Cycle) -> bool:
         """Whether G did anything but sleep and read its queue since W served the cycle."""
@@ -107,37 +103,40 @@ class Failures:
         kinds = self._timeline.spans(gpu, since, cycle.end_ns)["kind"]
         return bool(((kinds != Kind.READ) & (kinds != Kind.OFFCPU)).any())
 
-    def _blank_runs(self, gpu: int, tgid: int, start_ns: int, stop_ns: int) -> NDArray[np.int64]:
-        """When in [start, stop) a vCPU woke an idle G that then did nothing but interrupt and slept again."""
+    def _idle_before(self, gpu: int, start_ns: int, stop_ns: int) -> int:
+        """When G last went to sleep on its queue in an interval, 0 if it did not."""
         spans = self._timeline.spans(gpu, start_ns, stop_ns)
-        kind, ends = spans["kind"], end_ns(spans).astype(np.int64)
-        queue = np.isin(kind, IDLE_CALLS) & ((kind != Kind.READ) | ((spans["flags"] & Flag.EVENTFD) != 0))
-        calls = np.flatnonzero(queue)
-        off = view(spans.take(np.flatnonzero(kind == Kind.OFFCPU)), OFFCPU)
-        woken = off["woken_ns"].astype(np.int64)
-        at = np.searchsorted(ends[calls], woken, side="left")
-        begun = np.append(spans["enter_ns"][calls].astype(np.int64), np.iinfo(np.int64).max)[at]
-        idle = (woken > 0) & (begun <= off["enter_ns"].astype(np.int64))
-        woken, off = woken[idle], off.take(np.flatnonzero(idle))
-        by_vcpu = np.isin(off["waker_tid"], self._registry.with_role("vcpu", tgid)) & (
-            off["waker_in_irq"] == 0
-        )
-        acts = ends[self._acts(spans, tgid) & ~queue]
-        done = np.searchsorted(acts, woken, side="right")
-        blank = np.append(done[1:] == done[:-1], False) if len(done) else np.zeros(0, dtype=bool)
-        found: NDArray[np.int64] = woken[blank & by_vcpu & (woken >= start_ns)]
-        return found
+        kind, enters, ends = spans["kind"], spans["enter_ns"].astype(np.int64), end_ns(spans).astype(np.int64)
+        queue = (kind == Kind.READ) & ((spans["flags"] & Flag.EVENTFD) != 0)
+        queue |= kind == Kind.EPOLL_WAIT
+        out = enters[(kind == Kind.OFFCPU) & (enters > start_ns) & (enters <= stop_ns)]
+        at = np.searchsorted(ends[queue], out, side="right")
+        asleep = out[np.append(enters[queue], np.iinfo(np.int64).max)[at] <= out]
+        return int(asleep[-1]) if len(asleep) else 0
 
-    def _acts(self, spans: Records, tgid: int) -> NDArray[np.bool_]:
-        """Spans that do something for somebody: no sleeping, interrupting, or taking and leaving of locks."""
+    def _spare(self, gpu: int, tgid: int, windows: Sequence[tuple[int, int]]) -> list[int]:
+        """Kicks that G read beyond the commands that it ended, per window (in order)."""
+        spans = self._timeline.spans(gpu, windows[0][0], windows[-1][1])
+        kind, rw, ends = spans["kind"], view(spans, RW), end_ns(spans).astype(np.int64)
+        kicks = (kind == Kind.READ) & ((spans["flags"] & Flag.EVENTFD) != 0) & (rw["ret"] == 8)
+        at, values = ends[kicks], np.append(0, np.cumsum(rw["value"][kicks].astype(np.int64)))
+        done = ends[self._ended(spans, tgid)]
+        edges = np.array(windows, dtype=np.int64)
+        read = np.diff(values[np.searchsorted(at, edges, side="right")], axis=1)
+        ended = np.diff(np.searchsorted(done, edges, side="right"), axis=1)
+        spare: list[int] = (read - ended)[:, 0].tolist()
+        return spare
+
+    def _ended(self, spans: Records, tgid: int) -> NDArray[np.bool_]:
+        """What ends a command: a write that is no interrupt, an epoll_ctl, the waking of a condvar."""
         kind, rw, futex = spans["kind"], view(spans, RW), view(spans, FUTEX)
         irqs = sorted(self._roles.irq_ids.get(tgid, set()))
-        irq = (kind == Kind.WRITE) & np.isin(rw["eventfd_id"], irqs)
+        writes = (kind == Kind.WRITE) & ~np.isin(rw["eventfd_id"], irqs)
         wakes = (kind == Kind.FUTEX) & np.isin(spans["op"] & FUTEX_CMD_MASK, (FUTEX_WAKE, FUTEX_WAKE_BITSET))
         words = [w for w in np.unique(futex["word"][wakes]).tolist() if not self._locks.is_mutex(tgid, w)]
         rearms = wakes & np.isin(futex["word"], np.array(words, dtype=np.uint64))
-        acts: NDArray[np.bool_] = (kind != Kind.OFFCPU) & ~irq & ((kind != Kind.FUTEX) | rearms)
-        return acts
+        ended: NDArray[np.bool_] = writes | rearms | (kind == Kind.EPOLL_CTL)
+        return ended
 
 
 def answered_later(cycle: Cycle) -> bool:
