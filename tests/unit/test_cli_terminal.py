@@ -20,7 +20,7 @@ ROOT = Path(__file__).parents[2]
 def start() -> Iterator[Callable[..., Terminal]]:
     running: list[Terminal] = []
 
-    def run(*words: str, batches: int = 0, width: int = 140, height: int = 44) -> Terminal:
+    def run(*words: str, batches: int = 0, width: int = 140, height: int = 70) -> Terminal:
         environment = {"PYTHONPATH": f"{ROOT}:{ROOT / 'tests/unit'}"}
         terminal = Terminal([sys.executable, str(FAKE), str(batches), *words], environment, width, height)
         running.append(terminal)
@@ -41,7 +41,7 @@ def test_the_screen_comes_up_and_q_leaves_the_last_summary_on_the_normal_screen(
     assert terminal.wait_end() == 0
     assert not terminal.alternate
     assert not terminal.cursor_hidden
-    assert "What would have helped" in terminal.text()
+    assert "Each of these alone would have avoided" in terminal.text()
     assert "q quit" not in terminal.text()
 
 
@@ -103,7 +103,7 @@ def test_signals_end_it_with_the_last_summary(start: Callable[..., Terminal], nu
     terminal.signal(number)
     assert terminal.wait_end() == 0
     assert not terminal.alternate
-    assert "What would have helped" in terminal.text()
+    assert "Each of these alone would have avoided" in terminal.text()
 
 
 def test_ctrl_c_ends_it_with_the_last_summary(start: Callable[..., Terminal]) -> None:
@@ -111,7 +111,7 @@ def test_ctrl_c_ends_it_with_the_last_summary(start: Callable[..., Terminal]) ->
     terminal.wait_for("Streams")
     terminal.press("\x03")
     assert terminal.wait_end() == 0
-    assert "What would have helped" in terminal.text()
+    assert "Each of these alone would have avoided" in terminal.text()
 
 
 def test_the_end_of_the_target_and_of_the_duration_end_it(start: Callable[..., Terminal]) -> None:
@@ -119,7 +119,7 @@ def test_the_end_of_the_target_and_of_the_duration_end_it(start: Callable[..., T
         terminal = start(*words, batches=batches)
         assert terminal.wait_end() == 0
         assert not terminal.alternate
-        assert "What would have helped" in terminal.text()
+        assert "Each of these alone would have avoided" in terminal.text()
 
 
 def test_the_terminals_mode_is_as_before(start: Callable[..., Terminal]) -> None:
