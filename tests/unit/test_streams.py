@@ -259,3 +259,22 @@ def test_a_silent_stream_has_ended_only_if_its_server_has_exited(served: bool) -
     streams, found = decided(*cycles(START, 40), later, served=served)
     assert one(streams).alive is served
     assert len(found) >= 39 and not misses(found)
+
+
+def test_a_long_starved_stream_keeps_its_completion() -> None:
+    """For a second nobody writes its target, because W does not serve it: the target has not changed."""
+    wakes, dones = (41, 43), (42, 44)
+    parts: list[Records] = []
+    for k in range(100):
+        at = START + k * T
+        parts += [tick(at), *(signal(at, wake) for wake in wakes)]
+        for n in (1,) if 20 <= k < 70 else (0, 1):
+            moment = at + (50 + 100 * n) * US
+            parts.append(serve(moment, wakes[n], 51 if k == 70 and n == 0 else 1))
+            parts += [complete(moment + 10 * US, dones[n]), taken(moment + 20 * US, dones[n])]
+    streams, found = decided(*parts, tick(START + 100 * T))
+    targets = {s.wake.id: s.completion.id for s in streams.all_kept() if s.completion is not None}
+    assert targets == dict(zip(wakes, dones, strict=True))
+    assert [(c.stream.wake.id, c.number - found[0].number) for c in found if c.missed] == [
+        (41, k) for k in range(20, 70)
+    ]

@@ -92,12 +92,16 @@ def waits_for(done: Completion, stream: Stream) -> bool:
 
 
 def went_elsewhere(stream: Stream, fits: Sequence[Completion], now_ns: int) -> bool:
-    """Whether a stream's target changed: its completion eventfd fell silent, and another took over."""
+    """Whether a stream's target changed: it is served, its completion eventfd fell silent, another took over.
+
+    A stream that is not served starves, and its target with it, whatever others do meanwhile.
+    """
     done = stream.completion
     if done is None or not done.written.end:
         return False
     silent = done.written.end[-1]
-    if silent > now_ns - SILENT_NS:
+    read = stream.wake.read
+    if silent > now_ns - SILENT_NS or len(read.end) - read.after(silent) < MIN_COMPLETIONS:
         return False
     return any(
         len(e.written.end) - e.written.after(silent) >= MIN_COMPLETIONS for e in fits if e.id != done.id
