@@ -10,6 +10,7 @@ from __future__ import annotations
 import random
 from itertools import pairwise
 
+import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from world import D, F, G, V, W
@@ -116,6 +117,21 @@ def test_a_holders_missing_cpu_is_the_label_only_if_that_part_of_the_wait_is_eno
     found = judge(case, none_usual)
     assert found.sufficient == (("lock", *LOCK_WORD), ("not_scheduled", G))
     assert found.cause == "lock"
+
+
+@pytest.mark.parametrize(("deadline", "label"), [(60, "lock"), (75, "serialised")])
+def test_a_group_that_is_enough_only_with_a_lock_in_it_is_that_lock(deadline: int, label: str) -> None:
+    """Another event's turn takes 76, of which W waits 50 for a lock; its other 26 may be enough."""
+    held = Holder(F, "blocked", None, (LOCK_WORD,), (F,))
+    leaves = [
+        Leaf(0, 50, "lock", W, 0, word=LOCK_WORD, holder=held),
+        Leaf(50, 76, "on_cpu", W, 0),
+        Leaf(76, 95, "guest", V, 1),
+    ]
+    phases = [Phase(0, 76, WORKER, W, SERIALISED), Phase(76, 95, GUEST, V)]
+    found = judge(Case(Path(phases, deadline, gpu_tid=G), leaves), none_usual)
+    assert {("serialised",), ("lock", *LOCK_WORD)} <= set(found.sufficient)
+    assert found.cause == label
 
 
 def test_a_lock_that_g_itself_waits_for_is_more_specific_than_its_command() -> None:

@@ -410,7 +410,7 @@ def _label(case: Case, sufficient: list[Key], excess: Mapping[Key, int]) -> Key 
     best = sufficient[0]
     for other in sufficient[1:]:
         same = _overlap(case, best, other) >= SAME_SHARE * max(excess[best], excess[other])
-        if same:
+        if same or _only_with(case, best, other):
             best = _more_specific(case, best, other)
         elif excess[best] < DOMINANCE * excess[other]:
             if best[0] == LOCK and other[0] == NOT_SCHEDULED and _is_holder(case, best, other):
@@ -420,6 +420,15 @@ def _label(case: Case, sufficient: list[Key], excess: Mapping[Key, int]) -> Key 
         elif best[0] == LOCK and other[0] == NOT_SCHEDULED and _is_holder(case, best, other):
             best = other
     return best
+
+
+def _only_with(case: Case, group: Key, leaf: Key) -> bool:
+    """Whether a group of turns is enough only because it holds what is enough by itself."""
+    if group[0] not in (SERIALISED, NOT_REARMED) or leaf[0] in GROUPS:
+        return False
+    parts = set(case.members[leaf])
+    rest = [i for i in case.members[group] if i not in parts]
+    return len(rest) < len(case.members[group]) and not case.meets(dict.fromkeys(rest, 1.0))
 
 
 def _is_holder(case: Case, lock: Key, missing: Key) -> bool:
