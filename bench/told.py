@@ -7,6 +7,7 @@ Owns how it is told. Runs nothing.
 from __future__ import annotations
 
 import json
+import math
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -128,16 +129,24 @@ def checked(first: Told, other: Told) -> Checked:
     ratio = low = high = None
     if len(predicted) > 1 and len(real) > 1 and sum(real) > 0 and sum(predicted) > 0:
         ratio = statistics.fmean(predicted) / statistics.fmean(real)
-        resampled = bootstrap(
-            (predicted, real),
-            lambda a, b, axis=-1: np.mean(a, axis) / np.maximum(np.mean(b, axis), 1e-9),
-            n_resamples=5000,
-            method="percentile",
-            rng=np.random.default_rng(1),
-        ).confidence_interval
-        low, high = float(resampled.low), float(resampled.high)
+        with np.errstate(invalid="ignore"):
+            resampled = bootstrap(
+                (predicted, real),
+                lambda a, b, axis=-1: _over(np.mean(a, axis), np.mean(b, axis)),
+                n_resamples=5000,
+                method="percentile",
+                rng=np.random.default_rng(1),
+            ).confidence_interval
+        low = float(resampled.low)
+        high = float(resampled.high) if math.isfinite(resampled.high) else math.inf
     good = low is not None and high is not None and WITHIN[0] <= low and high <= WITHIN[1]
     return Checked(other.side.remedy, predicted, real, ratio, low, high, good)
+
+
+def _over(a: Any, b: Any) -> np.ndarray:
+    """a / b, infinite where nothing was missed."""
+    found: np.ndarray = np.where(b > 0, a / np.where(b > 0, b, 1), np.inf)
+    return found
 
 
 def predictions(rows: Sequence[Checked]) -> Iterator[str]:
@@ -145,7 +154,11 @@ def predictions(rows: Sequence[Checked]) -> Iterator[str]:
     yield "| remedy | predicted to remain/min | really missed/min | predicted / real | |"
     yield "|---|---|---|---|---|"
     for row in rows:
-        ratio = "–" if row.ratio is None else f"{row.ratio:.2g} [{row.low:.2g}–{row.high:.2g}]"
+        ratio = (
+            "–"
+            if row.ratio is None
+            else f"{row.ratio:.2g} [{row.low:.2g}–{row.high:.2g}]".replace("inf", "∞")
+        )
         verdict = "validated" if row.validated else "not validated"
         if min(len(row.predicted), len(row.real)) < 20:
             verdict = f"{verdict} ({len(row.predicted)} against {len(row.real)} runs)"

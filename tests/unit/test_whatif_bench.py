@@ -161,6 +161,14 @@ def test_nothing_missed_on_either_side_validates_nothing(tmp_path: Path) -> None
     assert (found.ratio, found.validated) == (None, False)
 
 
+def test_a_side_that_is_mostly_clean_has_no_upper_end(tmp_path: Path) -> None:
+    first, dup = sides()[:2]
+    found = checked(told_side(first, tmp_path, *[9] * 4, remain=1), told_side(dup, tmp_path, 0, 0, 0, 3))
+    assert found.high == float("inf")
+    assert not found.validated
+    assert "∞" in "\n".join(predictions([found]))
+
+
 def test_the_story_compares_with_the_incident_and_dup_with_refcount(tmp_path: Path) -> None:
     kept = [told_side(side, tmp_path, 1, 2, 3) for side in sides()]
     found = compared(kept)

@@ -19,7 +19,7 @@ from tracer.profile import default_profiles
 from tracer.schema import Records, Target, Thread
 
 VMM = 100
-W, G, VCPU = 1, 2, 3
+W, G, VCPU, D = 1, 2, 3, 4
 TASKS = (11, 12)
 DONE = 50  # the completion eventfd's id
 ITEM = 0x1000
@@ -243,3 +243,21 @@ def test_without_calibration_there_is_no_corrected_cost(host: dict[str, str | in
     found = judge(dupped(0), host=host)
     assert (found.correction_ns, found.cost_corrected_ns) == (None, None)
     assert found.cost_ns.p50 is not None
+
+
+@pytest.mark.parametrize(
+    ("out", "back", "cost"),
+    [
+        (4_200, 4_900, 5_300),  # between write and close: whoever the write woke took the CPU
+        (3_000, 3_500, 5_500),  # within the write
+        (-500, 400, 5_600),  # begins before the dup
+        (5_900, 9_000, 5_900),  # outlasts the close
+        (7_000, 9_000, 6_000),  # behind it
+    ],
+)
+def test_time_off_the_cpu_is_no_cost_of_the_write(out: int, back: int, cost: int) -> None:
+    away = [
+        r.offcpu(G, t + out, t + back, preempted=True, instead=D) for t in range(CYCLE, 40 * CYCLE, CYCLE)
+    ]
+    found = judge(r.trace(dupped(0), *away))
+    assert found.cost_ns.p50 == pytest.approx(cost, rel=0.05)

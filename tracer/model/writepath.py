@@ -24,7 +24,7 @@ from tracer.model.registry import Registry
 from tracer.model.step import Step
 from tracer.model.summary import CostStats, WritePath
 from tracer.model.words import join
-from tracer.schema import FD, FUTEX, RECORD, RW, Kind, Records, end_ns, view
+from tracer.schema import FD, FUTEX, RECORD, RW, Flag, Kind, Records, end_ns, view
 
 Told = tuple[str, str, str]  # kind, evidence, why
 
@@ -121,8 +121,10 @@ class WritePaths:
                 continue
             parts = [rows for step in self._recent if len(rows := step.threads.of(tid))]
             rows = join(parts, RECORD)
+            ended = (rows["kind"] == Kind.OFFCPU) & (rows["flags"] & Flag.OPEN == 0)
+            off = rows.take(np.flatnonzero(ended))
             rows = rows.take(np.flatnonzero(rows["kind"] <= int(Kind.SYSCALL)))
-            if self._writer(tgid, tid, rows, ids, after_ns, until_ns):
+            if self._writer(tgid, tid, rows, off, ids, after_ns, until_ns):
                 contexts = self._seen[tgid].contexts
                 for number, workers in completions.items():
                     contexts[number] = tuple(sorted(workers))
@@ -130,9 +132,16 @@ class WritePaths:
                     del contexts[next(iter(contexts))]
 
     def _writer(
-        self, tgid: int, tid: int, rows: Records, ids: np.ndarray, after_ns: int, until_ns: int
+        self,
+        tgid: int,
+        tid: int,
+        rows: Records,
+        off: Records,
+        ids: np.ndarray,
+        after_ns: int,
+        until_ns: int,
     ) -> bool:
-        """Take a writer's calls (n,); whether it wrote a completion."""
+        """Take a writer's calls (n,) and its spans off the CPU (m,); whether it wrote a completion."""
         rw, fdop, futex, stop = view(rows, RW), view(rows, FD), view(rows, FUTEX), end_ns(rows)
         kind = rows["kind"]
         wrote = (kind == Kind.WRITE) & _among(rw["eventfd_id"], ids) & (rw["ret"] > 0)
@@ -168,8 +177,8 @@ class WritePaths:
             alive = ok & is_wake[after]
         seen.writes += len(at)
         seen.dupped += int(dupped.sum())
-        seen.cost.add((finish - begin).astype(np.int64))
-        seen.alone.add((stop[at] - enter[at]).astype(np.int64))
+        seen.cost.add(_on_cpu(off, begin, finish))
+        seen.alone.add(_on_cpu(off, enter[at], stop[at]))
         seen.words += int(np.bitwise_count(rw["readable_in"][at]).sum())
         self._wake_order(seen, at, is_wake, is_close, futex["word"], enter, stop)
         targets = seen.by_writer.setdefault(tid, {})
@@ -375,6 +384,30 @@ class WritePaths:
             name = "item_state" if own else "a lock without a name"
             why = f"{name} was held at {sum(held.values())} of {sum(asked.values())} completion writes"
         return "unknown", "", f"locked or refcount: {why}"
+
+
+def _on_cpu(off: Records, begin: np.ndarray, end: np.ndarray) -> np.ndarray:
+    """How much of each stretch [begin, end] (n,) a thread was not off the CPU, ns.
+
+    The audio server is woken by the write and often takes the writer's CPU before its close: time
+    that a write alone does not have in its span, and that is not the cost of the dup.
+    """
+    length = end.astype(np.int64) - begin.astype(np.int64)
+    if not len(off):
+        return length
+    order = np.argsort(off["enter_ns"], kind="stable")
+    start, dur = off["enter_ns"][order].astype(np.int64), off["dur_ns"][order].astype(np.int64)
+    before = np.concatenate(([0], np.cumsum(dur)))
+
+    def gone(at: np.ndarray) -> np.ndarray:
+        i = np.searchsorted(start, at, side="right")
+        inside = np.minimum(at - start[np.maximum(i - 1, 0)], dur[np.maximum(i - 1, 0)])
+        passed: np.ndarray = before[np.maximum(i - 1, 0)] + np.where(i > 0, inside, 0)
+        return passed
+
+    away = gone(end.astype(np.int64)) - gone(begin.astype(np.int64))
+    left: np.ndarray = np.maximum(0, length - away)
+    return left
 
 
 def _among(values: np.ndarray, few: np.ndarray) -> np.ndarray:
