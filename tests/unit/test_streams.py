@@ -278,3 +278,17 @@ def test_a_long_starved_stream_keeps_its_completion() -> None:
     assert [(c.stream.wake.id, c.number - found[0].number) for c in found if c.missed] == [
         (41, k) for k in range(20, 70)
     ]
+
+
+@pytest.mark.parametrize(("served", "expected"), [(T - MS // 2, ["completion"]), (T - 2 * MS, [])])
+def test_who_is_woken_too_late_to_answer_in_time_is_late_although_another_finished_last(
+    served: int, expected: list[str]
+) -> None:
+    """The driver reads a completion that no traced thread wrote, after the deadline: whom did it wait for?"""
+    late = START + 20 * T
+    _, found = decided(
+        *cycles(START, 20),  # each is answered 0.95 ms after W's read
+        *(tick(late), signal(late), serve(late + served), taken(late + T + MS // 10)),
+        *cycles(late + T, 20),
+    )
+    assert misses(found) == expected

@@ -73,6 +73,7 @@ class Stream:
         confidence: 1 if exact, else as inferred.py states.
         overruns: wakeups that a read found beside the first, a lower bound of missed ones.
         last_signal_ns: the last signal seen (or inferred).
+        fastest_ns: shortest time from W's read to the completion's write in a cycle on time.
     """
 
     serial: int
@@ -86,6 +87,7 @@ class Stream:
     completion: Completion | None = None
     held_since_ns: int = 0
     last_signal_ns: int = 0
+    fastest_ns: int | None = None
     cycles: int = 0
     overruns: int = 0
     alive: bool = True
