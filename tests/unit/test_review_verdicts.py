@@ -814,7 +814,7 @@ def check(analysis: Analysis, rng: random.Random) -> None:
 
             def out(some: set[tuple[str | int, ...]], case: Case = case) -> int:
                 removed = {i: 1.0 for k in some for i in case.members[k]}
-                return case.replay(removed, unqueued=("head_of_line",) in some)
+                return case.replay(removed, unqueued=("head_of_line",) in some, freed=case.freed(some))
 
             assert case.path.start_ns <= out(both) <= out(one) <= case.path.end_ns, (one, both)
         found = miss.judgement

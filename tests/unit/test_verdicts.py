@@ -104,6 +104,13 @@ def test_the_holder_off_the_cpu_and_its_lock_are_both_sufficient() -> None:
     assert any(s.startswith("lock:") for s in miss.sufficient)
 
 
+@pytest.mark.parametrize(("warm", "said"), [(0, "baseline:none"), (4, "baseline:smallest"), (24, "")])
+def test_it_is_said_what_a_time_was_held_against(warm: int, said: str) -> None:
+    (miss,) = origins(analyse(*play(Delays(guest=LATE), warm=warm)))
+    assert miss.cause == "guest_late"
+    assert (said in miss.detail) if said else ("baseline" not in miss.detail), miss.detail
+
+
 def test_went_first_counts_the_channel() -> None:
     (miss,) = origins(analyse(*play(Delays(channel_turns=12, turn=3 * MS))))
     assert miss.went_first == {"channel": 12}

@@ -48,6 +48,8 @@ _Planned = tuple[int, int, bool, bool, int, int, int]
 
 CAUSE_OF: Final[Mapping[str, str]] = {GUEST_LEAF: "guest_late", HOST_LEAF: "host_late"}
 GROUPS: Final = (SERIALISED, HEAD_OF_LINE, NOT_REARMED)
+#: Candidates of which some time is usual.
+MEASURED: Final = (GUEST_LEAF, HOST_LEAF, ON_CPU, SLOW_SYSCALL)
 EVERYWHERE: Final = (LOCK, NOT_SCHEDULED, STOLEN, BLOCKED)
 
 

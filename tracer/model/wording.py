@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import Final
 
 from tracer.model.blame import syscall_name
-from tracer.model.counterfactual import Key
+from tracer.model.counterfactual import MEASURED, Key
 from tracer.model.leaves import (
     BLOCKED,
     GUEST_LEAF,
@@ -184,7 +184,16 @@ def sentence(miss: MissState, registry: Registry, lock_name: LockName, period_ns
     if others:
         text += f"; also sufficient: {', '.join(others)}"
     note = _not_the_lock(miss, found.sufficient, registry, lock_name)
-    return text + note
+    return text + note + _held_against(miss, str(found.key[0]))
+
+
+def _held_against(miss: MissState, kind: str) -> str:
+    """What a time was held against, where that was no median of on-time cycles."""
+    if kind not in MEASURED or miss.baseline == "median":
+        return ""
+    if miss.baseline == "none":
+        return " (baseline:none, no cycle was on time before)"
+    return " (baseline:smallest, few cycles were on time before)"
 
 
 def _what(miss: MissState, key: Key, registry: Registry, lock_name: LockName) -> str:
