@@ -189,6 +189,7 @@ def costs(first: int, second: int, correction: int | None) -> Comparison:
         runs = []
         for at, one in enumerate(data):
             whole = one.to_dict()
+            whole["write_path"]["1"]["extra_ns"] = {"p50": ns + at, "p99": ns}
             whole["write_path"]["1"]["correction_ns"] = share
             whole["write_path"]["1"]["cost_corrected_ns"] = None if share is None else ns + at - share
             runs.append(run_of(f"{kind}{at}", whole))

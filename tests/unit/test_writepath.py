@@ -230,12 +230,14 @@ def test_what_the_probes_add_to_dup_and_close_is_taken_out_by_calibration(watche
     assert found.cost_ns.p50 is not None
     assert found.cost_corrected_ns == found.cost_ns.p50 - share
     assert found.write_ns.p50 == pytest.approx(2_000, rel=0.05)
+    assert found.extra_ns.p50 == pytest.approx(4_000, rel=0.05)
 
 
 def test_a_write_without_a_dup_needs_no_correction() -> None:
     found = judge(completions(30), host=CALIBRATED)
     assert found.correction_ns == 0
     assert found.cost_corrected_ns == found.cost_ns.p50 == found.write_ns.p50
+    assert found.extra_ns.p50 == 0
 
 
 @pytest.mark.parametrize("host", [{}, {**CALIBRATED, "probe_dup_ns": "?"}])

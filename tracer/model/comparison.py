@@ -17,7 +17,7 @@ from typing import Any, Final
 
 from tracer.errors import UsageError
 from tracer.model import runstats
-from tracer.model.runfigures import COST, COST_CORRECTED, EPISODES, MEASURES, PRIMARY, Measure, Run
+from tracer.model.runfigures import EPISODES, EXTRA, EXTRA_CORRECTED, MEASURES, PRIMARY, Measure, Run
 from tracer.model.runstats import Shift
 
 SCHEMA: Final = 1
@@ -74,7 +74,7 @@ class Contrast:
 
 @dataclass(frozen=True, slots=True)
 class CostContrast:
-    """What one write costs on two sides.
+    """What one write costs on two sides beyond write(2) itself, which its wakes make vary severalfold.
 
     Attributes:
         raw, corrected: how much more the second side's write takes, ns; None where not known.
@@ -231,7 +231,7 @@ def _decided(one: Contrast, p_adjusted: float, blocked: bool) -> Contrast:
 
 def _cost(first: SideFigures, second: SideFigures, blocked: bool) -> CostContrast:
     found = []
-    for measure in (COST, COST_CORRECTED):
+    for measure in (EXTRA, EXTRA_CORRECTED):
         a, b = _values(measure.name, first, second, blocked)
         found.append(_shift(a, b, blocked) if a and b else None)
     raw, corrected = found

@@ -39,6 +39,8 @@ PRIMARY: Final = Measure("misses", "missed cycles per minute of audio", "/min", 
 EPISODES: Final = Measure("episodes", "episodes per minute of audio", "/min", exploratory=False)
 COST: Final = Measure("write_cost", "one write, raw (p50)", "ns")
 COST_CORRECTED: Final = Measure("write_cost_corrected", "one write, without the probes' share (p50)", "ns")
+EXTRA: Final = Measure("write_extra", "what a write takes beyond write(2), raw (p50)", "ns")
+EXTRA_CORRECTED: Final = Measure("write_extra_corrected", "the same without the probes' share (p50)", "ns")
 MEASURES: Final = (
     PRIMARY,
     EPISODES,
@@ -51,6 +53,8 @@ MEASURES: Final = (
     Measure("slack_p1", "slack, 1st percentile", "ns", zoomed=True),
     COST,
     COST_CORRECTED,
+    EXTRA,
+    EXTRA_CORRECTED,
 )
 
 
@@ -190,9 +194,16 @@ def run_of(name: str, summary: Any, note: str = "") -> Run:
             **_slack_values(streams),
             COST.name: _worst(path.node("cost_ns").maybe("p50") for path in paths),
             COST_CORRECTED.name: _worst(path.maybe("cost_corrected_ns") for path in paths),
+            EXTRA.name: _worst(path.node("extra_ns").maybe("p50") for path in paths),
+            EXTRA_CORRECTED.name: _worst(_extra_corrected(path) for path in paths),
         },
         note=note,
     )
+
+
+def _extra_corrected(path: _Node) -> float | None:
+    raw, correction = path.node("extra_ns").maybe("p50"), path.maybe("correction_ns")
+    return None if raw is None or correction is None else max(0.0, raw - correction)
 
 
 def _rate(count: int, minutes: float) -> float | None:

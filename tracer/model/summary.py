@@ -276,6 +276,7 @@ class WritePath:
 
     ``write_ns``: write(2) alone. ``correction_ns``: what the probes add to dup and close, None where
     the session did not calibrate it; ``cost_corrected_ns``: the median cost without that.
+    ``extra_ns``: what a write takes beyond write(2) itself, write by write.
     """
 
     kind: str
@@ -288,6 +289,7 @@ class WritePath:
     write_ns: CostStats = field(default_factory=lambda: CostStats(None, None))
     correction_ns: int | None = None
     cost_corrected_ns: int | None = None
+    extra_ns: CostStats = field(default_factory=lambda: CostStats(None, None))
 
 
 @dataclass(frozen=True, slots=True)

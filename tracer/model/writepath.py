@@ -58,6 +58,7 @@ class _Seen:
     dupped: int = 0
     cost: LogHistogram = field(default_factory=LogHistogram)
     alone: LogHistogram = field(default_factory=LogHistogram)  # write(2) itself
+    extra: LogHistogram = field(default_factory=LogHistogram)  # what else a write took, write by write
     words: int = 0  # watched at these writes, summed
     by_writer: dict[int, dict[int, int]] = field(default_factory=dict)
     contexts: dict[int, tuple[int, ...]] = field(default_factory=dict)  # by id: workers it completes for
@@ -177,8 +178,10 @@ class WritePaths:
             alive = ok & is_wake[after]
         seen.writes += len(at)
         seen.dupped += int(dupped.sum())
-        seen.cost.add(_on_cpu(off, begin, finish))
-        seen.alone.add(_on_cpu(off, enter[at], stop[at]))
+        cost, alone = _on_cpu(off, begin, finish), _on_cpu(off, enter[at], stop[at])
+        seen.cost.add(cost)
+        seen.alone.add(alone)
+        seen.extra.add(cost - alone)
         seen.words += int(np.bitwise_count(rw["readable_in"][at]).sum())
         self._wake_order(seen, at, is_wake, is_close, futex["word"], enter, stop)
         targets = seen.by_writer.setdefault(tid, {})
@@ -269,6 +272,7 @@ class WritePaths:
                 alone,
                 correction,
                 corrected,
+                CostStats(seen.extra.quantile(0.5), seen.extra.quantile(0.99)),
             )
         return out
 

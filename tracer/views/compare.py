@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from rich.text import Text
 
 from tracer.model.comparison import Comparison, Contrast, CostContrast, SideFigures
-from tracer.model.runfigures import COST, COST_CORRECTED, MEASURES, PRIMARY, Measure, Run
+from tracer.model.runfigures import COST, EXTRA, EXTRA_CORRECTED, MEASURES, PRIMARY, Measure, Run
 from tracer.model.runstats import MIN_PAIRS, MIN_RUNS, Shift, least_p
 from tracer.views.fmt import BAD, DIM, GOOD, NONE, WARN, clean, count, cut, duration, wrap
 from tracer.views.grid import Block, Column, heading, stack, table
@@ -185,7 +185,7 @@ def _costs(found: Comparison) -> Block:
     parts = [line for one in found.costs for line in _cost(one, found)]
     if not parts:
         return Block(lambda width, height: [])
-    return stack([_lines([("What one write costs", "bold")]), _lines(parts)], gap=0)
+    return stack([_lines([("What one write costs beyond write(2) itself", "bold")]), _lines(parts)], gap=0)
 
 
 def _cost(one: CostContrast, found: Comparison) -> Iterator[tuple[str, str]]:
@@ -194,12 +194,12 @@ def _cost(one: CostContrast, found: Comparison) -> Iterator[tuple[str, str]]:
     sides = {side.label: side for side in found.sides}
     first, second = sides[one.first], sides[one.second]
     names = f"{_called(second)} against {_called(first)}"
-    n = [sum(run.values[COST.name] is not None for run in side.runs) for side in (first, second)]
+    n = [sum(run.values[EXTRA.name] is not None for run in side.runs) for side in (first, second)]
     yield f"  {names}, raw: {_shift(one.raw, 'ns', n[0], n[1])} a write", ""
     if one.correction_ns is None:
         yield "  how much of it is the probes' was not calibrated in these runs", WARN
         return
-    n = [sum(run.values[COST_CORRECTED.name] is not None for run in side.runs) for side in (first, second)]
+    n = [sum(run.values[EXTRA_CORRECTED.name] is not None for run in side.runs) for side in (first, second)]
     share = f"the probes' own share of that difference is {_signed(one.correction_ns, 'ns')}"
     if not one.resolvable:
         yield f"  {share}, more than half of it: what the write path costs is not resolvable here", WARN
