@@ -205,7 +205,8 @@ def record(trial: Trial, folder: Path) -> None:
 def judged(trial: Trial, folder: Path, kept: Path | None) -> Score:
     """The score of a recorded run."""
     score = Score()
-    summary = analysed(without_kicks(TraceReader(folder / "run.xdt")))
+    with TraceReader(folder / "run.xdt") as trace:
+        summary = analysed(without_kicks(trace))
     cycles, injections = truth(folder)
     seen = verdicts(summary)
     tolerance_ns = trial.period_ns // 4
