@@ -140,9 +140,10 @@ impl DataLoop {
             if truth.is_open(target) {
                 let fds: Vec<RawFd> =
                     truth.streams_of(target).iter().map(|&s| self.streams[s].wake.as_raw_fd()).collect();
-                // Of a target that a client outside the VMM completes too, its own lateness is no stream's.
+                // A client outside the VMM completes the first target too: if it alone is awake, it alone is late.
                 let finished = self.follower.is_some()
                     && target == 0
+                    && self.shared.awake[FOLLOWER].load(Ordering::Acquire) == 1
                     && truth.streams_of(0).iter().all(|&s| self.shared.awake[s].load(Ordering::Acquire) == 0);
                 truth.deadline(target, cycle - 1, start, &sys::readable(&fds, 0), finished);
                 self.close(target, truth);
