@@ -69,8 +69,8 @@ def test_the_quick_form_injects_nearly_every_cause(quick: dict[str, Any]) -> Non
 
 def test_negatives_have_hardly_a_miss_that_is_not_there_and_blame_no_lock(quick: dict[str, Any]) -> None:
     assert quick["negatives_cycles"] > 1000 * len(NEGATIVES)
-    # One in 25,000 cycles was seen, on an overloaded machine (docs/accuracy.md): a floor, not the aim.
-    assert quick["negatives_false_misses"] <= 3
+    # Of `follower` runs on an overloaded machine some are seen (docs/accuracy.md): a floor, not the aim.
+    assert quick["negatives_false_misses"] <= quick["negatives_cycles"] / 1000
     assert quick["negatives_locks_blamed"] <= 1  # a lock may really have been in the way
 
 

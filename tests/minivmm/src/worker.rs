@@ -128,7 +128,9 @@ impl CrossDomainWorker {
                 Job::AddReadPipe(id) => {
                     let items = self.item_state.lock().unwrap();
                     if let Some(CrossDomainItem::Event(file)) = items.table.get(&id) {
-                        if sys::epoll_change(&self.wait_ctx, sys::EPOLL_CTL_ADD, file.as_ref(), id as u64).is_ok() {
+                        if sys::epoll_change(&self.wait_ctx, sys::EPOLL_CTL_ADD, file.as_ref(), id as u64)
+                            .is_ok()
+                        {
                             (self.on_registered)();
                         }
                     }
