@@ -287,10 +287,10 @@ class Graph:
         return {f"{nodes.get(p['node.id'])}:{p['port.name']}" for kind, _, p in objects if kind == "Port"}
 
 
-def make_realtime(pid: int) -> None:
+def make_realtime(pid: int, priority: int = 60) -> None:
     """Give the threads of a process SCHED_FIFO, below the server's; threads started later inherit it."""
     for tid in os.listdir(f"/proc/{pid}/task"):
-        os.sched_setscheduler(int(tid), os.SCHED_FIFO, os.sched_param(60))
+        os.sched_setscheduler(int(tid), os.SCHED_FIFO, os.sched_param(priority))
 
 
 def end(process: subprocess.Popen[str], number: int = signal.SIGINT) -> None:
