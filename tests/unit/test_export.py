@@ -126,9 +126,9 @@ def test_what_is_no_trace_leaves_nothing_behind(tmp_path: Path, form: str) -> No
 def test_a_place_that_cannot_be_written_is_said(
     tmp_path: Path, form: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert run_command(["export", str(SOURCE), "--to", form, "-o", str(tmp_path / "no" / "out")]) in (2, 5)
+    assert run_command(["export", str(SOURCE), "--to", form, "-o", str(tmp_path / "no" / "out")]) == 2
     error = capsys.readouterr().err
-    assert "cannot write" in error and error.count("\n") == 2
+    assert "there is no folder" in error and error.count("\n") == 2
 
 
 def test_an_unknown_form_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

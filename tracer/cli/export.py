@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from tracer.cli import options as o
+from tracer.cli.report import check_output
 from tracer.errors import UsageError
 
 if TYPE_CHECKING:
@@ -53,6 +54,7 @@ def export(
         output = whole.with_name(name + SUFFIXES[form])
     if output.exists() or output.is_symlink():
         raise UsageError(f"{output} exists", "choose another name with -o")
+    check_output(output, path)
     if form == "archive":
         from tracer.trace import pack
 
