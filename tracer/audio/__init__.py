@@ -100,8 +100,14 @@ def analyse(path: Path, *, join_s: float = 0.05) -> Capture:
     Raises:
         AudioError: a subclass says why nothing can be counted.
     """
+    try:
+        path.stat()
+    except OSError as error:  # libsndfile calls every such error a system error
+        raise UnreadableAudio(
+            f"cannot open {path}: {error.strerror}", "give a WAV or FLAC file: pw-record makes one"
+        ) from error
     if path.suffix.lower() == ".raw":  # which soundfile would take for headerless samples
-        raise UnreadableAudio(f"{path} has no header.", "Give a WAV or FLAC file: pw-record makes one.")
+        raise UnreadableAudio(f"{path} has no header", "give a WAV or FLAC file: pw-record makes one")
     try:
         with soundfile.SoundFile(path) as file:
             heard = tones(file)
@@ -109,7 +115,7 @@ def analyse(path: Path, *, join_s: float = 0.05) -> Capture:
             return _capture(file, heard, edges, zeros, naive, join_s)
     except (soundfile.LibsndfileError, OSError) as error:
         raise UnreadableAudio(
-            f"{path} cannot be read as sound: {error}", "Give a WAV or FLAC file: pw-record makes one."
+            f"{path} cannot be read as sound: {error}", "give a WAV or FLAC file: pw-record makes one"
         ) from error
 
 
@@ -148,7 +154,7 @@ def _scan(file: soundfile.SoundFile, heard: list[Tone]) -> tuple[Runs, Runs, int
     naive = 0
     for begin, first, stop, window in _windows(file):
         if not np.isfinite(window).all():
-            raise UnreadableAudio(f"{file.name} holds samples that are no numbers.", "Record it again.")
+            raise UnreadableAudio(f"{file.name} holds samples that are no numbers", "record it again")
         for i, tone in enumerate(heard):
             x = window[:, tone.channel]
             broken = np.zeros(len(x), dtype=bool)

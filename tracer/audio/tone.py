@@ -77,7 +77,7 @@ def tones(file: soundfile.SoundFile) -> list[Tone]:
     count = min(_PIECES, file.frames // _PIECE)
     if count == 0:
         raise SilentCapture(
-            f"{file.name} holds {file.frames} samples: too short.", "Record a few seconds of the tone."
+            f"{file.name} holds {file.frames} samples: too short", "record a few seconds of the tone"
         )
     last = file.frames - _PIECE
     pieces = np.empty((count, _PIECE, file.channels))
@@ -85,11 +85,11 @@ def tones(file: soundfile.SoundFile) -> list[Tone]:
         file.seek(last * i // max(1, count - 1))
         pieces[i] = file.read(_PIECE, always_2d=True)
     if not np.isfinite(pieces).all():
-        raise UnreadableAudio(f"{file.name} holds samples that are no numbers.", "Record it again.")
+        raise UnreadableAudio(f"{file.name} holds samples that are no numbers", "record it again")
     heard = [c for c in range(file.channels) if np.abs(pieces[:, :, c]).max() > _SILENT]
     if not heard:
         raise SilentCapture(
-            f"{file.name} is silent.", "Record the monitor of the sink that plays the tone, while it plays."
+            f"{file.name} is silent", "record the monitor of the sink that plays the tone, while it plays"
         )
     return [_tone(file.name, channel, pieces[:, :, channel]) for channel in heard]
 
@@ -103,11 +103,11 @@ def _tone(name: str, channel: int, pieces: NDArray[np.float64]) -> Tone:
         pure = [i for i in pure if abs(fits[i][0] - middle) < 0.005 * middle]
     flat = [i for i, piece in enumerate(loud) if _is_flat(piece, fits[i][1])]
     if len(flat) > len(loud) / 2:
-        raise ClippedCapture(f"The tone in {name} is clipped.", "Lower the volume and record again.")
+        raise ClippedCapture(f"the tone in {name} is clipped", "lower the volume and record again")
     if len(pure) < max(1.0, _PURE_PIECES * len(loud)):
         raise NoSingleTone(
-            f"{name} is no capture of one steady tone: {len(pure)} of {len(loud)} pieces are.",
-            "Play a sine, best of 997 Hz, alone on that sink, and record its monitor.",
+            f"{name} is no capture of one steady tone: {len(pure)} of {len(loud)} pieces are",
+            "play a sine, best of 997 Hz, alone on that sink, and record its monitor",
         )
     omega = float(np.median([fits[i][0] for i in pure]))
     amplitude = float(np.median([fits[i][1] for i in pure]))
@@ -115,8 +115,8 @@ def _tone(name: str, channel: int, pieces: NDArray[np.float64]) -> Tone:
     tone = Tone(channel, omega, amplitude, float(np.median(spread)) / 0.6745)
     if _SIGMAS * tone.noise > amplitude * math.sin(omega / 2):
         raise NoisyCapture(
-            f"The noise in {name} is too loud to see where its tone breaks.",
-            "Record the sink's monitor instead of a microphone, or a louder tone.",
+            f"the noise in {name} is too loud to see where its tone breaks",
+            "record the sink's monitor instead of a microphone, or a louder tone",
         )
     return tone
 
