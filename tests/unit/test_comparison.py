@@ -22,6 +22,7 @@ from tracer.model.summary import CostStats, Slack, Summary, Window, WritePath
 from tracer.schema import end_ns
 from tracer.trace import TraceWriter, pack
 from tracer.views.compare import render_comparison, strip
+from tracer.views.fmt import ENDLESS
 
 MINUTE = 60_000_000_000
 
@@ -345,3 +346,8 @@ def test_what_is_no_trace_and_a_trace_without_audio_are_told_apart(
 def test_a_newer_summary_is_refused_by_name() -> None:
     with pytest.raises(TraceError, match="schema 2"):
         run_of("new.json", {**summary(1).to_dict(), "schema": 2})
+
+
+def test_in_a_pipe_the_rows_of_dots_are_not_as_endless_as_its_lines() -> None:
+    found = compare([side(1, 2, 3, 4), side(9, 9, 9, 9)])
+    assert max(len(line) for line in render_comparison(found).plain(ENDLESS).splitlines()) < 200

@@ -20,6 +20,8 @@ from tracer.views.streams import tally
 _DOTS = " ●23456789"
 _NAME_CELLS = 18
 _RANGE_CELLS = 30
+#: A pipe's lines are endless; a row of dots is not.
+_MOST_DOTS = 100
 
 
 def value(number: float | None, unit: str) -> str:
@@ -100,7 +102,7 @@ def _measure(found: Comparison, measure: Measure) -> Block:
     def build(width: int, height: int | None) -> list[Text]:
         fixed = "the primary measure, fixed beforehand" if measure is PRIMARY else ""
         lines = [heading(measure.title[0].upper() + measure.title[1:], fixed, width)]
-        room = max(10, width - _NAME_CELLS - _RANGE_CELLS - 6)
+        room = min(_MOST_DOTS, max(10, width - _NAME_CELLS - _RANGE_CELLS - 6))
         for side, of in zip(found.sides, known, strict=True):
             name = cut(clean(_called(side)), _NAME_CELLS - 2)
             line = Text(f"  {name:<{_NAME_CELLS - 2}}  ", no_wrap=True)
