@@ -2,8 +2,8 @@
 """Real captures of delays made on purpose, one per cause, with the verdicts they must get.
 
 Each is a third of a second of the mini-VMM (tests/minivmm/README.md, "Injected delays") at 256/48000, packed
-as it was written but for paths. Expected is what the injector and the audio server wrote down, not what
-xdtrace said.
+as it was written but for paths and the suffix of the kernel's version. Expected is what the injector and the
+audio server wrote down, not what xdtrace said.
 Nobody can inject `stolen`: its leg is the server's, its cause the kernel's (more was stolen than it is late).
 """
 

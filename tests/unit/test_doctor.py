@@ -55,7 +55,7 @@ def test_what_prevents_tracing_is_named_with_its_fix(check: Check, reason: str) 
         (doctor.check_bcc("", True), "unknown version"),
         (doctor.check_python((3, 13)), "3.13"),
         (doctor.check_kernel("5.8.0"), "5.8.0"),
-        (doctor.check_kernel("6.18.44-fc"), "6.18.44"),
+        (doctor.check_kernel("6.18.44-rt1"), "6.18.44"),
         (doctor.check_lockdown("none [integrity] confidentiality\n"), "integrity"),
         (doctor.check_lockdown(""), "none"),
         (doctor.check_bpf(0, "2"), "can be made"),
