@@ -30,6 +30,7 @@ if __package__ in (None, ""):  # run as a file
 
 from bench.figures import figures, table
 from bench.matrix import Trial, in_a_round, trials
+from bench.played import play
 from bench.score import (
     NO_TIME,
     Cycle,
@@ -43,7 +44,7 @@ from bench.score import (
     score_of,
 )
 from tracer.capture.session import Session, Settings
-from tracer.cli.minivmm import SETTLE_S, MiniVmm, binary
+from tracer.cli.minivmm import MiniVmm, binary
 from tracer.model.analysis import Analysis
 from tracer.model.summary import Summary
 from tracer.schema import RW, Batch, Kind, view
@@ -56,22 +57,11 @@ def capture(trial: Trial, folder: Path) -> None:
     words += ["--duration", f"{trial.seconds:g}", "--seed", str(trial.seed), "--log", str(folder / "log")]
     if trial.inject:
         words += ["--inject", trial.inject, "--truth", str(folder / "truth")]
-    analysis = Analysis()
     with ExitStack() as stack:
         target = stack.enter_context(MiniVmm(binary(), words))
         session = stack.enter_context(Session([target.vmm, *target.others], Settings()))
         writer = stack.enter_context(TraceWriter(folder / "run.xdt", force=True))
-        target.start()
-        end = time.monotonic() + trial.seconds + 30
-        for batch in session:
-            writer.append(batch)
-            analysis.feed(batch)
-            for tgid, held in analysis.words_to_watch().items():
-                session.watch(tgid, held)
-            if target.tick(False) or time.monotonic() > end:
-                break
-        if target.ground_truth is None:
-            raise RuntimeError(f"{trial}: no count from its audio server after {SETTLE_S} s")
+        play(target, session, Analysis(), trial.seconds, writer)
 
 
 def without_kicks(batches: Iterator[Batch] | TraceReader) -> Iterator[Batch]:
@@ -271,7 +261,7 @@ def main() -> None:
             score = scores[trial.seed] = measure(trial, options.keep, options.traces)
         except RuntimeError as error:  # shown, counted, and no reason to lose the other runs
             failed += 1
-            print(error, file=sys.stderr)
+            print(f"{trial}: {error}", file=sys.stderr)
             continue
         if options.save:
             with options.save.open("a", encoding="utf-8") as file:

@@ -29,6 +29,7 @@ import soundfile
 if __package__ in (None, ""):  # run as a file
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
+from bench import played
 from bench.accuracy import json_lines
 from bench.runs import Condition
 from bench.series import order
@@ -96,16 +97,7 @@ def play(side: Side, remedies: Sequence[str], seconds: float, seed: int) -> dict
         words += ["--log", str(folder / "log"), *(("--wav", str(folder / "heard.wav")) if mini else ())]
         target = stack.enter_context(MiniVmm(program, words))
         session = stack.enter_context(Session([target.vmm], Settings()))
-        target.start()
-        end = time.monotonic() + seconds + 30
-        for batch in session:
-            analysis.feed(batch)
-            for tgid, held in analysis.words_to_watch().items():
-                session.watch(tgid, held)
-            if target.tick(False) or time.monotonic() > end:
-                break
-        if target.ground_truth is None:
-            raise RuntimeError(f"{side.name}: no count from its audio server")
+        played.play(target, session, analysis, seconds)
         session.stop()
         analysis.finish()
         summary = analysis.summary(0).to_dict()
@@ -148,7 +140,7 @@ def record(chosen: argparse.Namespace, sides: Sequence[Sequence[Side]], rounds: 
         try:
             summary = play(side, remedies, chosen.seconds, number)
         except (RuntimeError, audio.AudioError) as error:  # shown, and no reason to lose the other runs
-            print(f"left out: {error}", file=sys.stderr, flush=True)
+            print(f"left out: {side.name}, run {number}: {error}", file=sys.stderr, flush=True)
             continue
         path = chosen.save / f"{side.name}-{number}.json"
         path.with_suffix(".new").write_text(json.dumps(summary), encoding="utf-8")

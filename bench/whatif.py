@@ -31,6 +31,7 @@ if __package__ in (None, ""):  # run as a file
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from bench.accuracy import json_lines
+from bench.played import play
 from bench.runs import realtime
 from tracer.capture.session import Session, Settings
 from tracer.cli.minivmm import MiniVmm, binary
@@ -104,16 +105,7 @@ def run(
         session = stack.enter_context(Session([target.vmm], Settings()))
         if fifo:
             realtime(target.vmm, ("fc_vcpu", "gpu worker", "cross domain"))
-        target.start()
-        end = time.monotonic() + seconds + 30
-        for batch in session:
-            analysis.feed(batch)
-            for tgid, held in analysis.words_to_watch().items():
-                session.watch(tgid, held)
-            if target.tick(False) or time.monotonic() > end:
-                break
-        if target.ground_truth is None:
-            raise RuntimeError("no count from its audio server")
+        play(target, session, analysis, seconds)
         session.stop()
         analysis.finish()
         predictions = {name: one.prediction() for name, one in predictors.items()}

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import pytest
 from test_realdevice import Build, Device, build, running  # noqa: F401
 
+from bench.played import fed
 from tracer.capture.session import Session, Settings
 from tracer.model.analysis import Analysis
 from tracer.model.summary import Finding, Summary
@@ -32,13 +33,8 @@ class Traced:
 
     def until(self, found: Callable[[Summary], bool]) -> Summary:
         """Go on until a summary has what is asked for."""
-        began, watched = 0, dict[int, tuple[int, ...]]()
-        for batch in self.session:
-            self.analysis.feed(batch)
-            for tgid, words in self.analysis.words_to_watch().items():
-                if watched.get(tgid) != words:
-                    self.session.watch(tgid, words)
-                watched[tgid] = words
+        began = 0
+        for batch in fed(self.session, self.analysis):
             if not began:
                 began = batch.watermark_ns
                 self.device.go()

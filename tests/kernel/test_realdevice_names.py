@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 from test_realdevice import CRATES, Build, Device, build, running  # noqa: F401
 
+from bench.played import fed
 from tracer.capture.session import Session, Settings
 from tracer.model.analysis import Analysis
 from tracer.model.summary import LockRow, Summary
@@ -30,13 +31,8 @@ def _until_named(program: Path, contexts: int) -> tuple[Analysis, Summary]:
     options += ["--streams", str(contexts), "--duration", "0"]
     analysis = Analysis()
     with running(program, *options) as device, Session([device.ready["vmm"]], Settings()) as session:
-        began, watched = 0, dict[int, tuple[int, ...]]()
-        for batch in session:
-            analysis.feed(batch)
-            for tgid, words in analysis.words_to_watch().items():
-                if watched.get(tgid) != words:
-                    session.watch(tgid, words)
-                watched[tgid] = words
+        began = 0
+        for batch in fed(session, analysis):
             if not began:
                 began = batch.watermark_ns
                 device.go()
@@ -94,13 +90,8 @@ def _until(device: Device, settings: Settings, told: Callable[[Summary], object]
     """Attach until something is told; the locks by name."""
     analysis = Analysis()
     with Session([device.ready["vmm"]], settings) as session:
-        began, watched = 0, dict[int, tuple[int, ...]]()
-        for batch in session:
-            analysis.feed(batch)
-            for tgid, words in analysis.words_to_watch().items():
-                if watched.get(tgid) != words:
-                    session.watch(tgid, words)
-                watched[tgid] = words
+        began = 0
+        for batch in fed(session, analysis):
             began = began or batch.watermark_ns
             summary = analysis.summary()
             if told(summary) and any(row.name in ("item_state", "mine") for row in summary.locks):

@@ -6,17 +6,15 @@ Owns the sentences and the JSON's shape. Finds and matches nothing.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
-
-from rich.text import Text
 
 from tracer.audio import Burst, Capture
 from tracer.model.explain import Alignment, Explained
 from tracer.model.summary import Miss
-from tracer.views.fmt import BAD, DIM, GOOD, NONE, WARN, clean, count, duration, plural, wrap
-from tracer.views.grid import Block, Column, stack, table
+from tracer.views.fmt import BAD, DIM, GOOD, NONE, WARN, clean, count, duration, plural
+from tracer.views.grid import Block, Column, sentences, stack, table
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,17 +62,7 @@ def to_dict(heard: Heard) -> dict[str, Any]:
 
 def render_glitches(heard: Heard) -> Block:
     """What was heard, how the clocks were aligned, and each burst with its miss."""
-    return stack([_lines(_said(heard)), _bursts(heard)])
-
-
-def _lines(parts: Sequence[tuple[str, str]]) -> Block:
-    return Block(
-        lambda width, height: [
-            Text(line, style, no_wrap=True)
-            for text, style in parts
-            for line in wrap(text, width, indent="  ")
-        ]
-    )
+    return stack([sentences(_said(heard)), _bursts(heard)])
 
 
 def _said(heard: Heard) -> list[tuple[str, str]]:

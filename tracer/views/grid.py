@@ -16,7 +16,7 @@ from rich.console import Console, ConsoleOptions, RenderResult
 from rich.segment import Segment
 from rich.text import Text
 
-from tracer.views.fmt import DIM, NONE, TITLE, cut, is_endless, pad
+from tracer.views.fmt import DIM, NONE, TITLE, cut, is_endless, pad, wrap
 
 Row = TypeVar("Row")
 #: A cell: plain text, or text with a style, or a Text of its own.
@@ -67,6 +67,17 @@ def stack(blocks: Sequence[Block], *, gap: int = 1) -> Block:
         return out
 
     return Block(build)
+
+
+def sentences(parts: Sequence[tuple[str, str]]) -> Block:
+    """Sentences with their styles, each broken where it must be, its further lines indented."""
+    return Block(
+        lambda width, height: [
+            Text(line, style, no_wrap=True)
+            for text, style in parts
+            for line in wrap(text, width, indent="  ")
+        ]
+    )
 
 
 @dataclass(frozen=True)

@@ -6,14 +6,12 @@ Owns the sentences. Computes nothing.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from rich.text import Text
 
 from tracer.model.lead import REMEDY_TEXT
 from tracer.model.whatif import CycleRow, Prediction, WhatIf
-from tracer.views.fmt import DIM, GOOD, WARN, clean, count, cut, duration, plural, wrap
-from tracer.views.grid import Block, Column, stack, table
+from tracer.views.fmt import DIM, GOOD, WARN, clean, count, cut, duration, plural
+from tracer.views.grid import Block, Column, sentences, stack, table
 from tracer.views.streams import tally
 
 _CYCLES = 20
@@ -28,17 +26,7 @@ def called(what: WhatIf) -> str:
 
 def render_prediction(found: Prediction, *, full: bool = False) -> Block:
     """The answer in one sentence, then the figures behind it; ``full`` lists every cycle."""
-    return stack([_lines(_said(found)), _cycles(found, full)])
-
-
-def _lines(parts: Sequence[tuple[str, str]]) -> Block:
-    return Block(
-        lambda width, height: [
-            Text(line, style, no_wrap=True)
-            for text, style in parts
-            for line in wrap(text, width, indent="  ")
-        ]
-    )
+    return stack([sentences(_said(found)), _cycles(found, full)])
 
 
 def _said(found: Prediction) -> list[tuple[str, str]]:
