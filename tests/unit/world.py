@@ -12,7 +12,8 @@ from dataclasses import dataclass, field
 
 import records as r
 
-from tracer.schema import Batch, Fd, Records, Target, Thread
+from tracer.model.analysis import Analysis
+from tracer.schema import Batch, Fd, Records, Target, Thread, end_ns
 
 AUDIO, VMM = 10, 20
 D, W, G, V, F, V2, HOG = 100, 201, 202, 203, 204, 205, 900
@@ -21,6 +22,7 @@ CONDVAR, LOCK = 0x7000, 0x9000
 US, MS = 1_000, 1_000_000
 PERIOD = 1024 * 1_000_000_000 // 48_000
 START = 5_000_000_000
+LATE = 40 * MS  # a delay that no cycle survives
 
 
 @dataclass
@@ -143,12 +145,7 @@ class World:
         rearm = kick + 12 * US
         self.add(r.wake(G, CONDVAR, rearm, dur=2 * US, count=1))
         self.free[G] = rearm
-        self.sequence += 1
-        park = self.free[W] + 3 * US
-        self.add(r.wait(W, CONDVAR, park, rearm + 5 * US, expected=self.sequence * 3))
-        self.free[W] = park
-        self.sleep(W, rearm - 1 * US, rearm + 4 * US, G, VMM)
-        self.free[W] = rearm + 6 * US
+        self._rearmed(rearm)
         return rearm
 
     def _guest(self, irq: int, extra: int) -> int:
@@ -183,15 +180,23 @@ class World:
             self.free[G] = end + 4 * US
             rearm = end + 10 * US
             self.add(r.wake(G, CONDVAR, rearm, dur=2 * US))
-            self.sequence += 1
-            park = self.free[W] + 3 * US
-            self.add(r.wait(W, CONDVAR, park, rearm + 5 * US, expected=self.sequence * 3))
-            self.free[W] = park
-            self.sleep(W, rearm - 1 * US, rearm + 4 * US, G, VMM)
-            self.free[W] = rearm + 6 * US
+            self._rearmed(rearm)
         else:
             rearm = self._round(irq, d.guest)
-        done = rearm + 10 * US + d.write
+        return self._completed(rearm, d.write)
+
+    def _rearmed(self, rearm: int) -> None:
+        """W had parked as soon as it could; G has woken it at ``rearm``."""
+        self.sequence += 1
+        park = self.free[W] + 3 * US
+        self.add(r.wait(W, CONDVAR, park, rearm + 5 * US, expected=self.sequence * 3))
+        self.free[W] = park
+        self.sleep(W, rearm - 1 * US, rearm + 4 * US, G, VMM)
+        self.free[W] = rearm + 6 * US
+
+    def _completed(self, rearm: int, write: int = 0) -> int:
+        """G writes the completion after a re-arm; gives the write's end."""
+        done = rearm + 10 * US + write
         self.add(r.write(G, rearm + 5 * US, done, fd=14, eventfd=DONE_ID))
         self.free[G] = done + 2 * US
         return done
@@ -237,3 +242,18 @@ class World:
             ),
             fds=(Fd(AUDIO, 4, "timerfd", interval_ns=self.period),),
         )
+
+
+def play_on(world: World, *plan: Delays | None, warm: int = 24, tail: int = 12) -> Records:
+    """A plan between cycles without delays."""
+    for delays in [*([None] * warm), *plan, *([None] * tail)]:
+        world.cycle(delays)
+    return world.finish()
+
+
+def feed(world: World, records: Records) -> Analysis:
+    """All records, analysed at once."""
+    analysis = Analysis()
+    analysis.feed(world.batch(records, int(end_ns(records)[-1]), first=True))
+    analysis.finish()
+    return analysis
