@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import re
 from fractions import Fraction
 from pathlib import Path
@@ -13,12 +14,15 @@ import views_data
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tracer.cli.live import make_analysis
 from tracer.cli.main import run_command
+from tracer.cli.run import replay
 from tracer.errors import ExpressionError
 from tracer.model import measures
 from tracer.model.conditions import Comparison, Condition, Joined, Not, evaluate, parse
 from tracer.model.measures import MEASURES, SHARE, TIME, UNITS, Measure
 from tracer.model.summary import CAUSES, Lost, RecordCounts, Slack, Summary
+from tracer.trace import TraceReader, TraceWriter
 from tracer.views.fmt import pointed_at
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -106,6 +110,74 @@ def test_a_lock_that_may_be_one_without_a_name_is_not_taken_for_absent() -> None
     assert met("lock(item_state).waits > 40", summary) is False
     assert met("lock(item_state).waits >= 0", summary) is True
     assert "may be it" in evaluate(parse("lock(item_state).waits > 39"), summary).notes[0]
+
+
+#: On a part of a recording with 7 misses, 2812 cycles, least slack -3 ms and no loss.
+PART = {
+    "misses > 6": True,
+    "misses > 7": None,
+    "misses >= 7": True,
+    "misses >= 8": None,
+    "misses == 6": False,
+    "misses == 7": None,
+    "misses != 6": True,
+    "misses != 7": None,
+    "misses < 8": None,
+    "misses < 7": False,
+    "misses <= 6": False,
+    "misses <= 7": None,
+    "not misses > 7": None,
+    "not misses > 6": False,
+    "misses > 0 or lost > 0": True,
+    "misses > 0 and lost > 0": None,
+    "misses > 100000 or cycles < 1000": None,
+    "cycles < 1000": False,
+    "misses(wake) > 5": True,
+    "misses(serialised) > 0": None,
+    "episodes > 1": True,
+    "episodes(lock) > 0": None,
+    "misses/cycles > 0.1%": None,
+    "misses/min > 1": None,
+    "slack.min < 0": True,
+    "slack.min > 0": False,
+    "slack.p1 > 1ms": None,
+    "stream(music).misses > 6": True,
+    "stream(music).slack_min > 0": False,
+    "lock(item_state).waits > 71": True,
+    "lock(item_state).waits > 72": None,
+    "lock(item_state).wait_p99 > 1us": None,
+    "lock(never_seen).waits > 0": None,
+    "findings == 0": None,
+    "avoided(fair) > 0": None,
+}
+
+
+@pytest.mark.parametrize("text", PART)
+def test_of_a_part_is_told_only_what_the_rest_cannot_change(text: str) -> None:
+    assert evaluate(parse(text), measured(views_data.missing()), whole=False).met is PART[text]
+
+
+def test_what_is_taken_only_to_grow_or_to_shrink_does_so_on_recordings() -> None:
+    """Each capture, cut after every whole batch: without this, a part could be told from which it is not."""
+    moved = set()
+    for path in sorted(TRACE.parent.glob("*.tar")):
+        with TraceReader(path) as trace:
+            batches = list(trace)
+        before: dict[Measure, Fraction] = {}
+        for end in range(1, len(batches) + 1):
+            summary = replay(batches[:end], make_analysis(None, None))
+            named = {"stream": {s.id for s in summary.streams}, "lock": {k.name for k in summary.locks}}
+            for name, kind in MEASURES.items():
+                arguments = {*named.get(name, ()), *(kind.arguments or ()), *(() if kind.needed else (None,))}
+                for what in (measures.measure(name, a, f, "") for a in arguments for f in kind.fields):
+                    values = measures.read(what, summary).values
+                    if not what.trend or len(values) != 1:
+                        continue
+                    change = values[0] - before.get(what, values[0])
+                    assert change * what.trend >= 0, (path.name, end, str(what))
+                    before[what] = values[0]
+                    moved |= {(name, what.field)} if change else set()
+    assert {("misses", ""), ("episodes", ""), ("cycles", ""), ("slack", "min"), ("lock", "waits")} <= moved
 
 
 NUMBERS = st.integers(0, 6)
@@ -278,6 +350,38 @@ def test_exit_codes_of_the_command(capsys: pytest.CaptureFixture[str]) -> None:
     assert captured.err.splitlines()[1:3] == ["    misses >", "            ^"]
     assert run("stream(nobody).misses > 0") == 1
     assert "cannot be told" in capsys.readouterr().err
+
+
+def test_a_trace_that_was_cut_off_passes_only_what_is_certain(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Misses may lie in what was lost: exit code 0 would be a lie."""
+    ends = []
+    with TraceReader(TRACE.with_name("serialised.xdt.tar")) as trace, TraceWriter(tmp_path / "a.xdt") as out:
+        for batch in trace:
+            out.append(batch)
+            ends.append((tmp_path / "a.xdt/events.arrows").stat().st_size)
+    os.truncate(tmp_path / "a.xdt/events.arrows", ends[2])
+
+    def run(text: str) -> tuple[int, list[str]]:
+        code = run_command(["report", str(tmp_path / "a.xdt"), "--fail-on", text])
+        return code, capsys.readouterr().err.splitlines()
+
+    note = [
+        "xdtrace: note: the last of 4 batches is cut off",
+        "  what could be read is shown; what is missing is in no figure and no verdict",
+    ]
+    code, told = run("misses > 100000")
+    assert code == 1 and told[:2] == note
+    assert told[2].startswith(
+        "xdtrace: --fail-on misses > 100000 cannot be told, because a part of the trace is missing: "
+    )
+    assert told[3] == "  use a whole copy of the trace, or record again"
+    code, told = run("misses > 0")
+    assert code == 1 and "is met" in told[2]
+    assert run("cycles < 10") == (0, note)
+    code, told = run("stream(nobody).misses > 0")
+    assert code == 1 and "there is no stream" in told[2] and "is missing" not in told[2]
 
 
 def test_the_page_lists_every_measure_field_and_unit() -> None:

@@ -4,14 +4,13 @@
 from __future__ import annotations
 
 import os
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from tracer.cli import options as o
-from tracer.cli.report import check_output
+from tracer.cli.report import check_output, say_lost
 from tracer.errors import UsageError
 
 if TYPE_CHECKING:
@@ -67,8 +66,7 @@ def export(
 
         rows = export_tables(trace, output, form)
         said = f"{len(rows)} tables, {rows['records']:,} records; README.md says what is in them"
-    if trace.incomplete:
-        print(f"xdtrace: note: {trace.incomplete}", file=sys.stderr)
+    say_lost(trace.incomplete)
     print(f"wrote {output}: {said}")
 
 

@@ -12,7 +12,7 @@ import typer
 
 from tracer.cli import options as o
 from tracer.cli.live import make_analysis
-from tracer.cli.report import open_trace
+from tracer.cli.report import open_trace, say_lost
 from tracer.cli.run import replay
 from tracer.errors import TraceError, UsageError
 
@@ -72,8 +72,7 @@ def _summary(path: Path, period: str | None, profile: str | None) -> Summary:
     analysis = make_analysis(profile, o.parse_period(period))
     with open_trace(path) as trace:
         summary = replay(trace, analysis)
-        if trace.incomplete:
-            print(f"xdtrace: note: {trace.incomplete}", file=sys.stderr)
+        say_lost(trace.incomplete)
     if not summary.streams:
         raise TraceError(
             f"no audio stream was seen in {path}, so nothing in it can explain a glitch",

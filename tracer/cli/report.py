@@ -71,12 +71,21 @@ def report(
     analysis = make_analysis(profile, o.parse_period(period))
     with open_trace(path) as trace:
         summary = replay(trace, analysis)
-        notes = [trace.incomplete] if trace.incomplete else []
-    for note in notes:
-        print(f"xdtrace: note: {note}", file=sys.stderr)
+        lost = trace.incomplete
+    say_lost(lost)
     with opened(output) as out:
-        write(summary, form, out, title=path.resolve().name, notes=notes)
-    judge(conditions, summary)
+        write(summary, form, out, title=path.resolve().name, notes=[lost] if lost else [])
+    judge(conditions, summary, lost)
+
+
+def say_lost(lost: str | None) -> None:
+    """What of a trace is missing, and what that means; nothing of a whole one."""
+    if lost:
+        print(
+            f"xdtrace: note: {lost}\n"
+            "  what could be read is shown; what is missing is in no figure and no verdict",
+            file=sys.stderr,
+        )
 
 
 def parse_conditions(texts: list[str]) -> list[Condition]:
@@ -88,18 +97,28 @@ def parse_conditions(texts: list[str]) -> list[Condition]:
     return [parse(text) for text in texts]
 
 
-def judge(conditions: list[Condition], summary: Summary) -> None:
-    """Raise FailOnMet where a condition holds, or where the trace cannot tell: CI must not pass then."""
+def judge(conditions: list[Condition], summary: Summary, lost: str | None) -> None:
+    """Raise FailOnMet where a condition holds, or where the trace cannot tell: CI must not pass then.
+
+    Args:
+        lost: what of the trace is missing.
+    """
     if not conditions:
         return
     from tracer.model.conditions import evaluate
 
     sys.stdout.flush()  # the report comes before what is said of it
     for condition in conditions:
-        outcome = evaluate(condition, summary)
+        outcome = evaluate(condition, summary, whole=not lost)
         for note in outcome.notes:
             print(f"xdtrace: note: {note}", file=sys.stderr)
         read = "; ".join(outcome.readings)
+        if lost and outcome.met is None and evaluate(condition, summary).met is not None:
+            raise FailOnMet(
+                f"--fail-on {condition} cannot be told, because a part of the trace is missing: "
+                f"in what is left {read}",
+                "use a whole copy of the trace, or record again",
+            )
         if outcome.met is None:
             raise FailOnMet(
                 f"--fail-on {condition} cannot be told: {read}", "record what it asks for, or ask otherwise"

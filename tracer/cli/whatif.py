@@ -12,6 +12,7 @@ import typer
 
 from tracer.cli import options as o
 from tracer.cli.live import make_analysis
+from tracer.cli.report import say_lost
 from tracer.errors import UsageError
 
 _PATHS = ("dup", "refcount", "task")
@@ -77,8 +78,7 @@ def whatif(
         for batch in trace:
             analysis.feed(batch)
         analysis.finish()
-        if trace.incomplete:
-            print(f"xdtrace: note: {trace.incomplete}", file=sys.stderr)
+        say_lost(trace.incomplete)
     found = predictor.prediction()
     if form == "json":
         print(json.dumps(found.to_dict(), separators=(",", ":")))

@@ -105,16 +105,20 @@ class Outcome:
     notes: tuple[str, ...]
 
 
-def evaluate(condition: Condition, summary: Summary) -> Outcome:
-    """Whether a condition holds for a summary."""
+def evaluate(condition: Condition, summary: Summary, *, whole: bool = True) -> Outcome:
+    """Whether a condition holds for a summary.
+
+    Args:
+        whole: False where a part of the recording is lost; then only that is told which it cannot change.
+    """
     readings: dict[str, None] = {}
     notes: dict[str, None] = {}
-    met = _evaluate(condition, summary, readings, notes)
+    met = _evaluate(condition, summary, whole, readings, notes)
     return Outcome(met, tuple(readings), tuple(notes))
 
 
 def _evaluate(
-    condition: Condition, summary: Summary, readings: dict[str, None], notes: dict[str, None]
+    condition: Condition, summary: Summary, whole: bool, readings: dict[str, None], notes: dict[str, None]
 ) -> bool | None:
     if isinstance(condition, Comparison):
         reading = measures.read(condition.measure, summary)
@@ -122,16 +126,23 @@ def _evaluate(
         if reading.note:
             notes[reading.note] = None
         compare = _OPERATORS[condition.operator]
-        answers = {compare(value, condition.value) for value in reading.values}
+        values = reading.values if whole else _possible(reading.values, condition)
+        answers = {compare(value, condition.value) for value in values}
         return answers.pop() if len(answers) == 1 else None
     if isinstance(condition, Not):
-        inner = _evaluate(condition.inner, summary, readings, notes)
+        inner = _evaluate(condition.inner, summary, whole, readings, notes)
         return None if inner is None else not inner
-    found = [_evaluate(part, summary, readings, notes) for part in condition.parts]
+    found = [_evaluate(part, summary, whole, readings, notes) for part in condition.parts]
     decisive = condition.word == "or"
     if decisive in found:
         return decisive
     return None if None in found else not decisive
+
+
+def _possible(values: tuple[Fraction, ...], asked: Comparison) -> list[Fraction]:
+    """What a measure of the whole recording may be, given that of a part: one of each kind of answer."""
+    trend, around = asked.measure.trend, [asked.value + step for step in (-1, 0, 1)]
+    return [v for value in values for v in (value, *around) if not trend or (v - value) * trend >= 0]
 
 
 def parse(text: str) -> Condition:

@@ -65,6 +65,17 @@ MEASURES: Final = {
 }
 
 
+#: What more of the same recording can only raise (1) or lower (-1): counts, sums and extremes. Not causes,
+#: since what is usual is learnt, nor findings, shares and percentiles (checked in test_conditions.py).
+_TRENDS: Final = {
+    **dict.fromkeys([("misses", ""), ("episodes", ""), ("cycles", ""), ("lost", ""), ("steal", "")], 1),
+    **{("stream", field): 1 for field in ("misses", "episodes", "cycles", "carried")},
+    **{("lock", field): 1 for field in ("waits", "barged", "wait_max", "wait_total")},
+    ("slack", "min"): -1,
+    ("stream", "slack_min"): -1,
+}
+
+
 class Unsuitable(Exception):
     """A name, argument, field, ratio or unit that does not fit; ``where`` is one of these words."""
 
@@ -82,6 +93,12 @@ class Measure:
     field: str
     per: str
     kind: str
+
+    @property
+    def trend(self) -> int:
+        """1 where more of the same recording can only raise it, -1 where only lower it, else 0."""
+        by_cause = self.name in ("misses", "episodes") and self.argument in CAUSES
+        return 0 if by_cause or self.per else _TRENDS.get((self.name, self.field), 0)
 
     def __str__(self) -> str:
         text = self.name
