@@ -64,3 +64,9 @@ class TraceError(XdtraceError):
     """A trace folder is missing, corrupt, hostile or of a newer version."""
 
     exit_code = 5
+
+
+class OutputError(TraceError):
+    """A trace cannot be made where the user wants it: the name is taken, or nobody may write there."""
+
+    exit_code = 2

@@ -121,6 +121,8 @@ def test_a_timer_at_no_audio_period_is_no_stream(period_ms: float) -> None:
     summary = blind(timer(every(period_ms * MS)))
     assert summary.streams == ()
     assert summary.verdict == "no audio stream seen"
+    # Advice that a trace can follow too: nothing to be started now.
+    assert summary.todo.startswith("trace while audio plays in the guest, with the audio server traced")
 
 
 def test_the_same_timer_at_an_audio_period_is_one() -> None:

@@ -15,6 +15,7 @@ import signal
 import struct
 import subprocess
 import sys
+import tarfile
 from pathlib import Path
 
 import numpy as np
@@ -91,7 +92,11 @@ def test_killed_at_any_moment_it_loses_at_most_the_batch_being_written(tmp_path:
             acknowledged = done.stat().st_size
             if not acknowledged and not (path / "index.arrows").exists():
                 continue  # killed before there was a trace to speak of
-            batches, incomplete = read_all(path)
+            try:
+                batches, incomplete = read_all(path)
+            except TraceError as error:
+                assert not acknowledged and "no whole batch" in error.message
+                continue
             assert acknowledged <= len(batches) <= acknowledged + 1
             for at, batch in enumerate(batches):
                 assert_equal(batch, some_batch(at, 500))
@@ -104,13 +109,22 @@ def test_each_file_may_be_cut_at_any_byte(name: str, tmp_path: Path) -> None:
     whole = (tmp_path / "a.xdt" / name).read_bytes()
     chance = random.Random(name)
     cuts = {0, 1, 7, 8, len(whole) - 1, len(whole) - 8, *(chance.randrange(len(whole)) for _ in range(60))}
+    refused = 0
     for cut in cuts:
         (tmp_path / "a.xdt" / name).write_bytes(whole[:cut])
-        batches, incomplete = read_all(tmp_path / "a.xdt")
+        try:
+            batches, incomplete = read_all(tmp_path / "a.xdt")
+        except TraceError as error:
+            told = "cannot be read" if name == fmt.META else "no whole batch"
+            assert told in error.message and cut < len(whole)
+            refused += 1
+            continue
+        assert batches and name != fmt.META
         for got, wanted in zip(batches, written, strict=False):
             assert_equal(got, wanted)
-        if len(batches) < len(written) or name in (fmt.META, "index.arrows"):
+        if len(batches) < len(written) or name == "index.arrows":
             assert incomplete, cut
+    assert refused
 
 
 def test_a_cut_loses_nothing_before_it(tmp_path: Path) -> None:
@@ -126,12 +140,54 @@ def test_a_cut_loses_nothing_before_it(tmp_path: Path) -> None:
     assert incomplete == "the last 4 of 12 batches are cut off"
 
 
-def test_a_missing_file_is_said(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", _STREAM_FILES)
+def test_a_missing_file_leaves_nothing_and_is_said(name: str, tmp_path: Path) -> None:
     record(tmp_path / "a.xdt", 3)
-    (tmp_path / "a.xdt/events.arrows").unlink()
-    batches, incomplete = read_all(tmp_path / "a.xdt")
-    assert batches == []
-    assert incomplete is not None and "events.arrows is missing" in incomplete
+    (tmp_path / "a.xdt" / name).unlink()
+    with pytest.raises(TraceError, match=f"no whole batch of records: {name} is missing"):
+        TraceReader(tmp_path / "a.xdt")
+
+
+@pytest.mark.parametrize("damage", ["missing", "cut"])
+def test_without_meta_the_version_is_not_known(damage: str, tmp_path: Path) -> None:
+    record(tmp_path / "a.xdt", 3)
+    (tmp_path / "a.xdt/meta.json").unlink()
+    if damage == "cut":
+        (tmp_path / "a.xdt/meta.json").write_text("{")
+    with pytest.raises(TraceError, match="cannot be read, and with it the version"):
+        TraceReader(tmp_path / "a.xdt")
+
+
+def test_a_trace_that_began_and_holds_no_batch_yet_says_so(tmp_path: Path) -> None:
+    out = TraceWriter(tmp_path / "a.xdt")
+    with pytest.raises(TraceError, match="no whole batch of records: the recording was not closed"):
+        TraceReader(tmp_path / "a.xdt")
+    out.close()
+    assert read_all(tmp_path / "a.xdt") == ([], None)
+
+
+def test_an_archive_cut_anywhere_gives_its_whole_batches_or_is_refused(tmp_path: Path) -> None:
+    """Of a copy that broke off, what lies before is read: the index comes before the records."""
+    written = record(tmp_path / "a.xdt", 12)
+    pack(tmp_path / "a.xdt", tmp_path / "a.tar")
+    whole = (tmp_path / "a.tar").read_bytes()
+    with tarfile.open(tmp_path / "a.tar") as archive:
+        records = next(m for m in archive if m.name.endswith("/events.arrows"))
+    counts = []
+    for cut in range(0, records.offset_data + records.size, 499):
+        (tmp_path / "cut.tar").write_bytes(whole[:cut])
+        try:
+            batches, incomplete = read_all(tmp_path / "cut.tar")
+        except TraceError:
+            counts.append(0)
+            continue
+        for got, wanted in zip(batches, written, strict=False):
+            assert_equal(got, wanted)
+        gone = 12 - len(batches)
+        which = f"{gone} of 12 batches are" if gone > 1 else "of 12 batches is"
+        assert incomplete == f"the last {which} cut off"
+        counts.append(len(batches))
+    assert counts == sorted(counts) and len(set(counts)) > 6
 
 
 def test_a_lost_write_of_an_unfinished_trace_ends_it_there(tmp_path: Path) -> None:

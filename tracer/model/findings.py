@@ -20,6 +20,7 @@ from tracer.model.registry import Registry, ThreadState
 from tracer.model.step import Step
 from tracer.model.streams import Streams
 from tracer.model.summary import Finding
+from tracer.model.wording import PLAY
 from tracer.model.words import bump
 from tracer.schema import OFFCPU, Flag, Kind, Losses, view
 
@@ -159,7 +160,7 @@ def _audio(seen: Evidence) -> Iterator[Finding]:
         yield Finding(
             "no audio stream seen",
             why,
-            "start playback in the guest, or name the audio server with --audio PID",
+            PLAY,
             "info",
         )
     inferred = [s for s in alive if not s.exact]

@@ -37,6 +37,7 @@ from tracer.model.summary import (
 )
 from tracer.model.verdicts import EpisodeState, MissState
 from tracer.model.wording import (
+    PLAY,
     TODO,
     chain_of,
     duration,
@@ -403,10 +404,7 @@ class Rows:
         past = a.streams.past
         streams = [s for s in a.streams.all_kept() if s.cycles]
         if not streams and not past.cycles:
-            return (
-                "no audio stream seen",
-                "start playback in the guest, or name the audio server with --audio PID",
-            )
+            return "no audio stream seen", PLAY
         cycles, n = past.cycles + sum(s.cycles for s in streams), past.streams + len(streams)
         if not misses:
             states = (a.verdicts.past, *a.verdicts.states.values())

@@ -26,6 +26,9 @@ from tracer.model.registry import Registry
 from tracer.model.verdicts import MissState
 from tracer.schema import Kind
 
+#: What to do where no stream was seen; read live and, of a trace, long afterwards.
+PLAY: Final = "trace while audio plays in the guest, with the audio server traced too (--audio PID names it)"
+
 LockName = Callable[[Word], str]
 
 #: Cause -> the one thing to do about it.

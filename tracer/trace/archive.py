@@ -15,13 +15,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from tracer.errors import TraceError
+from tracer.errors import OutputError, TraceError
 from tracer.trace import format as fmt
 from tracer.trace.writer import owner
 
 _READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
 _BLOCK = tarfile.BLOCKSIZE
 _MAX_MEMBERS = 64
+#: Order in a packed file. The records, nearly all of it, come last: a copy that was cut off keeps what says
+#: where its batches are.
+_PACKED = (*(name for name in fmt.FILES if name != fmt.EVENTS + fmt.SUFFIX), fmt.EVENTS + fmt.SUFFIX)
 
 
 @dataclass(slots=True)
@@ -67,9 +70,7 @@ def open_parts(path: Path) -> dict[str, Part]:
         # The name itself is the user's and may be a link; what lies inside is not trusted.
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     except OSError as error:
-        raise TraceError(
-            f"cannot open {path}: {error.strerror}", "name a folder made by `xdtrace record`"
-        ) from error
+        raise _cannot_open(path, error, "name a folder made by `xdtrace record`") from error
     try:
         mode = os.fstat(fd).st_mode
         if stat.S_ISDIR(mode):
@@ -79,6 +80,12 @@ def open_parts(path: Path) -> dict[str, Part]:
         raise TraceError(f"{path} is no trace", "name a folder made by `xdtrace record`")
     finally:
         os.close(fd)
+
+
+def _cannot_open(path: Path, error: OSError, hint: str) -> TraceError:
+    if isinstance(error, PermissionError):
+        hint = "a trace is readable by the user who recorded it: run this as that user, or chown it"
+    return TraceError(f"cannot open {path}: {error.strerror}", hint)
 
 
 def _folder_parts(path: Path, folder: int) -> dict[str, Part]:
@@ -95,9 +102,7 @@ def _folder_parts(path: Path, folder: int) -> dict[str, Part]:
                 raise fmt.damaged(f"{name} is no file")
     except OSError as error:
         _close(parts)
-        raise TraceError(
-            f"cannot open {path}: {error.strerror}", "it must be readable and hold no links"
-        ) from error
+        raise _cannot_open(path, error, "it must hold no links") from error
     except TraceError:
         _close(parts)
         raise
@@ -147,7 +152,8 @@ def pack(
         name: of the folder in the archive; None: as it is called now.
 
     Raises:
-        TraceError: *folder* is no trace, or *file* exists or cannot be written.
+        TraceError: *folder* is no trace, or the disk is full.
+        OutputError: *file* exists or cannot be made.
     """
     beside = dict(beside or {})
     if clash := set(beside) & set(fmt.FILES):
@@ -172,7 +178,7 @@ def pack(
                 member = tarfile.TarInfo(extra)
                 member.size, member.mode = len(data), 0o600
                 archive.addfile(member, io.BytesIO(data))
-            for part_name in fmt.FILES:
+            for part_name in _PACKED:
                 if part := parts.get(part_name):
                     member = tarfile.TarInfo(f"{name[:80]}/{part_name}")
                     member.size, member.mode = part.size_bytes, 0o600
@@ -184,7 +190,7 @@ def pack(
             file.unlink(missing_ok=True)
         if not isinstance(error, OSError):
             raise
-        raise TraceError(
+        raise (TraceError if made else OutputError)(
             f"cannot write {file}: {error.strerror}", "choose another name, or free some space"
         ) from error
     finally:

@@ -32,13 +32,13 @@ class TraceReader:
         path: NAME.xdt, or the single file that ``pack`` made of one.
 
     Attributes:
-        meta: meta.json ({} where it is damaged; then ``incomplete`` says so).
+        meta: meta.json.
         incomplete: what is missing, in words; None for a whole trace. What only
             reading can show (a lost write in the middle) is added while iterating.
 
     Raises:
-        TraceError: no trace, a newer one, or one that cannot be right; while
-            iterating too.
+        TraceError: no trace, a newer one, one of which no batch is left, or one that
+            cannot be right; while iterating too.
     """
 
     def __init__(self, path: Path) -> None:
@@ -49,7 +49,10 @@ class TraceReader:
         try:
             self._read_meta()
             self._starts = {name: self._check_stream(name) for name in (*fmt.STREAMS, fmt.INDEX)}
+            self._say_headless()
             self._batches = self._survey()
+            if self.incomplete and not self._batches:
+                raise self._nothing()
         except BaseException:
             self.close()
             raise
@@ -77,6 +80,8 @@ class TraceReader:
             row, at = self._index_row(at)
             batch = self._batch(number, row, ends)
             if batch is None:
+                if not number:
+                    raise self._nothing()
                 return
             ends = row["ends"]
             yield batch
@@ -91,6 +96,12 @@ class TraceReader:
         if known is None or what not in known:
             self.incomplete = f"{known}; {what}" if known else what
 
+    def _nothing(self) -> TraceError:
+        return TraceError(
+            f"{self.path} holds no whole batch of records: {self.incomplete}",
+            "use another copy of it, or record again",
+        )
+
     def _read_meta(self) -> None:
         part = self._part(fmt.META)
         if part.size_bytes > fmt.MAX_META_BYTES:
@@ -98,12 +109,11 @@ class TraceReader:
         try:
             meta = json.loads(part.read(0, part.size_bytes))
         except (ValueError, RecursionError):
-            if fmt.INDEX + fmt.SUFFIX not in self._parts:
+            if not self._parts:
                 raise TraceError(
                     f"{self.path} is no trace", "name a folder made by `xdtrace record`"
                 ) from None
-            self._missing(f"{fmt.META} cannot be read")
-            return
+            raise fmt.damaged(f"{fmt.META} cannot be read, and with it the version of the format") from None
         if not isinstance(meta, dict) or meta.get("format") != fmt.FORMAT_NAME:
             raise TraceError(f"{self.path} is no trace", "name a folder made by `xdtrace record`")
         fmt.check_version(meta.get("version"))
@@ -118,10 +128,16 @@ class TraceReader:
         part = self._part(name + fmt.SUFFIX)
         head = messages.peek(part.read, 0, 0)
         if head is None:
-            self._missing(f"{name}{fmt.SUFFIX} is missing or ends before its first batch")
-            return part.size_bytes
+            return 0
         messages.check_schema(name, part.read(0, head.size_bytes))
         return head.size_bytes
+
+    def _say_headless(self) -> None:
+        headless = [name + fmt.SUFFIX for name, start in self._starts.items() if not start]
+        if headless:
+            more = f" and {len(headless) - 1} more files" if len(headless) > 1 else ""
+            verb = "are" if more else "is"
+            self._missing(f"{headless[0]}{more} {verb} missing or cut off before the first batch")
 
     def _survey(self) -> int:
         """How many batches are whole; says in ``incomplete`` why not all."""
@@ -151,7 +167,8 @@ class TraceReader:
                 else "the recording was not closed: what came after its last whole batch is missing"
             )
         if cut := len(starts) - whole:
-            self._missing(f"the last {cut} of {len(starts)} batches are cut off")
+            which, verb = (f"{cut} of", "are") if cut > 1 else ("of", "is")
+            self._missing(f"the last {which} {len(starts)} batches {verb} cut off")
         promised = self.meta.get("batches") if self.meta.get("closed") is True else None
         if isinstance(promised, int) and promised > len(starts):
             self._missing(f"{promised - len(starts)} of {promised} batches are not in the index")

@@ -24,7 +24,7 @@ from typing import Any
 import pyarrow as pa
 
 from tracer import schema
-from tracer.errors import TraceError
+from tracer.errors import OutputError, TraceError
 from tracer.trace import format as fmt
 from tracer.trace import messages
 
@@ -56,7 +56,7 @@ class TraceWriter:
         settings: what to keep in meta.json beside the facts (profile, options).
 
     Raises:
-        TraceError: the folder exists, is a link, or cannot be made.
+        OutputError: the folder exists, is a link, or cannot be made.
     """
 
     def __init__(self, path: Path, *, force: bool = False, settings: Mapping[str, Any] | None = None) -> None:
@@ -196,7 +196,7 @@ class TraceWriter:
         try:
             parent = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         except OSError as error:
-            raise TraceError(
+            raise OutputError(
                 f"cannot write to {path.parent}: {error.strerror}", "name a folder that exists"
             ) from error
         try:
@@ -206,12 +206,12 @@ class TraceWriter:
             except FileExistsError as error:
                 existed = True
                 if not force:
-                    raise TraceError(
+                    raise OutputError(
                         f"{path} exists", "choose another name, or replace it with --force"
                     ) from error
             folder = os.open(path.name, _DIRECTORY, dir_fd=parent)
         except OSError as error:
-            raise TraceError(
+            raise OutputError(
                 f"cannot make {path}: {error.strerror}", "choose another name; it must be no link and no file"
             ) from error
         finally:
@@ -227,10 +227,10 @@ class TraceWriter:
         """Make sure that the open folder is ours, and empty it of an old trace."""
         owners = {os.geteuid(), self._owner[0]} if existed else {os.geteuid()}
         if os.fstat(folder).st_uid not in owners:
-            raise TraceError(f"{self.path} belongs to somebody else", "choose another name")
+            raise OutputError(f"{self.path} belongs to somebody else", "choose another name")
         present = os.listdir(folder)
         if present and (not existed or fmt.META not in present or set(present) - set(_KNOWN)):
-            raise TraceError(f"{self.path} holds files that are no trace", "choose another name")
+            raise OutputError(f"{self.path} holds files that are no trace", "choose another name")
         for name in present:
             if not stat.S_ISDIR(os.stat(name, dir_fd=folder, follow_symlinks=False).st_mode):
                 os.unlink(name, dir_fd=folder)
@@ -292,7 +292,7 @@ def make_private_folder(path: Path) -> None:
     """Make a folder for traces, 0700 and owned as they are, unless there is one already.
 
     Raises:
-        TraceError: it cannot be made, or it is a link or a file.
+        OutputError: it cannot be made, or it is a link or a file.
     """
     try:
         try:
@@ -307,7 +307,7 @@ def make_private_folder(path: Path) -> None:
         finally:
             os.close(folder)
     except OSError as error:
-        raise TraceError(
+        raise OutputError(
             f"cannot use {path} as a folder: {error.strerror}", "name a folder of your own, no link"
         ) from error
 
