@@ -210,6 +210,17 @@ def test_wrong_usage_exits_2_with_two_lines(
     assert fakes.session.log == []
 
 
+@pytest.mark.parametrize("command", [["attach", "42"], ["record", "42"], ["record", "42", "--flight", "5"]])
+@pytest.mark.parametrize("place", ["file", "none/t.xdt"])
+def test_a_trace_that_cannot_be_made_is_refused_before_anything_is_attached(
+    command: list[str], place: str, fakes: Fakes, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").touch()
+    assert run_command([*command, "-o", str(tmp_path / place)]) == 2
+    complaint(capsys)
+    assert fakes.session.log == []
+
+
 def test_a_fault_of_our_own_is_no_traceback_unless_asked_for(
     fakes: Fakes, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -9,6 +9,7 @@ import stat
 import subprocess
 from collections.abc import Callable
 from dataclasses import fields
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +21,15 @@ from hypothesis import strategies as st
 from trace_samples import assert_equal, record, some_batch
 
 from tracer import schema
-from tracer.errors import TraceError
-from tracer.trace import FORMAT_VERSION, TraceReader, TraceWriter, pack
+from tracer.errors import OutputError, TraceError
+from tracer.trace import (
+    FORMAT_VERSION,
+    TraceReader,
+    TraceWriter,
+    check_place,
+    make_private_folder,
+    pack,
+)
 from tracer.trace.format import FILES, SCHEMAS, SIDES
 
 _I64 = st.integers(-(1 << 63), (1 << 63) - 1)
@@ -188,9 +196,29 @@ def test_what_is_no_trace_is_never_overwritten(
 ) -> None:
     put(tmp_path / "a.xdt")
     before = sorted((str(path), path.is_symlink()) for path in tmp_path.rglob("*"))
-    with pytest.raises(TraceError):
-        TraceWriter(tmp_path / "a.xdt", force=force)
+    for make in (check_place, TraceWriter):
+        with pytest.raises(OutputError) as caught:
+            make(tmp_path / "a.xdt", force=force)
+        assert caught.value.exit_code == 2
     assert sorted((str(path), path.is_symlink()) for path in tmp_path.rglob("*")) == before
+
+
+def test_where_no_folder_is_no_trace_is_made(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    for place in (tmp_path / "none" / "a.xdt", tmp_path / "file" / "a.xdt"):
+        for make in (check_place, TraceWriter, partial(check_place, shared=True), make_private_folder):
+            with pytest.raises(OutputError):
+                make(place)
+    assert [path.name for path in tmp_path.rglob("*")] == ["file"]
+
+
+def test_a_place_that_will_do_is_left_as_it_is(tmp_path: Path) -> None:
+    check_place(tmp_path / "new.xdt")
+    record(tmp_path / "a.xdt")
+    check_place(tmp_path / "a.xdt", force=True)
+    check_place(tmp_path, shared=True)
+    assert [path.name for path in tmp_path.iterdir()] == ["a.xdt"]
+    assert len(list(TraceReader(tmp_path / "a.xdt"))) == 5
 
 
 def test_a_trace_is_overwritten_only_by_force(tmp_path: Path) -> None:

@@ -141,6 +141,14 @@ def open_writer(path: Path, *, force: bool) -> Any:
     return TraceWriter(path, force=force)
 
 
+def check_output(todo: Plan, *, shared: bool) -> None:
+    """Refuse a place where no trace can be made. Raises OutputError."""
+    if todo.output is not None:
+        from tracer.trace import check_place
+
+        check_place(todo.output, force=todo.force, shared=shared)
+
+
 def make_view(*, as_json: bool, refresh_s: float | None, quiet: bool = False) -> View:
     """JSON lines, the live screen, or text blocks: what fits the terminal and the options."""
     check_seconds("--refresh", refresh_s, least=0.01)
@@ -175,6 +183,7 @@ def go(todo: Plan, view: View, ending: Ending, hooks: Hooks | None = None) -> Su
     screen; the last summary is shown after it is given back and everything is detached.
     """
     hooks = hooks or Hooks()
+    check_output(todo, shared=hooks.writer is not None)  # before bcc compiles for seconds
     with ExitStack() as stack:
         pool = stack.enter_context(ThreadPoolExecutor(1))
         # The folder is made before bcc changes directory, and only once the target is known to be there.

@@ -117,12 +117,12 @@ def _fly(todo: Plan, view: View, wanted: FlightPlan) -> None:
         return made[0]
 
     what = " or ".join([*(c.text for c in wanted.conditions), "SIGUSR2", "the target's exit"])
-    print(
+    said = (
         f"keeping the last {wanted.seconds:g} s in memory (at most {wanted.limit_bytes >> 20} MB); "
-        f"written into {folder} on {what}: kill -USR2 {os.getpid()}; Ctrl-C ends it",
-        file=sys.stderr,
+        f"written into {folder} on {what}: kill -USR2 {os.getpid()}; Ctrl-C ends it"
     )
+    hooks = Hooks(started=lambda: print(said, file=sys.stderr, flush=True), writer=recorder)
     with ending_by_signal() as ending:
-        go(todo, view, ending, Hooks(writer=recorder))
+        go(todo, view, ending, hooks)
     count = len(made[0].dumps) if made else 0
     print(f"{count} dump{'' if count == 1 else 's'} written into {folder}", file=sys.stderr)

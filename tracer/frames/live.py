@@ -85,16 +85,17 @@ class LiveSession(Frames):
 
     def __enter__(self) -> Self:
         from tracer.capture.session import Session, Settings
+        from tracer.trace import TraceWriter, check_place
 
         if self._thread is not None:
             raise UsageError("this session was entered before", "call tracer.attach again")
+        if self.output is not None:
+            check_place(self.output, force=self._force)
         try:
             settings = Settings(audio=self._audio, held_words=self._held_words)
             session = self._stack.enter_context(Session(self._pids, settings))
             writer = None
             if self.output is not None:
-                from tracer.trace import TraceWriter
-
                 writer = self._stack.enter_context(TraceWriter(self.output, force=self._force))
         except BaseException:
             self._stack.close()

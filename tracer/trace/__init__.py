@@ -11,7 +11,7 @@ from tracer.trace.archive import pack
 from tracer.trace.flight import Flight
 from tracer.trace.format import FORMAT_VERSION, MAX_BATCH_RECORDS, READ_LIMIT_BYTES
 from tracer.trace.reader import TraceReader
-from tracer.trace.writer import TraceWriter, make_private_folder
+from tracer.trace.writer import TraceWriter, check_place, make_private_folder
 
 __all__ = [
     "FORMAT_VERSION",
@@ -20,6 +20,7 @@ __all__ = [
     "Flight",
     "TraceReader",
     "TraceWriter",
+    "check_place",
     "make_private_folder",
     "pack",
 ]

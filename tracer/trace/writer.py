@@ -206,9 +206,7 @@ class TraceWriter:
             except FileExistsError as error:
                 existed = True
                 if not force:
-                    raise OutputError(
-                        f"{path} exists", "choose another name, or replace it with --force"
-                    ) from error
+                    raise _exists(path) from error
             folder = os.open(path.name, _DIRECTORY, dir_fd=parent)
         except OSError as error:
             raise OutputError(
@@ -229,8 +227,8 @@ class TraceWriter:
         if os.fstat(folder).st_uid not in owners:
             raise OutputError(f"{self.path} belongs to somebody else", "choose another name")
         present = os.listdir(folder)
-        if present and (not existed or fmt.META not in present or set(present) - set(_KNOWN)):
-            raise OutputError(f"{self.path} holds files that are no trace", "choose another name")
+        if present and not (existed and _is_trace(present)):
+            raise _foreign(self.path)
         for name in present:
             if not stat.S_ISDIR(os.stat(name, dir_fd=folder, follow_symlinks=False).st_mode):
                 os.unlink(name, dir_fd=folder)
@@ -241,9 +239,8 @@ class TraceWriter:
         try:
             fd = os.open(name, _CREATE, 0o600, dir_fd=self._dir)
         except OSError as error:
-            raise TraceError(
-                f"cannot make {self.path}/{name}: {error.strerror}", "choose another name"
-            ) from error
+            kind = TraceError if fmt.INDEX in self._fds else OutputError  # while recording, the disk is full
+            raise kind(f"cannot make {self.path}/{name}: {error.strerror}", "choose another name") from error
         self._give(fd)
         return fd
 
@@ -286,6 +283,51 @@ class TraceWriter:
 
 
 _KNOWN = (*fmt.FILES, fmt.META + ".new")
+
+
+def _is_trace(present: Iterable[str]) -> bool:
+    return fmt.META in present and not set(present) - set(_KNOWN)
+
+
+def _exists(path: Path) -> OutputError:
+    return OutputError(f"{path} exists", "choose another name, or replace it with --force")
+
+
+def _foreign(path: Path) -> OutputError:
+    return OutputError(f"{path} holds files that are no trace", "choose another name")
+
+
+def check_place(path: Path, *, force: bool = False, shared: bool = False) -> None:
+    """Refuse early, and without making anything, what TraceWriter or make_private_folder would refuse.
+
+    Only spares the user the wait: making it checks again.
+
+    Args:
+        force: as for TraceWriter.
+        shared: the folder is one for traces (make_private_folder) and may exist.
+
+    Raises:
+        OutputError: the folder exists or cannot be made.
+    """
+    path = Path(os.path.abspath(path))
+    if not path.parent.is_dir():
+        raise OutputError(f"there is no folder {path.parent}", "make it first, or name another")
+    try:
+        mode = os.lstat(path).st_mode
+    except FileNotFoundError:
+        if not os.access(path.parent, os.W_OK | os.X_OK):
+            raise OutputError(f"{path.parent} may not be written to", "name a folder of your own") from None
+        return
+    except OSError as error:
+        raise OutputError(f"cannot make {path}: {error.strerror}", "choose another name") from error
+    if not stat.S_ISDIR(mode):
+        raise OutputError(f"{path} exists and is no folder", "choose another name")
+    if shared:
+        return
+    if not force:
+        raise _exists(path)
+    if os.access(path, os.R_OK | os.X_OK) and (present := os.listdir(path)) and not _is_trace(present):
+        raise _foreign(path)
 
 
 def make_private_folder(path: Path) -> None:
