@@ -12,11 +12,11 @@ import time
 from pathlib import Path
 
 import pytest
-from graph import RATE_HZ, Graph, end, make_realtime, until, why_not, write_tone
+from graph import RATE_HZ, Graph, end, make_realtime, pipewire, until, write_tone  # noqa: F401
 from server_reads import ServerReads, data_loop
 from witnesses import Attached, Window, stopped, window, within
 
-pytestmark = pytest.mark.skipif(bool(why_not()), reason=why_not())
+pytestmark = pytest.mark.usefixtures("pipewire")
 
 QUANTUM = 256
 PERIOD_S = QUANTUM / RATE_HZ

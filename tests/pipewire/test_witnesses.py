@@ -8,12 +8,12 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from graph import why_not
+from graph import pipewire  # noqa: F401
 from witnesses import run
 
 from tracer.cli.minivmm import SOURCES
 
-pytestmark = pytest.mark.skipif(bool(why_not()), reason=why_not())
+pytestmark = pytest.mark.usefixtures("pipewire")
 
 #: The audio path has real-time priority here, so that no stranger's load adds misses that sound is spared.
 FAULTS = ("quiet", "client", "vmm", "hold g", "hold w")
