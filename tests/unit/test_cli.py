@@ -3,7 +3,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -14,11 +16,13 @@ from typing import Any
 import pytest
 import views_data
 from cli_fakes import FakeAnalysis, FakeSession, FakeWriter
+from trace_samples import record
 
 from tracer.capture import servers
 from tracer.cli import doctor, listing, live, minivmm, options, realdevice, report
 from tracer.cli.main import run_command
 from tracer.errors import HostError, TargetError, TraceError, UsageError, XdtraceError
+from tracer.trace import pack
 
 ROOT = Path(__file__).parents[2]
 
@@ -219,6 +223,46 @@ def test_a_trace_that_cannot_be_made_is_refused_before_anything_is_attached(
     assert run_command([*command, "-o", str(tmp_path / place)]) == 2
     complaint(capsys)
     assert fakes.session.log == []
+
+
+@pytest.mark.parametrize("words", [["report"], ["export", "--to", "csv"], ["whatif", "--realtime"]])
+def test_a_trace_that_may_not_be_read_is_said(
+    words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a.xdt").mkdir()
+    real = os.open
+
+    def refuse(path: Any, *rest: Any, **named: Any) -> int:  # for root no mode does
+        if Path(path).name == "a.xdt":
+            raise PermissionError(errno.EACCES, "Permission denied")
+        return real(path, *rest, **named)
+
+    monkeypatch.setattr("tracer.trace.archive.os.open", refuse)
+    assert run_command([*words, "a.xdt"]) == 5
+    what, do = complaint(capsys)
+    assert what.startswith("xdtrace: cannot open ") and what.endswith("a.xdt: Permission denied")
+    assert do == "  a trace is readable by the user who recorded it: run this as that user, or chown it"
+
+
+@pytest.mark.parametrize("damage", ["no records", "cut archive", "no meta"])
+def test_a_trace_of_which_nothing_is_left_is_damaged_and_not_empty(
+    damage: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "a.xdt"
+    record(path)
+    if damage == "no records":
+        (path / "events.arrows").unlink()
+    elif damage == "no meta":
+        (path / "meta.json").write_text("{")
+    else:
+        pack(path, tmp_path / "a.tar")
+        path = tmp_path / "cut.tar"
+        path.write_bytes((tmp_path / "a.tar").read_bytes()[:700])
+    assert run_command(["report", str(path)]) == 5
+    captured = capsys.readouterr()
+    assert captured.out == "" and "playback" not in captured.err
+    assert len(captured.err.splitlines()) == 2
 
 
 def test_a_fault_of_our_own_is_no_traceback_unless_asked_for(

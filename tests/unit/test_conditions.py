@@ -348,6 +348,10 @@ def test_exit_codes_of_the_command(capsys: pytest.CaptureFixture[str]) -> None:
     captured = capsys.readouterr()
     assert not captured.out
     assert captured.err.splitlines()[1:3] == ["    misses >", "            ^"]
+    for nothing in ("", "  "):
+        assert run(nothing) == 2
+        what, do = capsys.readouterr().err.splitlines()
+        assert "a measure, such as misses is expected" in what and do.startswith("  such as: misses > 0")
     assert run("stream(nobody).misses > 0") == 1
     assert "cannot be told" in capsys.readouterr().err
 

@@ -91,6 +91,7 @@ def test_the_readme_says_what_every_column_means(trace: Trace, folder: Path) -> 
 
 def test_others_cannot_read_what_was_exported(folder: Path) -> None:
     assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+    assert {stat.S_IMODE(file.stat().st_mode) for file in folder.iterdir()} == {0o600}
 
 
 @pytest.mark.parametrize(

@@ -206,7 +206,7 @@ def test_a_picture_is_drawn(
     ("words", "what", "code"),
     [
         (["--plot", "p.nonsense"], "cannot draw", 2),
-        (["--plot", "no/where/p.png"], "cannot draw", 2),
+        (["--plot", "no/where/p.png"], "there is no folder", 2),
         (["--format", "xml"], "unknown", 2),
         (["--trace", "/nonexistent.xdt"], "cannot open", 5),
     ],

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import re
 import subprocess
+import sys
 import tomllib
 from pathlib import Path
 
@@ -59,3 +60,17 @@ def test_dev_refuses_an_unknown_command() -> None:
     done = subprocess.run([ROOT / "dev", "nonsense"], capture_output=True, text=True, check=False)
     assert done.returncode == 2
     assert "./dev demo" in done.stderr
+
+
+def test_bench_help_names_the_benchmarks() -> None:
+    done = subprocess.run([ROOT / "dev", "bench", "--help"], capture_output=True, text=True, check=True)
+    named = set(done.stdout.splitlines()[1].removeprefix("NAME: ").split())
+    assert named == {p.stem for p in (ROOT / "bench").glob("*.py") if "\ndef main" in p.read_text("utf-8")}
+    assert {"accuracy", "overhead"} <= named
+
+
+def test_the_package_runs_as_a_module() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "tracer", "--version"], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.startswith("xdtrace ")

@@ -18,6 +18,8 @@ from tracer.schema import Records, end_ns
 from tracer.trace import TraceWriter
 from tracer.views.whatif import render_prediction
 
+CAPTURES = Path(__file__).resolve().parents[1] / "data" / "captures"
+
 
 def predict(world: World, records: Records, what: WhatIf) -> Prediction:
     analysis = Analysis()
@@ -155,6 +157,19 @@ def test_a_change_that_is_none_is_a_usage_error(
 ) -> None:
     assert run_command(["whatif", str(trace), *words]) == 2
     assert len(capsys.readouterr().err.splitlines()) == 2
+
+
+def test_a_lock_that_is_not_there_is_told_from_one_that_nobody_waited_for(
+    trace: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lock = CAPTURES / "lock.xdt.tar"
+    assert run_command(["whatif", str(lock), "--without", "nolock"]) == 2
+    what, do = capsys.readouterr().err.splitlines()
+    assert what == "xdtrace: --without nolock: no lock of that name was waited for"
+    assert do.startswith("  there are: ") and "item_state" in do.removeprefix("  there are: ").split(", ")
+    # The profile knows it; that nobody waited for it is an answer.
+    assert run_command(["whatif", str(trace), "--without", "item_state"]) == 0
+    assert "no wait for a lock named item_state was seen" in capsys.readouterr().out
 
 
 def test_what_is_no_trace_is_exit_code_5_and_one_without_audio_is_none_missed(

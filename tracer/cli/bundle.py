@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import io
+import os
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -50,7 +51,7 @@ def bundle(
     from tracer.trace.redact import Redactor
     from tracer.views.bundle import in_short, readme
 
-    pid = int(what) if what.isascii() and what.isdecimal() and not Path(what).exists() else None
+    pid = int(what) if what.isascii() and what.isdecimal() and not os.path.exists(what) else None
     if pid is None and duration is not None:
         raise UsageError("--duration is for a PID: a trace is as long as it is", "leave it away")
     o.check_seconds("--duration", duration)
@@ -90,7 +91,7 @@ def bundle(
 def check_file(output: Path, trace: Path, force: bool) -> None:
     """As for a report, and refuse a file that exists, unless forced. Raises UsageError."""
     check_output(output, trace)
-    if output.exists() and not force:
+    if os.path.exists(output) and not force:
         raise UsageError(f"{output} exists", "choose another name, or add --force")
 
 

@@ -51,7 +51,7 @@ def export(
         whole = path.absolute()
         name = whole.name.removesuffix(".tar").removesuffix(".xdt")
         output = whole.with_name(name + SUFFIXES[form])
-    if output.exists() or output.is_symlink():
+    if os.path.lexists(output):
         raise UsageError(f"{output} exists", "choose another name with -o")
     check_output(output, path)
     if form == "archive":

@@ -12,7 +12,7 @@ import typer
 
 from tracer.cli import options as o
 from tracer.cli.live import make_analysis
-from tracer.cli.report import open_trace, say_lost
+from tracer.cli.report import check_output, open_trace, say_lost
 from tracer.cli.run import replay
 from tracer.errors import TraceError, UsageError
 
@@ -54,6 +54,8 @@ def glitches(
         raise UsageError(f"--format {form!r} is unknown", "use text or json")
     if plot is not None and len(sounds) > 1:
         raise UsageError("--plot draws one capture", "name one WAV")
+    if plot is not None:
+        check_output(plot, sounds[0], option="--plot", what="the capture")
     summary = None if trace is None else _summary(trace, period, profile)
     for sound in sounds:
         heard = _heard(sound, audio.analyse(sound), summary)

@@ -86,8 +86,8 @@ def _complain(what: str, do: str, place: str = "") -> None:
 
 
 def _place(error: XdtraceError) -> str:
-    """Where an expression went wrong: it, and a caret below; "" for any other error."""
-    if not isinstance(error, ExpressionError):
+    """Where an expression went wrong: it, and a caret below; "" for any other error, and if there is none."""
+    if not isinstance(error, ExpressionError) or not error.text.strip():
         return ""
     from tracer.views.fmt import pointed_at
 

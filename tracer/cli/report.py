@@ -147,14 +147,21 @@ def write(summary: Summary, form: str, out: TextIO, *, title: str, notes: list[s
         print(to_html(summary, title=title, notes=notes), file=out)
 
 
-def check_output(output: Path, trace: Path) -> None:
-    """Refuse to write over the trace itself, over a folder, or where no folder is. Raises UsageError."""
-    if not output.absolute().parent.is_dir():
-        raise UsageError(f"-o {output}: there is no folder {output.absolute().parent}", "make it first")
-    if output.is_dir():
-        raise UsageError(f"-o {output} is a folder", "name a file")
-    if output.exists() and trace.exists() and output.samefile(trace):
-        raise UsageError(f"-o {output} is the trace itself", "choose another name")
+def check_output(output: Path, source: Path, *, option: str = "-o", what: str = "the trace") -> None:
+    """Refuse to write over what is read, over a folder, or where nothing can be made. Raises UsageError."""
+    parent = output.absolute().parent
+    if not os.path.isdir(parent):  # not Path's, which raises where it may not look
+        raise UsageError(f"{option} {output}: there is no folder {parent}", "make it first")
+    if os.path.isdir(output):
+        raise UsageError(f"{option} {output} is a folder", "name a file")
+    if not os.access(output if os.path.exists(output) else parent, os.W_OK):
+        raise UsageError(f"{option} {output} may not be written", "name a file in a folder of your own")
+    try:
+        same = output.samefile(source)
+    except OSError:
+        return  # one is not there, or may not be read: the reader says so
+    if same:
+        raise UsageError(f"{option} {output} is {what} itself", "choose another name")
 
 
 @contextmanager

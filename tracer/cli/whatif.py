@@ -31,6 +31,20 @@ def _remedies(
     return (*named, *(name for name, on in wanted.items() if on))
 
 
+def _check_locks(wanted: tuple[str, ...], seen: list[str], profile: str | None) -> None:
+    """Refuse a lock that nobody waited for and no profile knows. Raises UsageError."""
+    from tracer.profile import default_profiles, load
+
+    profiles = default_profiles() if profile is None else (load(profile), *default_profiles())
+    known = {lock.name for profile in profiles for lock in profile.locks}
+    for name in wanted:
+        if name not in known and name not in seen:
+            raise UsageError(
+                f"--without {name}: no lock of that name was waited for",
+                f"there are: {', '.join(seen)}" if seen else "nobody waited for any lock in this trace",
+            )
+
+
 def whatif(
     path: Annotated[Path, typer.Argument(metavar="DIR", help="A trace folder.", show_default=False)],
     without: Annotated[
@@ -79,6 +93,7 @@ def whatif(
             analysis.feed(batch)
         analysis.finish()
         say_lost(trace.incomplete)
+    _check_locks(what.locks, predictor.seen(), profile)
     found = predictor.prediction()
     if form == "json":
         print(json.dumps(found.to_dict(), separators=(",", ":")))

@@ -64,7 +64,8 @@ def export_tables(trace: Trace, folder: Path, form: str) -> dict[str, int]:
         folder.mkdir(mode=0o700)
         for table in TABLES.values():
             rows[table.name] = _write(trace, table, folder, form)
-        (folder / "README.md").write_text(readme(trace, rows, form), encoding="utf-8")
+        with _new(folder / "README.md") as out:
+            out.write(readme(trace, rows, form).encode())
     except OSError as error:
         raise UsageError(
             f"cannot write {folder}: {error.strerror}", "choose another name with -o, or free some space"
@@ -82,11 +83,13 @@ def readme(trace: Trace, rows: dict[str, int], form: str) -> str:
     return "\n".join([*lines, *columns(TABLES.values(), heading=f"## {{}}.{form}")]) + "\n"
 
 
+def _new(path: Path) -> IO[bytes]:
+    return os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb")
+
+
 def _write(trace: Trace, table: Table, folder: Path, form: str) -> int:
     parts = _parts(trace, table)
-    with os.fdopen(
-        os.open(folder / f"{table.name}.{form}", os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb"
-    ) as out:
+    with _new(folder / f"{table.name}.{form}") as out:
         return _parquet(parts, table, out) if form == "parquet" else _csv(parts, table, out)
 
 

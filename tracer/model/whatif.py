@@ -144,6 +144,10 @@ class Predictor:
                 together[i] = max(together.get(i, 0.0), share)
         return together, keys
 
+    def seen(self) -> list[str]:
+        """Names of the locks that somebody waited for."""
+        return sorted({self._a.names.lock(*word)[0] for word in self._a.locks.words})
+
     def prediction(self) -> Prediction:
         """The answer, once all of the trace was fed."""
         misses = list(self._a.verdicts.misses)
@@ -218,11 +222,8 @@ class Predictor:
         return _ordered(counts), len(origins)
 
     def _notes(self, rows: Sequence[CycleRow]) -> list[str]:
-        notes = []
-        named = {self._a.names.lock(*word)[0] for word in self._a.locks.words}
-        notes += [
-            f"no wait for a lock named {name} was seen" for name in self._what.locks if name not in named
-        ]
+        seen = self.seen()
+        notes = [f"no wait for a lock named {name} was seen" for name in self._what.locks if name not in seen]
         for tgid, path in self._a.write_paths.rows(self._a.facts.host).items():
             if path.kind in self._what.remedies:
                 notes.append(f"process {tgid} writes that way already ({path.why})")

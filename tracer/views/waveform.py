@@ -60,7 +60,8 @@ def draw(heard: Heard, sound: Path, file: Path) -> None:
     try:
         figure.savefig(file, dpi=120)
     except (OSError, ValueError) as error:
-        raise UsageError(f"cannot draw into {file}: {error}", "name a .png, .svg or .pdf file") from error
+        why = error.strerror if isinstance(error, OSError) else error
+        raise UsageError(f"cannot draw into {file}: {why}", "name a .png, .svg or .pdf file") from error
 
 
 def _colour(heard: Heard, number: int) -> str:
