@@ -97,8 +97,9 @@ class TraceReader:
             self.incomplete = f"{known}; {what}" if known else what
 
     def _nothing(self) -> TraceError:
+        first = (self.incomplete or "").partition("; ")[0]  # the rest follows from it
         return TraceError(
-            f"{self.path} holds no whole batch of records: {self.incomplete}",
+            f"{self.path} holds no whole batch of records: {first}",
             "use another copy of it, or record again",
         )
 
