@@ -253,6 +253,100 @@ def test_completions_find_their_streams_among_some_that_never_complete(
     assert found == answers
 
 
+SHORT = 128 * 1_000_000_000 // 48_000
+TARGETS = {41: 51, 42: 52, 43: 53, 44: 54}
+
+
+def _shared_target(
+    rng: random.Random, playing: int, late: dict[int, int], first: int = 0, count: int = 700
+) -> tuple[list[Records], int]:
+    """Streams with a target each; the first one's waits for another client too, nearly always the last.
+
+    W serves on while the guest answers, which takes 110 us to 140 us.
+
+    Args:
+        late: cycles whose answer comes after the next start, and of which stream (counted from 0).
+        first: before this cycle the other client of the first target always is the last.
+    """
+    parts: list[Records] = []
+    for k in range(count):
+        start = at = START + k * SHORT
+        pairs = list(TARGETS.items())[:playing]
+        parts += [tick(start), *(signal(start, wake) for wake, _ in pairs)]
+        answered = start
+        for n, (wake, done) in enumerate(pairs):
+            at += rng.randrange(45 * US, 75 * US)
+            parts.append(serve(at, wake))
+            answered = max(at + rng.randrange(110 * US, 140 * US), answered + 10 * US)
+            moment = start + SHORT + 5 * US if late.get(k) == n else answered
+            if n or late.get(k) == n or (k >= first and k % 12 == 0):
+                parts.append(complete(moment, done))
+            parts.append(taken(moment + 3 * US, done))
+    return parts, START + count * SHORT
+
+
+def _targets(streams: Streams) -> dict[int, int]:
+    return {s.wake.id: s.completion.id for s in streams.all_kept() if s.completion is not None}
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_late_completion_is_its_own_streams_where_others_answer_for_one_of_several(seed: int) -> None:
+    """Who was served last when it came is another one, and so is the nearest one."""
+    late = {15: 1, 40: 2, 100: 3, 160: 1, 400: 0, 500: 2, 600: 0}
+    parts, end = _shared_target(random.Random(seed), 4, late)
+    streams, found = decided(*parts, tick(end))
+    assert _targets(streams) == TARGETS
+    wakes = list(TARGETS)
+    assert [(c.number - found[0].number, c.stream.wake.id, c.leg) for c in found if c.missed] == [
+        (k, wakes[n], "completion") for k, n in late.items()
+    ]
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_single_eventfd_is_not_for_ever_everybodys(seed: int) -> None:
+    """The first target is completed by another client alone, until the VMM does as well."""
+    parts, end = _shared_target(random.Random(seed), 2, {650: 0, 660: 1}, first=100)
+    streams, found = decided(*parts, tick(end))
+    assert _targets(streams) == {41: 51, 42: 52}
+    assert [(c.number - found[0].number, c.stream.wake.id) for c in found if c.missed] == [
+        (650, 41),
+        (660, 42),
+    ]
+
+
+def _twice(gap: int, cycles: int) -> tuple[list[Stream], list[Completion]]:
+    """Of three the second is not answered; later W serves the third before it. The guest takes ``gap``."""
+    driver = Driver("d", AUDIO, D, 4)
+    driver.starts = [10 * SHORT + k * SHORT for k in range(cycles + 1)]
+    wakes = [Eventfd(number, 0) for number in (41, 42, 43)]
+    dones = [Completion(number, VMM, Series(), Series()) for number in (51, 52)]
+    for k, start in enumerate(driver.starts[:-1]):
+        order = (0, 1, 2) if k < 64 or k % 4 else (0, 2, 1)
+        for place, n in enumerate(order):
+            at = start + (1 + place) * 70 * US
+            wakes[n].read.end.append(at)
+            if n != 1:
+                dones[n // 2].written.end.append(at + gap)
+    for done in dones:
+        done.written.total = len(done.written.end)
+    streams = [Stream(w.id, f"eventfd {w.id}", VMM, w, driver, W, taken_over=cycles) for w in wakes]
+    return streams, dones
+
+
+def test_a_guess_is_made_on_some_cycles_and_given_up_for_one_that_is_broken_less_often() -> None:
+    few, dones = _twice(110 * US, 40)
+    match(few, dones, 64)
+    assert [s.completion for s in few] == [None] * 3  # cycles wait for two seconds: there will be more
+    streams, dones = _twice(110 * US, 400)
+    for stream, done in zip(streams[1:], dones, strict=True):
+        stream.completion, stream.guessed = done, True  # the nearest, as it may have looked at first
+    match(streams, dones, 64)
+    assert [s.completion for s in streams] == [None, *dones]  # few cycles change no guess made on many
+    match(streams, dones, 400)
+    assert [s.completion for s in streams] == [dones[0], None, dones[1]]
+    assert [s.guessed for s in streams] == [True, False, True]
+
+
 @pytest.mark.parametrize("served", [True, False])
 def test_a_silent_stream_has_ended_only_if_its_server_has_exited(served: bool) -> None:
     later = r.read(W, START + 9_000 * MS, START + 9_000 * MS + US, eventfd=99)

@@ -9,74 +9,142 @@ from __future__ import annotations
 
 import itertools
 from bisect import bisect_right
+from collections import Counter
 from collections.abc import Sequence
+from math import inf
 from statistics import median_low
 from typing import Final
 
-from tracer.model.cycles import MIN_COMPLETIONS, Cycle, Stream
+import numpy as np
+from numpy.typing import NDArray
+
+from tracer.model.cycles import GRACE_NS, MIN_COMPLETIONS, Cycle, Stream
 from tracer.model.eventfds import Completion, Series
 
-#: Cycles looked back on to tell several completion eventfds apart.
+#: Cycles looked back on, at least, to tell several completion eventfds apart.
 RANKED_CYCLES: Final = 64
+#: And at most, where a stream has been there for so long and its eventfd is still not certain.
+MOST_CYCLES: Final = 1024
+#: A guess is made on so many cycles, or so much time: half of that for which cycles wait for it.
+GUESS_NS: Final = GRACE_NS // 2
+#: A guess stays unless it is broken in one of so many cycles more often than another.
+STICKS: Final = 100
 #: A completion eventfd that was not written for so long may have been replaced (shorter than the grace).
 SILENT_NS: Final = 500_000_000
 
 
-def match(peers: Sequence[Stream], fits: Sequence[Completion]) -> None:
+def match(peers: Sequence[Stream], fits: Sequence[Completion], cycles: int = RANKED_CYCLES) -> None:
     """Give the streams of one VMM and driver their completion eventfds, as far as they can be told.
+
+    Ranks settle it. Where they tell nothing (some never complete, or others complete for them), the best
+    guess is taken, and looked at again with more cycles: by ``match``, until ranks settle it.
 
     Args:
         fits: eventfds that the VMM writes and the driver reads. Where the driver cannot be seen, even a
             single one must be written in step with the streams.
+        cycles: so many are looked back on. A guess that was made on many more of them stays.
     """
     if len(fits) == 1 and peers[0].exact:
         for stream in peers:
             if len(peers) == 1 or waits_for(fits[0], stream):
-                stream.completion = fits[0]
+                stream.completion, stream.guessed = fits[0], len(peers) > 1
         return
-    votes = _votes(peers, {e.id: e for e in fits})
-    matched: dict[int, Completion] = {}
+    windows = peers[0].driver.windows(cycles)
+    by_id = {e.id: e for e in fits}
+    votes = _votes(peers, by_id, windows)
+    found: dict[int, int] = {}
+    held = Counter(s.completion.id for s in peers if s.completion is not None)
     for stream in peers:
+        if stream.completion is not None and stream.completion_expected and not stream.guessed:
+            found[stream.serial] = stream.completion.id
+            if len(windows) > RANKED_CYCLES:
+                continue  # so far back it may have been another
         mine = votes.get(stream.serial, {})
         best = max(mine, key=lambda number: (mine[number], -number), default=-1)
         if best >= 0 and mine[best] >= MIN_COMPLETIONS and mine[best] * 10 >= sum(mine.values()) * 7:
-            matched[stream.serial] = next(e for e in fits if e.id == best)
-    if peers[0].exact:
-        taken = {s.completion.id for s in peers if s.completion is not None} | {
-            e.id for e in matched.values()
-        }
-        rest = [s for s in peers if s.serial not in matched and not s.completion_expected]
-        matched |= _soonest_after(rest, [e for e in fits if e.id not in taken])
-    for stream in peers:
-        if stream.serial in matched:
-            stream.completion = matched[stream.serial]
+            found[stream.serial] = best
+            stream.completion, stream.guessed = by_id[best], False
+    if not peers[0].exact or not _may_guess(windows):
+        return
+    certain = set(found.values())
+    shared = {number for number, streams in held.items() if streams > 1}  # ranks alone tell them apart
+    rest = [
+        s
+        for s in peers
+        if s.serial not in found
+        and not (s.completion is not None and s.completion.id in shared)
+        and _is_open(s, len(windows), certain)
+    ]
+    certain |= {s.completion.id for s in peers if s.completion is not None and s not in rest}
+    guesses = _guess(rest, [e for e in fits if e.id not in certain], windows)
+    gone = certain.union(guesses.values())
+    for stream in rest:
+        if stream.serial in guesses:
+            stream.completion, stream.guessed = by_id[guesses[stream.serial]], True
+        elif stream.completion is not None and stream.completion.id in gone:
+            stream.completion, stream.guessed = None, False  # it has turned out to be another's
 
 
-def _soonest_after(peers: Sequence[Stream], fits: Sequence[Completion]) -> dict[int, Completion]:
-    """Completions of streams some of which never complete, so that ranks tell nothing.
+def cycles_for(signals: int) -> int:
+    """How many cycles ``match`` looks back on for a stream that was signalled so often."""
+    return min(max(signals, RANKED_CYCLES), MOST_CYCLES)
 
-    What is written before a stream was served does not answer it, and what answers it comes soon after:
-    pairs are made in the order of how often the first is broken, then of how long the second takes.
+
+def _may_guess(windows: Sequence[tuple[int, int]]) -> bool:
+    """Whether there are cycles enough for a guess; those that wait for it wait longer."""
+    return len(windows) >= RANKED_CYCLES or bool(windows and windows[-1][1] - windows[0][0] >= GUESS_NS)
+
+
+def _is_open(stream: Stream, cycles: int, certain: set[int]) -> bool:
+    """Whether a stream has no completion eventfd, or a guess of which so many cycles may tell more."""
+    if stream.completion is None or not stream.completion_expected:
+        return True
+    more = cycles * 2 >= min(stream.taken_over, MOST_CYCLES)
+    return stream.guessed and (more or stream.completion.id in certain)
+
+
+def _guess(
+    peers: Sequence[Stream], fits: Sequence[Completion], windows: Sequence[tuple[int, int]]
+) -> dict[int, int]:
+    """Completions (ids) of streams (serials) some of which never complete, so that ranks tell nothing.
+
+    What is written before a stream was served does not answer it: a pair that is broken less often comes
+    first. W serves on while the guest answers, so the nearest write need not be the answer; but answers
+    come in the order of what they answer. Hence the squares: their sum is least without crossings.
     """
-    pairs: list[tuple[float, int, int, Completion]] = []
-    for stream in peers:
-        windows = stream.driver.windows(RANKED_CYCLES)
-        for done in fits:
-            gaps = []
-            for low, high in windows:
-                read, wrote = _within(stream.wake.read, low, high), _within(done.written, low, high)
-                if read and wrote:
-                    gaps.append(wrote - read)
-            before = sum(gap < 0 for gap in gaps)
-            if len(gaps) < MIN_COMPLETIONS or before * 10 > len(gaps):
-                continue
-            share = median_low(gaps) / max(1, windows[0][1] - windows[0][0])
-            pairs.append((10 * before / len(gaps) + share, stream.serial, done.id, done))
-    matched: dict[int, Completion] = {}
-    for _, serial, _, done in sorted(pairs, key=lambda pair: pair[:3]):
-        if serial not in matched and done not in matched.values():
-            matched[serial] = done
-    return matched
+    reads = {s.serial: _firsts(s.wake.read, windows) for s in peers}
+    writes = {e.id: _firsts(e.written, windows) for e in fits}
+    costs: dict[tuple[int, int], float] = {}
+    for stream, done in itertools.product(peers, fits):
+        read, wrote = reads[stream.serial], writes[done.id]
+        gaps = (wrote - read)[(wrote > 0) & (read > 0)]
+        before = int((gaps < 0).sum())
+        if len(gaps) < MIN_COMPLETIONS or before * 10 > len(gaps):
+            continue
+        share = median_low(gaps.tolist()) / max(1, windows[0][1] - windows[0][0])
+        other = stream.completion is None or stream.completion.id != done.id
+        costs[stream.serial, done.id] = STICKS * before / len(gaps) + share * share + other
+    pairs: dict[int, int] = {}
+    for serial, number in sorted(costs, key=lambda pair: (costs[pair], pair)):
+        if serial not in pairs and number not in pairs.values():
+            pairs[serial] = number
+    crossed = True
+    while crossed:
+        crossed = False
+        for one, two in itertools.combinations(sorted(pairs), 2):
+            now = costs[one, pairs[one]] + costs[two, pairs[two]]
+            if costs.get((one, pairs[two]), inf) + costs.get((two, pairs[one]), inf) < now - 1e-9:
+                pairs[one], pairs[two] = pairs[two], pairs[one]
+                crossed = True
+    return pairs
+
+
+def _firsts(series: Series, windows: Sequence[tuple[int, int]]) -> NDArray[np.int64]:
+    """Ends of the first event in each (low, high], 0 without one."""
+    ends = np.array([*series.end, np.iinfo(np.int64).max], dtype=np.int64)
+    low, high = np.array(windows, dtype=np.int64).T
+    first = ends[np.searchsorted(ends, low, side="right")]
+    return np.where(first <= high, first, 0)
 
 
 def waits_for(done: Completion, stream: Stream) -> bool:
@@ -114,7 +182,9 @@ def keeps_step(done: Completion, windows: Sequence[tuple[int, int]]) -> bool:
     return sum(_within(done.written, low, high) > 0 for low, high in since) * 2 >= max(len(since), 1)
 
 
-def _votes(peers: Sequence[Stream], fits: dict[int, Completion]) -> dict[int, dict[int, int]]:
+def _votes(
+    peers: Sequence[Stream], fits: dict[int, Completion], windows: Sequence[tuple[int, int]]
+) -> dict[int, dict[int, int]]:
     """Per stream (serial), how often each eventfd's rank among writes was the stream's among reads.
 
     G is a serial server, so within a cycle completions are written in the order in which W served
@@ -122,7 +192,7 @@ def _votes(peers: Sequence[Stream], fits: dict[int, Completion]) -> dict[int, di
     written once, after the last read. A cycle without any write votes for none (-1).
     """
     votes: dict[int, dict[int, int]] = {}
-    for low, high in peers[0].driver.windows(RANKED_CYCLES):
+    for low, high in windows:
         reads = sorted((at, s.serial) for s in peers if (at := _within(s.wake.read, low, high)))
         writes = sorted((at, number) for number, e in fits.items() if (at := _within(e.written, low, high)))
         if len(writes) == 1 and len(fits) == 1:

@@ -73,6 +73,7 @@ class Stream:
         confidence: 1 if exact, else as inferred.py states.
         overruns: wakeups that a read found beside the first, a lower bound of missed ones.
         last_signal_ns: the last signal seen (or inferred).
+        guessed: its completion eventfd is the likeliest of several, and may yet turn out to be another.
         fastest_ns: shortest time from W's read to the completion's write in a cycle on time.
     """
 
@@ -85,6 +86,7 @@ class Stream:
     source: str = "exact"
     confidence: float = 1.0
     completion: Completion | None = None
+    guessed: bool = False
     held_since_ns: int = 0
     last_signal_ns: int = 0
     fastest_ns: int | None = None

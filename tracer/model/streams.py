@@ -295,18 +295,19 @@ class Streams:
     def _match_completions(self, end_ns: int) -> None:
         """Find each stream's completion eventfd: the one its VMM writes and its data loop reads."""
         groups: dict[tuple[int, int], list[Stream]] = {}
-        wanted: set[tuple[int, int]] = set()
+        wanted: dict[tuple[int, int], int] = {}  # by how many signals of the longest one that is looked at
         silent: set[tuple[int, int]] = set()
         for stream in self.streams:
             if stream.exact and stream.alive:
                 key = (stream.tgid, id(stream.driver))
                 groups.setdefault(key, []).append(stream)
-                if not stream.completion_expected and stream.taken_over >= stream.match_at:
+                certain = stream.completion_expected and not stream.guessed
+                if not certain and stream.taken_over >= stream.match_at:
                     stream.match_at = stream.taken_over * 3 // 2 + 1
-                    wanted.add(key)
+                    wanted[key] = max(wanted.get(key, 0), stream.taken_over)
                 elif stream.completion_expected and stream.pending and not stream.pending[0].closing_ns:
                     silent.add(key)
-        for key in sorted(wanted | silent, key=lambda k: groups[k][0].serial):
+        for key in sorted(wanted.keys() | silent, key=lambda k: groups[k][0].serial):
             peers = groups[key]
             fits = self._answered(peers[0].tgid, peers[0].driver.tid)
             if key not in wanted:
@@ -315,7 +316,7 @@ class Streams:
                     continue
                 gone = {s.completion.id for s in moved if s.completion is not None}
                 peers, fits = moved, [e for e in fits if e.id not in gone]
-            completions.match(peers, fits)
+            completions.match(peers, fits, completions.cycles_for(wanted.get(key, 0)))
 
     def _answered(self, tgid: int, loop: int) -> list[Completion]:
         """Eventfds that a VMM writes and a data loop reads."""
