@@ -260,7 +260,7 @@ TARGETS = {41: 51, 42: 52, 43: 53, 44: 54}
 def _shared_target(
     rng: random.Random, playing: int, late: dict[int, int], first: int = 0, count: int = 700
 ) -> tuple[list[Records], int]:
-    """Streams with a target each; the first one's waits for another client too, nearly always the last.
+    """Streams with a target each; the first one's waits for another client too, which often is last.
 
     W serves on while the guest answers, which takes 110 us to 140 us.
 
@@ -278,7 +278,8 @@ def _shared_target(
             at += rng.randrange(45 * US, 75 * US)
             parts.append(serve(at, wake))
             answered = max(at + rng.randrange(110 * US, 140 * US), answered + 10 * US)
-            moment = start + SHORT + 5 * US if late.get(k) == n else answered
+            # A late one comes just after the first stream was served, unless it is that one's.
+            moment = start + SHORT + (78 if n else 5) * US if late.get(k) == n else answered
             if n or late.get(k) == n or (k >= first and k % 12 == 0):
                 parts.append(complete(moment, done))
             parts.append(taken(moment + 3 * US, done))
@@ -292,7 +293,7 @@ def _targets(streams: Streams) -> dict[int, int]:
 @pytest.mark.parametrize("seed", range(3))
 def test_a_late_completion_is_its_own_streams_where_others_answer_for_one_of_several(seed: int) -> None:
     """Who was served last when it came is another one, and so is the nearest one."""
-    late = {15: 1, 40: 2, 100: 3, 160: 1, 400: 0, 500: 2, 600: 0}
+    late = {15: 1, 20: 3, 40: 2, 100: 3, 160: 1, 400: 0, 500: 2, 600: 0}
     parts, end = _shared_target(random.Random(seed), 4, late)
     streams, found = decided(*parts, tick(end))
     assert _targets(streams) == TARGETS
@@ -315,7 +316,7 @@ def test_a_single_eventfd_is_not_for_ever_everybodys(seed: int) -> None:
 
 
 def _twice(gap: int, cycles: int) -> tuple[list[Stream], list[Completion]]:
-    """Of three the second is not answered; later W serves the third before it. The guest takes ``gap``."""
+    """Of three the second is not answered; later W serves the third first. The guest takes ``gap``."""
     driver = Driver("d", AUDIO, D, 4)
     driver.starts = [10 * SHORT + k * SHORT for k in range(cycles + 1)]
     wakes = [Eventfd(number, 0) for number in (41, 42, 43)]
@@ -345,6 +346,22 @@ def test_a_guess_is_made_on_some_cycles_and_given_up_for_one_that_is_broken_less
     match(streams, dones, 400)
     assert [s.completion for s in streams] == [dones[0], None, dones[1]]
     assert [s.guessed for s in streams] == [True, False, True]
+
+
+def test_a_late_answer_does_not_speak_for_another_stream() -> None:
+    """It comes after the next wakeup of the first stream, which is never answered, and before its own."""
+    driver = Driver("d", AUDIO, D, 4)
+    driver.starts = [10 * SHORT + k * SHORT for k in range(65)]
+    first, second = Eventfd(41, 0), Eventfd(42, 0)
+    done, spare = (Completion(number, VMM, Series(), Series()) for number in (52, 99))
+    for k, start in enumerate(driver.starts[:-1]):
+        first.read.end.append(start + 50 * US)
+        second.read.end.append(start + 120 * US)
+        done.written.end.append(start + (SHORT + 80 * US if k == 30 else 240 * US))
+    done.written.total = len(done.written.end)
+    streams = [Stream(w.id, f"eventfd {w.id}", VMM, w, driver, W) for w in (first, second)]
+    match(streams, [done, spare])
+    assert [s.completion for s in streams] == [None, done]
 
 
 @pytest.mark.parametrize("served", [True, False])

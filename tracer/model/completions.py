@@ -108,16 +108,16 @@ def _guess(
 ) -> dict[int, int]:
     """Completions (ids) of streams (serials) some of which never complete, so that ranks tell nothing.
 
-    What is written before a stream was served does not answer it: a pair that is broken less often comes
-    first. W serves on while the guest answers, so the nearest write need not be the answer; but answers
-    come in the order of what they answer. Hence the squares: their sum is least without crossings.
+    What is written before a stream was served does not answer it, unless late: a pair that is broken less
+    often comes first. W serves on while the guest answers, so the nearest write need not be the answer;
+    but answers come in the order of what they answer. Hence the squares: their sum is least without
+    crossings.
     """
     reads = {s.serial: _firsts(s.wake.read, windows) for s in peers}
     writes = {e.id: _firsts(e.written, windows) for e in fits}
     costs: dict[tuple[int, int], float] = {}
     for stream, done in itertools.product(peers, fits):
-        read, wrote = reads[stream.serial], writes[done.id]
-        gaps = (wrote - read)[(wrote > 0) & (read > 0)]
+        gaps = _gaps(reads[stream.serial], writes[done.id])
         before = int((gaps < 0).sum())
         if len(gaps) < MIN_COMPLETIONS or before * 10 > len(gaps):
             continue
@@ -137,6 +137,14 @@ def _guess(
                 pairs[one], pairs[two] = pairs[two], pairs[one]
                 crossed = True
     return pairs
+
+
+def _gaps(read: NDArray[np.int64], wrote: NDArray[np.int64]) -> NDArray[np.int64]:
+    """From read to write where a cycle has both; from the last cycle's read if that is not answered yet."""
+    gaps = wrote[1:] - read[1:]
+    owed = (read[:-1] > 0) & (wrote[:-1] < read[:-1])
+    gaps = np.where((gaps < 0) & owed, wrote[1:] - read[:-1], gaps)
+    return gaps[(wrote[1:] > 0) & (read[1:] > 0)]
 
 
 def _firsts(series: Series, windows: Sequence[tuple[int, int]]) -> NDArray[np.int64]:
