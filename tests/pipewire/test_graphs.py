@@ -84,6 +84,7 @@ def test_streams_opened_and_closed_two_hundred_times_leave_nothing(graph: Graph,
 
 def test_of_two_vmms_on_one_server_the_one_that_was_stopped_misses(graph: Graph, tone: Path) -> None:
     windows: list[Window] = []
+    stops: list[list[tuple[int, int]]] = []
     with graph:
         server = graph.serve()
         proxies = [graph.proxy(f"vmm-{i}", path, realtime=True) for i, path in enumerate(("locked", "dup"))]
@@ -94,19 +95,21 @@ def test_of_two_vmms_on_one_server_the_one_that_was_stopped_misses(graph: Graph,
             attached.await_streams(2)
             for proxy in proxies:
                 with window(graph, proxy.socket, windows):
-                    stopped(proxy.pid, STOPS, PERIOD_S)
+                    stops.append(stopped(proxy.pid, STOPS, PERIOD_S))
             summary = attached.finish()
             ended = reads.take().without_completion()
     assert len(summary["drivers"]) == 1
     assert {t["tgid"] for t in summary["targets"] if t["role"] == "audio"} == {server.pid}
     owner = {s["id"]: s["tgid"] for s in summary["streams"]}
-    for one, proxy in zip(windows, proxies, strict=True):
+    for one, proxy, spans in zip(windows, proxies, stops, strict=True):
         misses = [m for m in summary["misses"] if one.start_ns <= m["deadline_ns"] < one.end_ns]
-        mine = [m for m in misses if owner[m["stream"]] == proxy.pid]
+        # Outside of the stops, on a busy host, both may be late.
+        then = [m for m in misses if any(start < m["deadline_ns"] < end for start, end in spans)]
+        mine = [m for m in then if owner[m["stream"]] == proxy.pid]
         assert within(ended, one) >= 4
         assert abs(len({m["deadline_ns"] for m in misses}) - within(ended, one)) <= 1, one
-        assert len(mine) >= 4  # the other one may be late too, where the host was busy
-        assert len(mine) * 2 > len(misses), one
+        assert len(mine) >= 4
+        assert len(mine) * 2 > len(then), one
 
 
 def test_a_vmm_that_computes_on_the_others_cpu_is_named_as_the_cause(graph: Graph, tone: Path) -> None:

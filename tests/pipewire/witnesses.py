@@ -48,6 +48,7 @@ class Window:
     server: int = -1
     wav: int = -1
     profiler: int = -1
+    ended: tuple[int, ...] = ()  # ends of the server's cycles without a completion, ns
 
     @property
     def counts(self) -> tuple[int, int, int, int]:
@@ -113,13 +114,17 @@ def window(graph: Graph, name: str, into: list[Window]) -> Iterator[None]:
     into.append(Window(name, start_ns, time.monotonic_ns(), (first, graph.recorded())))
 
 
-def stopped(pid: int, cycles: Sequence[float], period_s: float) -> None:
-    """Stop a process for so many periods, several times."""
+def stopped(pid: int, cycles: Sequence[float], period_s: float) -> list[tuple[int, int]]:
+    """Stop a process for so many periods, several times; from when to when it was, ns."""
+    spans = []
     for n in cycles:
+        start_ns = time.monotonic_ns()
         os.kill(pid, signal.SIGSTOP)
         time.sleep(n * period_s)
+        spans.append((start_ns, time.monotonic_ns()))
         os.kill(pid, signal.SIGCONT)
         time.sleep(20 * period_s)
+    return spans
 
 
 def held(proxy: Proxy, who: str, context: int, cycles: Sequence[float], period_s: float) -> None:
@@ -163,6 +168,7 @@ def run(
     cycles: Sequence[float] = (2.5, 1.5, 6.5),
     *,
     realtime: bool = False,
+    record: bool = True,
 ) -> tuple[list[Window], dict[str, Any]]:
     """A whole run: windows with all counts, and xdtrace's summary.
 
@@ -170,6 +176,7 @@ def run(
         faults: of ``quiet``, ``client`` and ``vmm`` (stopped), ``hold g``, ``hold w``, ``hogs``, in order.
         cycles: for how many periods each fault lasts, one after the other.
         realtime: give the VMM's threads SCHED_FIFO.
+        record: have a client of the server record the sink; without it the player is the only client.
     """
     period_s = quantum / RATE_HZ
     windows: list[Window] = []
@@ -178,7 +185,7 @@ def run(
         write_tone(tone, 120)
         server = graph.serve()
         proxy = graph.proxy(write_path=write_path, realtime=realtime)
-        recorder = graph.record()
+        recorder = graph.record() if record else None
         player = graph.play("player", proxy.socket, tone)
         context = proxy.told("opened")
         with (
@@ -187,7 +194,7 @@ def run(
         ):
             attached = Attached(graph, [proxy.pid])
             time.sleep(SETTLE_S)
-            do: dict[str, Callable[[], None]] = {
+            do: dict[str, Callable[[], object]] = {
                 "quiet": lambda: time.sleep(1.0),
                 "client": lambda: stopped(player.pid, cycles, period_s),
                 "vmm": lambda: stopped(proxy.pid, cycles, period_s),
@@ -204,15 +211,17 @@ def run(
             )
             summary = attached.finish()
             taken = reads.take()
-        end(recorder)
-        capture = analyse(graph.wav, join_s=0)
-        missed = [m["deadline_ns"] for m in summary["misses"]]
+        if recorder is not None:
+            end(recorder)
+        capture = analyse(graph.wav, join_s=0) if record else None
+        missed, ended = [m["deadline_ns"] for m in summary["misses"]], taken.without_completion()
         counted = [
             replace(
                 one,
                 xdtrace=within(missed, one),
-                server=within(taken.without_completion(), one),
-                wav=silent_quanta(capture, one.samples, quantum),
+                server=within(ended, one),
+                ended=tuple(at for at in ended if one.start_ns <= at < one.end_ns),
+                wav=-1 if capture is None else silent_quanta(capture, one.samples, quantum),
                 profiler=(within(profiler.errors("player"), one) + 1) // 2,
             )
             for one in windows
