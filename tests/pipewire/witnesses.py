@@ -160,6 +160,22 @@ def within(times: Iterable[int], one: Window) -> int:
     return sum(one.start_ns <= at < one.end_ns for at in times)
 
 
+def unlike(misses: Iterable[int], ended: Iterable[int], one: Window, period_ns: float) -> list[float]:
+    """Where in a window (ms) xdtrace's misses and the server's cycles without a completion differ.
+
+    But for cycles in which the server read a completion, next to one without: it may be the one before's, and
+    so on until the VMM has caught up, which the reads alone do not tell.
+    """
+    told, explained = sorted(misses), list(ended)
+    off = [at for at in explained if not any(abs(at - t) < period_ns / 2 for t in told)]
+    for at in told:
+        if any(-period_ns / 2 < at - t < 1.5 * period_ns for t in explained):
+            explained.append(at)
+        else:
+            off.append(at)
+    return [(at - one.start_ns) / 1e6 for at in off if one.start_ns <= at < one.end_ns]
+
+
 def run(
     folder: Path,
     quantum: int,
