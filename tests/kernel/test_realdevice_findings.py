@@ -19,8 +19,8 @@ from tracer.capture.session import Session, Settings
 from tracer.model.analysis import Analysis
 from tracer.model.summary import Finding, Summary
 
-#: Record time after which a trouble that is there from the start must have been told.
-ENOUGH_NS = 30_000_000_000
+#: Record time after which a trouble must have been told. When a pipe fills is chance: 30 s can be too short.
+ENOUGH_NS = 120_000_000_000
 
 
 @dataclass
