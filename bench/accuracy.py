@@ -124,6 +124,8 @@ def truth(folder: Path) -> tuple[list[Cycle], list[Injection]]:
             row["closing_ns"],
             row["leg"],
             row["stream"],
+            row.get("closer", ""),
+            row.get("at_work", False),
         )
         for row in json_lines(folder / "log")
         if row["type"] == "cycle"
@@ -165,9 +167,9 @@ def _keep(
                 f"sufficient={v.sufficient} late={v.late_ns} segments={v.segments}",
                 file=out,
             )
-        _, unseen, invented = match(cycles, seen, trial.period_ns // 4)
-        print(*(f"not seen: {cycle}" for cycle in unseen), sep="\n", file=out)
-        print(*(f"invented: {verdict}" for verdict in invented), sep="\n", file=out)
+        found = match(cycles, seen, trial.period_ns // 4)
+        print(*(f"not seen: {cycle}" for cycle in found.unseen), sep="\n", file=out)
+        print(*(f"invented: {verdict}" for verdict in found.invented), sep="\n", file=out)
         if trial.negative:
             print(*(f"lock blamed: {v}" for v in seen if v.cause == "lock"), sep="\n", file=out)
 

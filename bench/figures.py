@@ -86,6 +86,8 @@ def figures(score: Score) -> dict[str, Any]:
             "not_seen": score.not_seen,
             "last_cycle_not_seen": score.at_the_end,
             "wrong_leg": score.wrong_leg,
+            "ambiguous": score.ambiguous,
+            "ambiguous_told": score.ambiguous_told,
         },
         "cause": {
             "precision": sum(map(right, definite)) / max(1, len(definite)),
@@ -157,7 +159,8 @@ def table(result: dict[str, Any]) -> str:
     lines = [
         f"cycles {result['cycles']}, missed {d['misses']}: precision {d['precision']:.4f} recall "
         f"{d['recall']:.4f} (invented {d['false']}, not seen {d['not_seen']}, and {d['last_cycle_not_seen']} "
-        f"of the last cycle of a run; other leg {d['wrong_leg']})",
+        f"of the last cycle of a run; other leg {d['wrong_leg']}; beside another client's "
+        f"lateness {d['ambiguous']}, of which told {d['ambiguous_told']})",
         f"{'cause/leg':28} {'n':>5} {'epis':>5} {'label':>7} {'>=':>6} {'set':>7} {'>=':>6} {'prec':>6}",
     ]
     for name, row in [*result["by_cause"].items(), ("all", c)]:

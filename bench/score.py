@@ -3,6 +3,8 @@
 
 Owns the rules: a miss is the audio server's if both name the same eventfd and the same deadline; its
 cause is known if its window overlaps exactly one injection whose realised delay is at least its lateness.
+A cycle that another client closed is nobody's completion miss; if ours was at work at its deadline too,
+calling it late is neither right nor wrong, and counted apart.
 Never looks at how a verdict was made. Times are ns, CLOCK_MONOTONIC.
 """
 
@@ -44,7 +46,11 @@ class Injection:
 
 @dataclass(frozen=True, slots=True)
 class Cycle:
-    """One row of the audio server's own log; ``leg`` "none": in time. ``closing_ns`` 0: never."""
+    """One row of the audio server's own log; ``leg`` "none": in time. ``closing_ns`` 0: never.
+
+    ``closer``: who wrote the closing completion: vmm, other, either (both were writing as it was read), ""
+    for nobody. ``at_work``: the stream's own client had not finished at the deadline.
+    """
 
     wake_eventfd: int
     cycle: int
@@ -53,6 +59,14 @@ class Cycle:
     closing_ns: int
     leg: str
     stream: int = 0
+    closer: str = ""
+    at_work: bool = False
+
+    @property
+    def ambiguous(self) -> bool:
+        """Late beside another client, which closed it; or nobody knows who closed it."""
+        late = self.leg == "none" and self.at_work and self.closer == "other"
+        return late or (self.leg != "wake" and self.deadline_ns > 0 and self.closer == "either")
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +108,8 @@ class Score:
     false_misses: int = 0
     not_seen: int = 0
     at_the_end: int = 0
+    ambiguous: int = 0
+    ambiguous_told: int = 0
     wrong_leg: int = 0
     late_bias_ns: list[int] = field(default_factory=list)
     labelled: list[Labelled] = field(default_factory=list)
@@ -125,15 +141,27 @@ def cause_of(name: str) -> str:
     return _CAUSE_OF.get(kind, kind)
 
 
-def match(
-    cycles: Sequence[Cycle], verdicts: Sequence[Verdict], tolerance_ns: int
-) -> tuple[list[tuple[Cycle, Verdict]], list[Cycle], list[Verdict]]:
-    """Pair missed cycles with verdicts one to one: same eventfd, nearest deadline within the tolerance.
+@dataclass(frozen=True, slots=True)
+class Matched:
+    """Cycles against verdicts: pairs; misses nobody told; verdicts on none; pairs of no consequence."""
 
-    Returns:
-        pairs; missed cycles without a verdict; verdicts without a missed cycle.
-    """
-    missed = [c for c in cycles if c.leg != "none"]
+    pairs: list[tuple[Cycle, Verdict]]
+    unseen: list[Cycle]
+    invented: list[Verdict]
+    ambiguous: list[tuple[Cycle, Verdict]]
+
+
+def match(cycles: Sequence[Cycle], verdicts: Sequence[Verdict], tolerance_ns: int) -> Matched:
+    """Pair missed cycles with verdicts one to one: same eventfd, nearest deadline within the tolerance."""
+    missed = [c for c in cycles if c.leg != "none" and not c.ambiguous]
+    pairs, unseen, others = _pair(missed, verdicts, tolerance_ns)
+    ambiguous, _, invented = _pair([c for c in cycles if c.ambiguous], others, tolerance_ns)
+    return Matched(pairs, unseen, invented, ambiguous)
+
+
+def _pair(
+    missed: Sequence[Cycle], verdicts: Sequence[Verdict], tolerance_ns: int
+) -> tuple[list[tuple[Cycle, Verdict]], list[Cycle], list[Verdict]]:
     told: dict[int, list[tuple[int, int]]] = defaultdict(list)
     for j, v in enumerate(verdicts):
         told[v.wake_eventfd].append((v.deadline_ns, j))
@@ -188,30 +216,32 @@ def add_run(
     Args:
         negative: no miss was provoked: what is false is counted apart as well, and locks that are blamed.
     """
-    pairs, unseen, invented = match(cycles, verdicts, tolerance_ns)
+    found = match(cycles, verdicts, tolerance_ns)
     score.cycles += len(cycles)
-    score.hit += len(pairs)
+    score.ambiguous += sum(c.ambiguous for c in cycles)
+    score.ambiguous_told += len(found.ambiguous)
+    score.hit += len(found.pairs)
     # Whether the last cycle of a run was missed is known from what comes after it, and nothing does.
     last = max((c.cycle for c in cycles), default=0)
-    ends = sum(c.cycle == last for c in unseen)
-    score.not_seen += len(unseen) - ends
+    ends = sum(c.cycle == last for c in found.unseen)
+    score.not_seen += len(found.unseen) - ends
     score.at_the_end += ends
-    score.false_misses += len(invented)
+    score.false_misses += len(found.invented)
     if negative:
         score.negative_cycles += len(cycles)
-        score.negative_false += len(invented)
+        score.negative_false += len(found.invented)
         score.negative_locks += sum(v.cause == "lock" and v.carried_from is None for v in verdicts)
-    found: dict[int, list[Injection]] = {}
+    delays: dict[int, list[Injection]] = {}
     wrong: list[Labelled] = []
-    for cycle, verdict in pairs:
+    for cycle, verdict in found.pairs:
         score.wrong_leg += cycle.leg != verdict.leg
         if verdict.late_ns is not None and cycle.closing_ns:
             score.late_bias_ns.append(verdict.late_ns - (cycle.closing_ns - cycle.deadline_ns))
-        found[verdict.id] = over = overlapping(cycle, verdict.start_ns, injections)
+        delays[verdict.id] = over = overlapping(cycle, verdict.start_ns, injections)
         if verdict.carried_from is not None:
             if len(over) == 1:
                 score.carried += 1
-                score.carried_right += over[0] in found.get(verdict.carried_from, [])
+                score.carried_right += over[0] in delays.get(verdict.carried_from, [])
             continue
         reason = _why_unlabelled(cycle, verdict, over)
         if len(over) == 2 and all(explains(each, cycle) for each in over):

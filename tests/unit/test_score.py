@@ -11,7 +11,18 @@ import pytest
 
 from bench.figures import figures, longest_segment, table, wilson_lower
 from bench.matrix import NEGATIVES, PATHS, VICTIMS, in_a_round, trials
-from bench.score import Cycle, Injection, Score, Verdict, add_run, match, overlapping, saved_form, score_of
+from bench.score import (
+    Cycle,
+    Injection,
+    Matched,
+    Score,
+    Verdict,
+    add_run,
+    match,
+    overlapping,
+    saved_form,
+    score_of,
+)
 
 PERIOD = 1000
 DONE = Injection("lock.intc", "lock", frozenset({"intc"}), begin_ns=900, end_ns=2300, delay_ns=1400)
@@ -43,15 +54,35 @@ def test_a_miss_matches_one_verdict_of_the_same_eventfd_and_deadline_only() -> N
     other = replace(TOLD, id=2, wake_eventfd=8)
     far = replace(TOLD, id=3, deadline_ns=2300)
     twice = replace(TOLD, id=4, deadline_ns=2010)
-    pairs, unseen, invented = match([LATE], [twice, other, far, TOLD], 250)
-    assert pairs == [(LATE, TOLD)]
-    assert unseen == []
-    assert [v.id for v in invented] == [4, 2, 3]
+    found = match([LATE], [twice, other, far, TOLD], 250)
+    assert found.pairs == [(LATE, TOLD)]
+    assert found.unseen == []
+    assert [v.id for v in found.invented] == [4, 2, 3]
 
 
 def test_a_cycle_in_time_matches_nothing() -> None:
-    pairs, unseen, invented = match([replace(LATE, leg="none")], [TOLD], 250)
-    assert (pairs, unseen, invented) == ([], [], [TOLD])
+    assert match([replace(LATE, leg="none")], [TOLD], 250) == Matched([], [], [TOLD], [])
+
+
+def test_a_cycle_that_another_client_closed_is_told_falsely_only_if_ours_was_done() -> None:
+    others = replace(LATE, leg="none", closer="other")
+    beside = replace(others, at_work=True)
+    assert match([others], [TOLD], 250) == Matched([], [], [TOLD], [])
+    assert match([beside], [TOLD], 250) == Matched([], [], [], [(beside, TOLD)])
+    assert match([beside], [], 250) == Matched([], [], [], [])
+
+
+def test_a_wakeup_that_was_not_read_is_missed_whoever_closed_the_cycle() -> None:
+    for closer in ("other", "either"):
+        late = replace(LATE, leg="wake", closer=closer, at_work=True)
+        assert match([late], [], 250) == Matched([], [late], [], [])
+        assert match([late], [TOLD], 250) == Matched([(late, TOLD)], [], [], [])
+
+
+def test_where_the_closing_completion_has_two_possible_authors_nothing_is_counted() -> None:
+    unclear = replace(LATE, closer="either")
+    assert match([unclear], [], 250) == Matched([], [], [], [])
+    assert match([unclear], [TOLD], 250) == Matched([], [], [], [(unclear, TOLD)])
 
 
 def test_what_nobody_told_is_not_seen_unless_the_run_ends_with_it() -> None:

@@ -6,6 +6,7 @@
 //! next expiry. A stream is signalled every period, also while it is pending.
 
 use crate::args::{Args, Timer};
+use crate::closer::{Authors, Closer, Counted};
 use crate::hooks::Hooks;
 use crate::inject::{self, Director, Kind};
 use crate::load;
@@ -13,7 +14,7 @@ use crate::negative::{Disturber, FOLLOWER};
 use crate::process;
 use crate::shared::Shared;
 use crate::sys::{self, EpollEvent};
-use crate::truth::{Signal, Truth};
+use crate::truth::{Client, Signal, Truth};
 use std::os::unix::io::{AsRawFd, OwnedFd, RawFd};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::Arc;
@@ -49,6 +50,8 @@ pub struct DataLoop {
     pub disturber: Disturber,
     /// Wakes the client outside the VMM that completes as well.
     pub follower: Option<OwnedFd>,
+    /// Whose completions of the first target were read.
+    pub authors: Authors,
 }
 
 /// What a run has left behind.
@@ -115,11 +118,29 @@ impl DataLoop {
         }
     }
 
-    /// Reads a completion, if there is one.
-    fn close(&self, target: usize, truth: &mut Truth) {
-        if sys::read_u64(&self.completions[target]).is_ok() {
-            truth.completed(target, sys::now_ns());
+    /// Reads a completion, if there is one. The first target's may be that of the client outside.
+    fn close(&mut self, target: usize, truth: &mut Truth) {
+        let done = self.shared.done.load(Ordering::Acquire);
+        if let Ok(value) = sys::read_u64(&self.completions[target]) {
+            let now = sys::now_ns();
+            let asked = self.shared.asked[target].load(Ordering::Acquire);
+            let counted = Counted { asked, begun: self.shared.begun.load(Ordering::Acquire), done };
+            let shared = target == 0 && self.follower.is_some();
+            let closer = if shared { self.authors.read(value, counted) } else { Closer::Vmm };
+            truth.completed(target, now, closer);
         }
+    }
+
+    /// What the streams of a target are at.
+    fn clients(&self, streams: &[usize]) -> Vec<Client> {
+        let fds: Vec<RawFd> = streams.iter().map(|&s| self.streams[s].wake.as_raw_fd()).collect();
+        let state =
+            |(&stream, unread): (&usize, bool)| match self.shared.awake[stream].load(Ordering::Acquire) {
+                _ if unread => Client::Unread,
+                0 => Client::Finished,
+                _ => Client::AtWork,
+            };
+        streams.iter().zip(sys::readable(&fds, 0)).map(state).collect()
     }
 
     /// The start of a cycle; true if it was only the deadline of the last one.
@@ -138,14 +159,8 @@ impl DataLoop {
         let missed = (0..self.completions.len()).any(|t| truth.is_open(t));
         for target in 0..self.completions.len() {
             if truth.is_open(target) {
-                let fds: Vec<RawFd> =
-                    truth.streams_of(target).iter().map(|&s| self.streams[s].wake.as_raw_fd()).collect();
-                // A client outside the VMM completes the first target too: if it alone is awake, it alone is late.
-                let finished = self.follower.is_some()
-                    && target == 0
-                    && self.shared.awake[FOLLOWER].load(Ordering::Acquire) == 1
-                    && truth.streams_of(0).iter().all(|&s| self.shared.awake[s].load(Ordering::Acquire) == 0);
-                truth.deadline(target, cycle - 1, start, &sys::readable(&fds, 0), finished);
+                let clients = self.clients(truth.streams_of(target));
+                truth.deadline(target, cycle - 1, start, &clients);
                 self.close(target, truth);
             }
         }
@@ -212,7 +227,7 @@ impl DataLoop {
     }
 
     /// Waits, bounded, for what is still open.
-    fn settle(&self, ep: &OwnedFd, truth: &mut Truth) {
+    fn settle(&mut self, ep: &OwnedFd, truth: &mut Truth) {
         let _ = sys::arm(&self.timer, 0, 0);
         let end = sys::now_ns() + GRACE_NS;
         let mut events = [EpollEvent::default(); 32];

@@ -190,6 +190,7 @@ impl Bridge {
             return; // an async stream: its server waits for nobody
         }
         if last || offer.group == 1 {
+            self.shared.asked[offer.target as usize].fetch_add(1, Ordering::AcqRel);
             (self.hooks.before_kick)(ctx_id, completion);
             self.send(ctx_id, 0, write_command(completion, false, &1u64.to_ne_bytes()));
         }

@@ -8,6 +8,7 @@ mod args;
 mod audio;
 mod bridge;
 mod churn;
+mod closer;
 mod fault;
 mod fence;
 mod gpu;

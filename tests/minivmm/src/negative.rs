@@ -179,7 +179,9 @@ pub fn follower(args: &Args, shared: &'static Shared, wake: &OwnedFd, completion
     while sys::read_u64(wake).is_ok() {
         sys::sleep_ns((rng.within(0.02, 0.5) * args.period_ns() as f64) as u64);
         if shared.finish(FOLLOWER, 0) {
+            shared.begun.fetch_add(1, Ordering::AcqRel);
             let _ = sys::write_u64(completion, 1);
+            shared.done.fetch_add(1, Ordering::AcqRel);
         }
     }
     std::process::exit(0)

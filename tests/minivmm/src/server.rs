@@ -4,6 +4,7 @@
 use crate::args::{Args, Negative, Timer};
 use crate::audio::{DataLoop, Stream};
 use crate::churn::{self, LoadFds};
+use crate::closer::Authors;
 use crate::hooks::Hooks;
 use crate::inject;
 use crate::negative::{self, Disturber};
@@ -71,6 +72,7 @@ pub fn run(server: Server) -> std::io::Result<i32> {
         hooks,
         disturber: Disturber::new(&args, shared, sockets.clone()),
         follower,
+        authors: Authors::default(),
     };
     let finished = sys::dup(&done)?;
     let thread = std::thread::Builder::new().name("data-loop.0".to_string()).spawn(move || {

@@ -20,6 +20,11 @@ pub struct Shared {
     pub pending: [AtomicI32; MAX_STREAMS],
     /// Per stream: 1 from the driver's wakeup until the stream finishes.
     pub awake: [AtomicU32; MAX_STREAMS],
+    /// Per target: completions that the guest has had written.
+    pub asked: [AtomicU64; MAX_STREAMS],
+    /// Of the client outside the VMM: completions that it began to write, and that it wrote.
+    pub begun: AtomicU64,
+    pub done: AtomicU64,
 }
 
 impl Shared {

@@ -3,7 +3,10 @@
 //!
 //! A cycle is missed if no completion was read between its wakeup and the next
 //! cycle's start. An episode lasts from the first miss to the next completion,
-//! because a completion closes all cycles signalled so far.
+//! because a completion closes all cycles signalled so far. What another client's completion closed
+//! is no completion miss: that client finished last.
+
+use crate::closer::Closer;
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Leg {
@@ -48,6 +51,19 @@ pub struct Row {
     pub leg: Leg,
     /// The target's cycle was late, by whichever stream.
     pub target_missed: bool,
+    /// Who wrote the completion that closed it; None: nobody.
+    pub closer: Option<Closer>,
+    /// Its client had not finished at the deadline.
+    pub at_work: bool,
+}
+
+/// A stream at a deadline.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Client {
+    /// Its wakeup is still unread.
+    Unread,
+    AtWork,
+    Finished,
 }
 
 #[derive(Clone, Default)]
@@ -67,6 +83,8 @@ pub struct TargetCounts {
 struct TargetState {
     streams: Vec<usize>,
     in_episode: bool,
+    /// Misses of the episode, by leg.
+    missed: [u64; 2],
     open_rows: Vec<usize>,
 }
 
@@ -92,6 +110,7 @@ impl Truth {
                 .map(|t| TargetState {
                     streams: of(t),
                     in_episode: false,
+                    missed: [0; 2],
                     open_rows: Vec::with_capacity(256),
                 })
                 .collect(),
@@ -125,6 +144,8 @@ impl Truth {
             deadline_ns: 0,
             leg,
             target_missed,
+            closer: None,
+            at_work: false,
         });
     }
 
@@ -142,27 +163,40 @@ impl Truth {
     }
 
     /// A completion of the target was read.
-    pub fn completed(&mut self, target: usize, now_ns: u64) {
+    pub fn completed(&mut self, target: usize, now_ns: u64, closer: Closer) {
         let state = &mut self.state[target];
+        let [wake, completion] = std::mem::take(&mut state.missed);
+        let others = closer == Closer::Other;
+        if others {
+            let counts = &mut self.targets[target];
+            counts.completion_misses -= completion;
+            counts.episodes -= u64::from(state.in_episode && wake == 0);
+        }
         state.in_episode = false;
         for row in state.open_rows.drain(..) {
-            self.rows[row].closing_ns = now_ns;
+            let row = &mut self.rows[row];
+            row.closing_ns = now_ns;
+            row.closer = Some(closer);
+            if others && row.leg == Leg::Completion {
+                row.leg = Leg::None;
+                self.streams[row.stream].completion_misses -= 1;
+            }
         }
     }
 
-    /// The next cycle starts: judges `cycle`. `unread`, per stream of the target: its eventfd is
-    /// still readable. `finished`: the target waits for somebody else alone. Only called while the
-    /// target is open.
-    pub fn deadline(&mut self, target: usize, cycle: u64, now_ns: u64, unread: &[bool], finished: bool) {
+    /// The next cycle starts: judges `cycle`, by what each stream of the target is at. Only called
+    /// while the target is open.
+    pub fn deadline(&mut self, target: usize, cycle: u64, now_ns: u64, clients: &[Client]) {
         let state = &mut self.state[target];
         let counts = &mut self.targets[target];
         if !state.in_episode {
             state.in_episode = true;
             counts.episodes += 1;
         }
-        let wake = unread.iter().any(|&u| u);
+        let wake = clients.contains(&Client::Unread);
         if !wake {
             counts.completion_misses += 1;
+            state.missed[1] += 1;
         }
         for &row in &state.open_rows {
             let row = &mut self.rows[row];
@@ -172,11 +206,14 @@ impl Truth {
             row.deadline_ns = now_ns;
             row.target_missed = true;
             let place = state.streams.iter().position(|&s| s == row.stream);
-            if place.map_or(false, |p| unread[p]) {
+            let client = place.map_or(Client::Finished, |p| clients[p]);
+            row.at_work = client != Client::Finished;
+            if client == Client::Unread {
                 row.leg = Leg::Wake;
                 counts.wake_misses += 1;
+                state.missed[0] += 1;
                 self.streams[row.stream].wake_misses += 1;
-            } else if !wake && !finished && state.streams.len() == 1 {
+            } else if !wake && state.streams.len() == 1 {
                 row.leg = Leg::Completion;
                 self.streams[row.stream].completion_misses += 1;
             }
@@ -208,11 +245,11 @@ mod tests {
         let mut truth = Truth::new(&[0]);
         for cycle in 0..3 {
             signal(&mut truth, 0, cycle, cycle * 10, cycle * 10 + 1);
-            truth.deadline(0, cycle, cycle * 10 + 10, &[true], false);
+            truth.deadline(0, cycle, cycle * 10 + 10, &[Client::Unread]);
         }
-        truth.completed(0, 31);
+        truth.completed(0, 31, Closer::Vmm);
         signal(&mut truth, 0, 3, 30, 32);
-        truth.completed(0, 33);
+        truth.completed(0, 33, Closer::Vmm);
         assert_eq!(truth.totals(), (3, 0, 1));
         assert_eq!(truth.cycles(), 4);
         assert!(truth.rows[..3].iter().all(|r| r.closing_ns == 31 && r.leg == Leg::Wake));
@@ -224,8 +261,8 @@ mod tests {
         let mut truth = Truth::new(&[0]);
         for cycle in 0..2 {
             signal(&mut truth, 0, cycle, cycle * 10, cycle * 10);
-            truth.deadline(0, cycle, cycle * 10 + 10, &[false], false);
-            truth.completed(0, cycle * 10 + 11);
+            truth.deadline(0, cycle, cycle * 10 + 10, &[Client::AtWork]);
+            truth.completed(0, cycle * 10 + 11, Closer::Vmm);
         }
         assert_eq!(truth.totals(), (0, 2, 2));
     }
@@ -236,11 +273,11 @@ mod tests {
         for stream in 0..3 {
             signal(&mut truth, stream, 0, 0, 1);
         }
-        truth.deadline(0, 0, 10, &[false, true, false], false);
+        truth.deadline(0, 0, 10, &[Client::AtWork, Client::Unread, Client::AtWork]);
         for stream in 0..3 {
             signal(&mut truth, stream, 1, 10, 11);
         }
-        truth.deadline(0, 1, 20, &[false, false, false], false);
+        truth.deadline(0, 1, 20, &[Client::AtWork; 3]);
         assert_eq!(truth.totals(), (1, 1, 1));
         assert_eq!(truth.streams[1].wake_misses, 1);
         assert_eq!(truth.rows.iter().filter(|r| r.leg != Leg::None).count(), 1);
@@ -248,11 +285,27 @@ mod tests {
     }
 
     #[test]
-    fn what_only_another_client_is_late_with_is_no_stream_s_miss() {
+    fn what_another_client_s_completion_closed_is_no_completion_miss() {
+        let mut truth = Truth::new(&[0]);
+        let clients = [Client::Finished, Client::AtWork, Client::Unread];
+        for (cycle, client) in (0..).zip(clients) {
+            signal(&mut truth, 0, cycle, cycle * 10, cycle * 10 + 1);
+            truth.deadline(0, cycle, cycle * 10 + 10, &[client]);
+            truth.completed(0, cycle * 10 + 12, Closer::Other);
+        }
+        assert_eq!(truth.totals(), (1, 0, 1));
+        assert_eq!((truth.streams[0].wake_misses, truth.streams[0].completion_misses), (1, 0));
+        let told: Vec<_> = truth.rows.iter().map(|r| (r.leg, r.at_work, r.target_missed)).collect();
+        assert_eq!(told, [(Leg::None, false, true), (Leg::None, true, true), (Leg::Wake, true, true)]);
+    }
+
+    #[test]
+    fn what_our_completion_closed_late_is_a_miss_whoever_else_was_late() {
         let mut truth = Truth::new(&[0]);
         signal(&mut truth, 0, 0, 0, 1);
-        truth.deadline(0, 0, 10, &[false], true);
-        assert!(truth.rows[0].leg == Leg::None && truth.rows[0].target_missed);
+        truth.deadline(0, 0, 10, &[Client::Finished]);
+        truth.completed(0, 11, Closer::Vmm);
+        assert_eq!((truth.totals(), truth.rows[0].leg), ((0, 1, 1), Leg::Completion));
     }
 
     #[test]
