@@ -56,6 +56,29 @@ def test_dev_names_each_of_its_commands_in_its_help() -> None:
     assert commands == set(re.findall(r"^\./dev (\w+)", shown, re.MULTILINE))
 
 
+def in_dev(script: str) -> str:
+    """What a piece of bash prints that has the functions of ./dev."""
+    functions = "\n".join((ROOT / "dev").read_text(encoding="utf-8").rstrip().split("\n")[:-1])
+    done = subprocess.run(
+        ["bash", "-c", f"{functions}\n{script}", ROOT / "dev"], capture_output=True, text=True, check=True
+    )
+    return done.stdout
+
+
+@pytest.mark.parametrize("family", ["debian", "fedora", "arch", "suse", "other"])
+def test_dev_knows_a_package_for_every_need_on_every_distribution(family: str) -> None:
+    script = (ROOT / "dev").read_text(encoding="utf-8")
+    needs = set(re.findall(r"^has_(\w+)\(\)", script, re.MULTILINE)) - {"venv"}  # part of python
+    assert {"python", "bcc", "rust"} <= needs
+    if family != "debian":
+        needs.remove("pipewire")  # asked for on Debian only
+    for need in sorted(needs):
+        assert in_dev(f"packages {family} {need}").strip(), need
+    together = in_dev(f"packages {family} python bcc rust").split()
+    assert {"cargo", "rust"} & set(together) and "gcc" in together
+    assert any(re.search("bcc|bpfcc", name) for name in together)
+
+
 def test_dev_refuses_an_unknown_command() -> None:
     done = subprocess.run([ROOT / "dev", "nonsense"], capture_output=True, text=True, check=False)
     assert done.returncode == 2

@@ -189,7 +189,8 @@ def test_it_leads_with_what_would_have_helped_then_pictures_then_the_rest() -> N
 def test_losses_an_incomplete_trace_and_an_absent_stream_are_told() -> None:
     losing = page(views_data.losing(), notes=["the last 3 batches are cut off"]).text
     assert "lost: ring 12,345, map 2, late 7" in losing and "the last 3 batches are cut off" in losing
-    assert "That is not “no misses”" in page(views_data.no_streams()).text
+    absent = views_data.no_streams()
+    assert f"{absent.verdict}. That is not “no misses”" in page(absent).text
     clean = page(views_data.base()).text
     assert "none lost" in clean and "is whole" in clean
 

@@ -118,11 +118,25 @@ def test_a_late_read_by_the_server_is_not_seen() -> None:
 
 @pytest.mark.parametrize("period_ms", [100.0, 20.0, 16.667, 10.0, 5.0, 1.0])
 def test_a_timer_at_no_audio_period_is_no_stream(period_ms: float) -> None:
-    summary = blind(timer(every(period_ms * MS)))
+    summary = blind(timer(every(period_ms * MS, max(200, int(1200 / period_ms)))))  # a second and more
     assert summary.streams == ()
     assert summary.verdict == "no audio stream seen"
     # Advice that a trace can follow too: nothing to be started now.
     assert summary.todo.startswith("trace while audio plays in the guest, with the audio server traced")
+
+
+def test_before_a_second_has_passed_no_stream_is_said_to_be_absent() -> None:
+    """Nothing could have been seen yet: that it is not there cannot be known."""
+    early = blind(timer(every(20 * MS, 40)))
+    watched_ns = early.window.end_ns - early.window.start_ns
+    assert 0 < watched_ns < 1_000 * MS
+    assert early.verdict == f"watched for {watched_ns / MS:.0f} ms; no audio stream yet"
+    assert early.todo == "watch for 1.0 s or longer"
+    assert early.findings == () and early.streams == ()
+
+    late = blind(timer(every(20 * MS, 60)))
+    assert late.window.end_ns - late.window.start_ns >= 1_000 * MS
+    assert late.verdict == "no audio stream seen" == late.findings[0].what
 
 
 def test_the_same_timer_at_an_audio_period_is_one() -> None:

@@ -6,6 +6,7 @@ from __future__ import annotations
 import dataclasses
 import io
 import json
+from collections.abc import Callable
 from dataclasses import fields, replace
 
 import pytest
@@ -18,6 +19,7 @@ from tracer.model.summary import Lost, RecordCounts, Segment, Slack, StreamRow, 
 from tracer.views import fmt
 from tracer.views.jsonl import SNAPSHOT_MISSES, JsonLines, to_line
 from tracer.views.tables import (
+    VIEWS,
     render_findings,
     render_header,
     render_locks,
@@ -112,13 +114,18 @@ def test_a_single_lost_record_of_any_class_is_told(lost: Lost) -> None:
     assert "LOST" not in render_header(views_data.base()).plain(80)
 
 
-def test_without_a_stream_no_view_says_no_misses_without_saying_why() -> None:
-    for text in (
-        render_streams(views_data.no_streams()).plain(140),
-        render_header(views_data.nothing_yet()).plain(140),
-        "".join(line.plain for line in screen(views_data.no_streams(), 140, 40, view="misses")),
-    ):
-        assert "no audio stream seen" in text.lower()
+@pytest.mark.parametrize("make", [views_data.no_streams, views_data.nothing_yet])
+def test_without_a_stream_every_view_says_why_in_the_words_of_the_summary(
+    make: Callable[[], Summary],
+) -> None:
+    summary = make()
+    assert summary.verdict in render_streams(summary).plain(140)
+    assert f"● {summary.verdict}" in render_header(summary).plain(140)
+    misses = [line.plain for line in screen(summary, 140, 40, view="misses")]
+    assert f"{summary.verdict}: no misses to show" in misses
+    whole = "\n".join(line.plain for view in VIEWS for line in screen(summary, 140, 60, view=view))
+    assert ("no audio stream seen" in whole) == ("seen" in summary.verdict)
+    assert "no miss" not in whole.replace("no misses to show", "")
 
 
 def test_without_a_miss_the_header_says_what_was_watched() -> None:

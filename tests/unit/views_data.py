@@ -326,7 +326,7 @@ def no_streams() -> Summary:
     """Another program: locks, and no audio."""
     return base(
         targets=(TargetRow(7, "vmm", "python3", "/usr/bin/python3", ""),),
-        verdict="No audio stream seen in 12 s.",
+        verdict="no audio stream seen",
         streams=(),
         drivers=(),
         write_path={},
@@ -366,7 +366,8 @@ def nothing_yet() -> Summary:
         records=RecordCounts(0, Lost()),
         self=SelfCost(),
         steal_ns=0,
-        verdict="",
+        verdict="watched for 0 µs; no audio stream yet",
+        todo="watch for 1.0 s or longer",
     )
 
 

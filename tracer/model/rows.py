@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Final
 import numpy as np
 
 from tracer.model.counterfactual import Names as RemedyNames
+from tracer.model.findings import PATIENCE_NS
 from tracer.model.lead import REMEDY_TEXT, lead
 from tracer.model.leaves import LOCK, Word
 from tracer.model.remedies import Remedies
@@ -404,6 +405,9 @@ class Rows:
         past = a.streams.past
         streams = [s for s in a.streams.all_kept() if s.cycles]
         if not streams and not past.cycles:
+            if a.facts.elapsed_ns < PATIENCE_NS:
+                watched = f"watched for {duration(a.facts.elapsed_ns)}; no audio stream yet"
+                return watched, f"watch for {duration(PATIENCE_NS)} or longer"
             return "no audio stream seen", PLAY
         cycles, n = past.cycles + sum(s.cycles for s in streams), past.streams + len(streams)
         if not misses:

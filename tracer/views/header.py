@@ -27,8 +27,6 @@ from tracer.views.fmt import (
 )
 from tracer.views.grid import Block
 
-_NO_STREAM = "no audio stream seen: nothing signals an eventfd of the target at an audio period"
-
 
 def render_header(summary: Summary, *, paused: bool = False) -> Block:
     """Targets, write paths, rates, losses, own cost, the verdict and what to do."""
@@ -108,13 +106,7 @@ def _verdict(summary: Summary, width: int) -> list[Text]:
     misses = sum(stream.misses for stream in summary.streams)
     style = BAD if misses else GOOD if summary.streams else WARN
     verdict = clean(summary.verdict)
-    lines: list[Text] = []
-    if not summary.streams and "no audio stream" not in verdict.lower():
-        lines.append(Text(cut(f"● {_NO_STREAM}", width), WARN, no_wrap=True))
-    if verdict:
-        lines.extend(
-            Text(part, style, no_wrap=True) for part in wrap(f"● {verdict}", width, indent="  ", lines=3)
-        )
+    lines = [Text(part, style, no_wrap=True) for part in wrap(f"● {verdict}", width, indent="  ", lines=3)]
     if summary.streams and not misses:
         lines.append(Text(cut("  " + _watched(summary), width), no_wrap=True))
     todo = clean(summary.todo)

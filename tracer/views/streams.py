@@ -15,7 +15,6 @@ from tracer.views.fmt import BAD, DIM, GOOD, NONE, WARN, clean, count, duration,
 from tracer.views.grid import Block, Cell, Column, table
 
 _SPARK, _SPARK_NARROW = 24, 12  # cells; narrow under 100
-NO_STREAMS = "no audio stream seen (not: no misses): nothing signals the target at an audio period"
 
 #: The orders that the key s goes through; in every table the worst comes first.
 SORTS = ("harm", "time", "name")
@@ -94,7 +93,7 @@ def render_streams(summary: Summary, *, sort: str = "harm") -> Block:
             Column("last cycles", _spark(width), 2),
         ]
         note = f"sorted by {_ORDER[sort]}"
-        return table("Streams", note, columns, rows, width, height, empty=NO_STREAMS)
+        return table("Streams", note, columns, rows, width, height, empty=clean(summary.verdict))
 
     return Block(build)
 

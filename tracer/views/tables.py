@@ -13,7 +13,7 @@ from rich.text import Text
 
 from tracer.model.summary import Summary
 from tracer.views.findings import render_findings, render_lead, render_remedies
-from tracer.views.fmt import cut, is_endless
+from tracer.views.fmt import clean, cut, is_endless
 from tracer.views.grid import Block, stack
 from tracer.views.header import render_header
 from tracer.views.locks import render_blame, render_held, render_lock_evidence, render_locks
@@ -113,7 +113,9 @@ def screen(
 
 
 def _no_misses(summary: Summary) -> str:
-    return "no missed cycle so far" if summary.streams else "no audio stream seen, so no misses to show"
+    if summary.streams:
+        return "no missed cycle so far"
+    return f"{clean(summary.verdict)}: no misses to show"
 
 
 def _at_most(most: int, block: Block) -> Block:
