@@ -2,7 +2,7 @@
 """Streams, drivers, cycles: which cycles were missed, by how much, on which leg.
 
 The definitions are PipeWire's cycle as seen from outside: the driver starts
-cycle k at S_k (its timerfd read), signals each follower's eventfd, and cycle
+cycle k at S_k (its timerfd read, or its first follower write), signals each follower's eventfd, and cycle
 k's deadline is S_{k+1}. A cycle is missed if no completion written after its
 signal had been *read by the driver* by then. Owns which streams there are and the
 deciding of cycles; each step costs what happened in it, not what there ever was.
@@ -25,6 +25,7 @@ from tracer.model.eventfds import Completion, Eventfd, Series
 from tracer.model.inferred import Inferred
 from tracer.model.registry import Registry
 from tracer.model.step import Step
+from tracer.model.untimed import Untimed
 from tracer.schema import Flag, Kind, Records
 
 __all__ = [
@@ -84,6 +85,7 @@ class Streams:
         self.inferred = Inferred(registry, self._new_stream, period)
         self._by_eventfd: dict[int, Stream] = {}
         self._loops: dict[int, list[Driver]] = {}  # drivers of a data loop's thread
+        self._untimed = Untimed(self._loops, self._new_driver)
         self._answers: set[int] = set()  # eventfds that the audio server has read
         self._objects: dict[int, str] = {}
         self._serial = 0
@@ -121,7 +123,9 @@ class Streams:
         rw = rw.take(np.flatnonzero(is_eventfd))
         tgids = self._registry.tgids_of(rw["tid"])
         if len(rw) and audio:
-            self._find_streams(self._eventfds(rw, tgids, np.isin(tgids, audio), np.isin(tgids, vmms)))
+            touched = self._eventfds(rw, tgids, np.isin(tgids, audio), np.isin(tgids, vmms))
+            self._untimed.step(self.eventfds[number] for number in sorted(touched))
+            self._find_streams(touched)
         exact = {s.tgid for s in self.streams if s.exact}
         blind = [tgid for tgid in vmms if tgid not in exact]
         if blind or self.inferred.followers:
@@ -153,6 +157,7 @@ class Streams:
                 if stream is not None:
                     self._take_signals(stream)
                     stream.alive = False
+                self._untimed.forget(number)
                 self.eventfds[number] = Eventfd(number, int(row["enter_ns"]))
                 self._answers.discard(number)
 
@@ -187,14 +192,15 @@ class Streams:
             target = self._registry.targets.get(self._registry.tgid(tid))
             if target is None or target.role != "audio":
                 continue
-            driver = self.drivers.get((tid, fd)) or self._new_driver(target.tgid, tid, fd)
+            driver = self.drivers.get((tid, fd)) or self._new_driver(tid, fd)
             if read:
                 driver.start(at, value)
             else:
                 driver.settime(at, value, interval, bool(flags & 1))
 
-    def _new_driver(self, tgid: int, tid: int, fd: int) -> Driver:
-        driver = self.drivers[tid, fd] = Driver(f"{self._registry.comm(tid)}/{tid}:{fd}", tgid, tid, fd)
+    def _new_driver(self, tid: int, fd: int) -> Driver:
+        tgid, name = self._registry.tgid(tid), f"{self._registry.comm(tid)}/{tid}"
+        driver = self.drivers[tid, fd] = Driver(name if fd < 0 else f"{name}:{fd}", tgid, tid, fd)
         self._loops.setdefault(tid, []).append(driver)
         known = self._registry.fds.get((tgid, fd))
         if known is not None and known.type == "timerfd":
@@ -420,12 +426,14 @@ class Streams:
         for number in [n for n, e in self.eventfds.items() if e.trim(horizon) and n not in self._by_eventfd]:
             del self.eventfds[number]
             self._answers.discard(number)
+            self._untimed.forget(number)
         self.inferred.trim(horizon, end_ns)
         used = {id(s.driver) for s in (*self.streams, *self.resting)}
         for key, driver in list(self.drivers.items()):
             driver.trim(horizon)
             if not driver.starts and id(driver) not in used:
                 del self.drivers[key]
+                self._untimed.drop(driver)
                 self._loops[driver.tid].remove(driver)
 
     def _rest(self, end_ns: int) -> None:
