@@ -38,6 +38,7 @@ CAUSES = (
     "serialised",
     "slow_syscall",
     "stolen",
+    "unknown",  # G took the command and wrote nothing
     "worker_exit",
 )
 #: The edges of neighbouring segments may move with a vCPU's write; what is said of a miss may not.
