@@ -127,7 +127,10 @@ impl DataLoop {
             let counted = Counted { asked, begun: self.shared.begun.load(Ordering::Acquire), done };
             let shared = target == 0 && self.follower.is_some();
             let closer = if shared { self.authors.read(value, counted) } else { Closer::Vmm };
-            truth.completed(target, now, closer);
+            let stamps =
+                truth.streams_of(target).iter().map(|&s| self.shared.written[s].get()).filter(|at| at.0 > 0);
+            let written = stamps.max().unwrap_or((u64::MAX, u64::MAX));
+            truth.completed(target, now, closer, written);
         }
     }
 
@@ -199,6 +202,7 @@ impl DataLoop {
             let at = Signal { stream: i, wake_id: stream.wake_id, cycle, start_ns: start, ns: sys::now_ns() };
             truth.signalled(if stream.asynchronous { None } else { Some(stream.target) }, at);
             let _ = sys::write_u64(&stream.wake, 1);
+            truth.woken(sys::now_ns());
         }
         let nominal = self.shared.next_start_ns.load(Ordering::Acquire);
         let skipped = if self.args.timer == Timer::Periodic { expirations - 1 } else { 0 };

@@ -203,6 +203,12 @@ pub fn place(ctx_id: u32, item: u32) -> u64 {
     VMM.load(Ordering::Acquire) << 56 | u64::from(ctx_id) << 32 | u64::from(item)
 }
 
+/// Whose completion an item of a context of this VMM is.
+pub fn completed_stream(ctx_id: u32, item: u32) -> Option<usize> {
+    let place = place(ctx_id, item);
+    (0..MAX_STREAMS).find(|&stream| state().completion_item[stream].load(Ordering::Acquire) == place)
+}
+
 pub fn state() -> &'static State {
     // SAFETY: zeroed shared pages that are never unmapped; only called once `prepare` has run.
     unsafe { &*STATE.load(Ordering::Acquire) }

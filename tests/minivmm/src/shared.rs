@@ -6,6 +6,28 @@ use std::sync::atomic::{AtomicI32, AtomicU32, AtomicU64, Ordering};
 
 pub const MAX_STREAMS: usize = 16;
 
+/// When something was last begun and ended, ns. Begun after it ended: it is going on.
+#[repr(C)]
+pub struct Stamp {
+    begun_ns: AtomicU64,
+    ended_ns: AtomicU64,
+}
+
+impl Stamp {
+    pub fn around(&self, run: impl FnOnce()) {
+        self.begun_ns.store(sys::now_ns(), Ordering::Release);
+        run();
+        self.ended_ns.store(sys::now_ns(), Ordering::Release);
+    }
+
+    /// (begun, ended); ended is u64::MAX while it goes on.
+    pub fn get(&self) -> (u64, u64) {
+        let ended = self.ended_ns.load(Ordering::Acquire);
+        let begun = self.begun_ns.load(Ordering::Acquire);
+        (begun, if ended < begun { u64::MAX } else { ended })
+    }
+}
+
 #[repr(C)]
 pub struct Shared {
     /// Nominal start of the driver's next cycle, ns; 0: no cycle is due.
@@ -22,6 +44,8 @@ pub struct Shared {
     pub awake: [AtomicU32; MAX_STREAMS],
     /// Per target: completions that the guest has had written.
     pub asked: [AtomicU64; MAX_STREAMS],
+    /// Per stream: when the VMM last wrote its completion.
+    pub written: [Stamp; MAX_STREAMS],
     /// Of the client outside the VMM: completions that it began to write, and that it wrote.
     pub begun: AtomicU64,
     pub done: AtomicU64,

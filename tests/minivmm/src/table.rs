@@ -10,7 +10,7 @@
 
 use crate::args::WritePath;
 use crate::process;
-use crate::shared::word;
+use crate::shared::{word, Stamp};
 use crate::sys;
 use crate::times::WriteTimes;
 use crate::worker::{CrossDomainState, Job};
@@ -98,17 +98,30 @@ pub fn add_item(item_state: &ItemState, exports: Option<&ExportTable>, item: Cro
     id
 }
 
+/// Where it is kept when an item was written, if that is of interest.
+pub type StampOf = Box<dyn Fn(u32) -> Option<&'static Stamp> + Send>;
+
+fn put(file: &OwnedFd, data: &[u8], stamp: Option<&Stamp>) {
+    let write = || {
+        let _ = sys::write_bytes(file, data);
+    };
+    match stamp {
+        Some(stamp) => stamp.around(write),
+        None => write(),
+    }
+}
+
 /// One thread that writes one target (write path `task`).
 struct Forwarder {
     values: Sender<Vec<u8>>,
 }
 
 impl Forwarder {
-    fn start(index: usize, file: Arc<OwnedFd>) -> Forwarder {
+    fn start(index: usize, file: Arc<OwnedFd>, stamp: Option<&'static Stamp>) -> Forwarder {
         let (values, inbox) = channel::<Vec<u8>>();
         process::spawn(&format!("fwd {}", index), move || {
             while let Ok(value) = inbox.recv() {
-                let _ = sys::write_bytes(&file, &value);
+                put(&file, &value, stamp);
             }
         });
         Forwarder { values }
@@ -124,6 +137,7 @@ pub struct CrossDomainContext {
     pub watched: BTreeMap<u32, ()>,
     forwarders: BTreeMap<u32, Forwarder>,
     times: WriteTimes,
+    stamp_of: StampOf,
 }
 
 impl CrossDomainContext {
@@ -133,6 +147,7 @@ impl CrossDomainContext {
         state: Arc<CrossDomainState>,
         wait_ctx: Arc<OwnedFd>,
         resample_evt: Arc<OwnedFd>,
+        stamp_of: StampOf,
     ) -> CrossDomainContext {
         let (watched, forwarders) = (BTreeMap::new(), BTreeMap::new());
         let times = WriteTimes::new();
@@ -145,6 +160,7 @@ impl CrossDomainContext {
             watched,
             forwarders,
             times,
+            stamp_of,
         }
     }
 
@@ -189,7 +205,7 @@ impl CrossDomainContext {
             None => return,
         };
         if !data.is_empty() {
-            let _ = sys::write_bytes(item.file(), data);
+            put(item.file(), data, (self.stamp_of)(id));
         }
         if hang_up {
             unwatch(&mut self.watched, &self.wait_ctx, id, &item);
@@ -211,7 +227,7 @@ impl CrossDomainContext {
         let file = items.table.get(&id).and_then(|item| sys::dup(item.file()).ok());
         drop(items);
         if let Some(file) = file {
-            let _ = sys::write_bytes(&file, data);
+            put(&file, data, (self.stamp_of)(id));
         }
     }
 
@@ -233,7 +249,7 @@ impl CrossDomainContext {
             Some(CrossDomainItem::Blob(_)) | None => return,
         };
         drop(items);
-        let _ = sys::write_bytes(&file, data);
+        put(&file, data, (self.stamp_of)(id));
     }
 
     /// The last write to an item that has left the table, and its close.
@@ -255,7 +271,7 @@ impl CrossDomainContext {
                 None => return,
             };
             drop(items);
-            self.forwarders.insert(id, Forwarder::start(self.forwarders.len(), file));
+            self.forwarders.insert(id, Forwarder::start(self.forwarders.len(), file, (self.stamp_of)(id)));
         }
         let _ = self.forwarders[&id].values.send(data.to_vec());
     }

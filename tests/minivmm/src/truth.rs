@@ -43,6 +43,8 @@ pub struct Row {
     pub cycle: u64,
     pub start_ns: u64,
     pub signal_ns: u64,
+    /// When its eventfd had been written.
+    pub signalled_ns: u64,
     /// 0: never closed.
     pub closing_ns: u64,
     /// S of the next cycle, 0 while it is not known.
@@ -140,6 +142,7 @@ impl Truth {
             cycle: at.cycle,
             start_ns: at.start_ns,
             signal_ns: at.ns,
+            signalled_ns: u64::MAX,
             closing_ns: 0,
             deadline_ns: 0,
             leg,
@@ -147,6 +150,13 @@ impl Truth {
             closer: None,
             at_work: false,
         });
+    }
+
+    /// The wakeup has been written.
+    pub fn woken(&mut self, now_ns: u64) {
+        if let Some(row) = self.rows.last_mut() {
+            row.signalled_ns = now_ns;
+        }
     }
 
     /// Rows of the last cycle that nobody completes, to be judged by `unread`.
@@ -162,21 +172,30 @@ impl Truth {
         }
     }
 
-    /// A completion of the target was read.
-    pub fn completed(&mut self, target: usize, now_ns: u64, closer: Closer) {
+    /// A completion of the target was read. One of ours that was `written` (begun, ended) before a
+    /// stream was woken is not the answer to that.
+    pub fn completed(&mut self, target: usize, now_ns: u64, closer: Closer, written: (u64, u64)) {
         let state = &mut self.state[target];
-        let [wake, completion] = std::mem::take(&mut state.missed);
         let others = closer == Closer::Other;
+        let rows = &mut self.rows;
+        let (closed, open): (Vec<_>, Vec<_>) =
+            state.open_rows.drain(..).partition(|&row| others || rows[row].signal_ns < written.1);
         if others {
             let counts = &mut self.targets[target];
-            counts.completion_misses -= completion;
-            counts.episodes -= u64::from(state.in_episode && wake == 0);
+            counts.completion_misses -= state.missed[1];
+            counts.episodes -= u64::from(state.in_episode && state.missed[0] == 0);
         }
-        state.in_episode = false;
-        for row in state.open_rows.drain(..) {
-            let row = &mut self.rows[row];
+        if !closed.is_empty() {
+            state.missed = [0; 2];
+        }
+        // Something that is pending all the time is one episode.
+        state.in_episode &= !open.is_empty();
+        state.open_rows.extend(open);
+        for row in closed {
+            let row = &mut rows[row];
             row.closing_ns = now_ns;
-            row.closer = Some(closer);
+            let at_once = !others && written.0 < row.signalled_ns;
+            row.closer = Some(if at_once { Closer::Either } else { closer });
             if others && row.leg == Leg::Completion {
                 row.leg = Leg::None;
                 self.streams[row.stream].completion_misses -= 1;
@@ -236,6 +255,9 @@ impl Truth {
 mod tests {
     use super::*;
 
+    /// Written at some time after all that was signalled.
+    const DURING: (u64, u64) = (u64::MAX, u64::MAX);
+
     fn signal(truth: &mut Truth, stream: usize, cycle: u64, start_ns: u64, ns: u64) {
         truth.signalled(Some(0), Signal { stream, wake_id: 7, cycle, start_ns, ns });
     }
@@ -247,13 +269,29 @@ mod tests {
             signal(&mut truth, 0, cycle, cycle * 10, cycle * 10 + 1);
             truth.deadline(0, cycle, cycle * 10 + 10, &[Client::Unread]);
         }
-        truth.completed(0, 31, Closer::Vmm);
+        truth.completed(0, 31, Closer::Vmm, DURING);
         signal(&mut truth, 0, 3, 30, 32);
-        truth.completed(0, 33, Closer::Vmm);
+        truth.completed(0, 33, Closer::Vmm, DURING);
         assert_eq!(truth.totals(), (3, 0, 1));
         assert_eq!(truth.cycles(), 4);
         assert!(truth.rows[..3].iter().all(|r| r.closing_ns == 31 && r.leg == Leg::Wake));
         assert_eq!((truth.rows[3].leg, truth.rows[3].closing_ns), (Leg::None, 33));
+    }
+
+    #[test]
+    fn a_completion_written_before_a_wakeup_is_no_answer_to_it() {
+        let mut truth = Truth::new(&[0]);
+        signal(&mut truth, 0, 0, 0, 1);
+        truth.woken(2);
+        truth.deadline(0, 0, 10, &[Client::AtWork]);
+        signal(&mut truth, 0, 1, 10, 14);
+        truth.woken(16);
+        truth.completed(0, 17, Closer::Vmm, (11, 13));
+        assert_eq!((truth.rows[0].closing_ns, truth.rows[1].closing_ns), (17, 0));
+        truth.deadline(0, 1, 20, &[Client::AtWork]);
+        assert_eq!(truth.totals(), (0, 2, 1)); // something was pending all the time
+        truth.completed(0, 23, Closer::Vmm, (15, 22)); // begun while it was woken: nobody can say
+        assert_eq!((truth.rows[1].closing_ns, truth.rows[1].closer), (23, Some(Closer::Either)));
     }
 
     #[test]
@@ -262,7 +300,7 @@ mod tests {
         for cycle in 0..2 {
             signal(&mut truth, 0, cycle, cycle * 10, cycle * 10);
             truth.deadline(0, cycle, cycle * 10 + 10, &[Client::AtWork]);
-            truth.completed(0, cycle * 10 + 11, Closer::Vmm);
+            truth.completed(0, cycle * 10 + 11, Closer::Vmm, DURING);
         }
         assert_eq!(truth.totals(), (0, 2, 2));
     }
@@ -291,7 +329,7 @@ mod tests {
         for (cycle, client) in (0..).zip(clients) {
             signal(&mut truth, 0, cycle, cycle * 10, cycle * 10 + 1);
             truth.deadline(0, cycle, cycle * 10 + 10, &[client]);
-            truth.completed(0, cycle * 10 + 12, Closer::Other);
+            truth.completed(0, cycle * 10 + 12, Closer::Other, DURING);
         }
         assert_eq!(truth.totals(), (1, 0, 1));
         assert_eq!((truth.streams[0].wake_misses, truth.streams[0].completion_misses), (1, 0));
@@ -304,7 +342,7 @@ mod tests {
         let mut truth = Truth::new(&[0]);
         signal(&mut truth, 0, 0, 0, 1);
         truth.deadline(0, 0, 10, &[Client::Finished]);
-        truth.completed(0, 11, Closer::Vmm);
+        truth.completed(0, 11, Closer::Vmm, DURING);
         assert_eq!((truth.totals(), truth.rows[0].leg), ((0, 1, 1), Leg::Completion));
     }
 

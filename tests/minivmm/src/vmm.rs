@@ -17,7 +17,7 @@ use crate::queue::{GuestMemory, RingPage};
 use crate::server::{START, STOP};
 use crate::shared::Shared;
 use crate::sys;
-use crate::table::{new_item_state, CrossDomainContext, ExportTable, Style};
+use crate::table::{new_item_state, CrossDomainContext, ExportTable, StampOf, Style};
 use crate::worker::{ContextResources, CrossDomainState, CrossDomainWorker, CHANNEL_ID, RESAMPLE_ID};
 use std::collections::{BTreeMap, VecDeque};
 use std::io::Write;
@@ -85,12 +85,12 @@ fn build_contexts(vmm: &mut Vmm, handler: &FenceHandler, exports: &ExportTable) 
     let mut machine = Machine { words, contexts: BTreeMap::new(), workers: Vec::new(), rings: Vec::new() };
     for (i, channel) in std::mem::take(&mut vmm.channels).into_iter().enumerate() {
         let ring = Arc::new(RingPage::new());
-        let shared = vmm.shared;
+        let (ctx_id, shared) = (i as u32 + 1, vmm.shared);
         let on_registered = move || {
             shared.registered.fetch_add(1, Ordering::AcqRel);
         };
         let (context, worker) = build_context(ContextParts {
-            ctx_id: i as u32 + 1,
+            ctx_id,
             channel,
             ring: ring.clone(),
             write_path: vmm.args.write_path,
@@ -99,6 +99,9 @@ fn build_contexts(vmm: &mut Vmm, handler: &FenceHandler, exports: &ExportTable) 
             export_table: if nested { Some(exports.clone()) } else { None },
             fence_handler: handler.clone(),
             on_registered: Box::new(on_registered),
+            stamp_of: Box::new(move |item| {
+                inject::completed_stream(ctx_id, item).map(|stream| &shared.written[stream])
+            }),
         })?;
         machine.words.item_state.push(lock_word(&context.item_state));
         machine.words.context_resources.push(lock_word(&context.state.context_resources));
@@ -121,6 +124,7 @@ pub struct ContextParts {
     pub export_table: Option<ExportTable>,
     pub fence_handler: FenceHandler,
     pub on_registered: Box<dyn Fn() + Send>,
+    pub stamp_of: StampOf,
 }
 
 /// A context and its worker, whose thread is not started yet.
@@ -152,7 +156,8 @@ pub fn build_context(parts: ContextParts) -> std::io::Result<(CrossDomainContext
         turn: 0,
         dead: false,
     };
-    let context = CrossDomainContext::new(parts.write_path, item_state, state, wait_ctx, resample_evt);
+    let context =
+        CrossDomainContext::new(parts.write_path, item_state, state, wait_ctx, resample_evt, parts.stamp_of);
     Ok((context, worker))
 }
 
