@@ -24,7 +24,7 @@ enum xd_kind {
 	XD_FD = 4,	   /* dup*, fcntl(F_DUPFD*), close, eventfd2: struct xd_fd */
 	XD_TIMER = 5,	   /* timerfd_settime: struct xd_timer */
 	XD_EPOLL_CTL = 6,  /* struct xd_epoll_ctl */
-	XD_EPOLL_WAIT = 7, /* epoll_wait, epoll_pwait, epoll_pwait2: struct xd_epoll_wait */
+	XD_EPOLL_WAIT = 7, /* epoll_wait and its kin, poll, select and theirs: struct xd_epoll_wait */
 	XD_RECVMSG = 8,	   /* struct xd_msg */
 	XD_SENDMSG = 9,	   /* struct xd_msg */
 	XD_SYSCALL = 10,   /* any other syscall that took long enough: struct xd_syscall */

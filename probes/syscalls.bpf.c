@@ -2,8 +2,8 @@
 /*
  * syscalls.bpf.c - one record per syscall span of a target's threads.
  *
- * Traced: read, write, futex, dup, close, eventfd2, timerfd_settime, epoll,
- * recvmsg, sendmsg always; every other syscall if it lasts XD_MIN_OTHER_NS.
+ * Traced: read, write, futex, dup, close, eventfd2, timerfd_settime, epoll, poll,
+ * select, recvmsg, sendmsg always; every other syscall if it lasts XD_MIN_OTHER_NS.
  * Not traced: KVM_RUN (only its first entry, which marks a vCPU thread), and
  * what goes through io_uring.
  * Cost: two raw tracepoints that every syscall of the host runs through; a
@@ -459,6 +459,14 @@ int xd_sys_enter(struct bpf_raw_tracepoint_args *ctx)
 		kind = XD_EPOLL_WAIT;
 		thread->a = arg1;
 		break;
+	case XD_NR_poll:
+	case XD_NR_ppoll:
+	case XD_NR_select:
+	case XD_NR_pselect6:
+		kind = XD_EPOLL_WAIT;
+		thread->fd = -1;
+		thread->a = 0;
+		break;
 	case XD_NR_recvmsg:
 	case XD_NR_sendmsg:
 		kind = nr == XD_NR_recvmsg ? XD_RECVMSG : XD_SENDMSG;
@@ -657,7 +665,7 @@ int xd_sys_exit(struct bpf_raw_tracepoint_args *ctx)
 		struct xd_epoll_wait *wait = record;
 		struct xd_epoll_event event = {};
 
-		if (ret > 0 && !xd_read_user(&event, sizeof(event), (void *)thread->a)) {
+		if (ret > 0 && thread->a && !xd_read_user(&event, sizeof(event), (void *)thread->a)) {
 			wait->data = (u64)event.data_high << 32 | event.data_low;
 			wait->events = event.events;
 		}

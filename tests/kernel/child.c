@@ -4,6 +4,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <linux/futex.h>
+#include <poll.h>
 #include <pthread.h>
 #include <sched.h>
 #include <signal.h>
@@ -15,6 +16,7 @@
 #include <sys/eventfd.h>
 #include <sys/mman.h>
 #include <sys/prctl.h>
+#include <sys/select.h>
 #include <sys/socket.h>
 #include <sys/syscall.h>
 #include <sys/timerfd.h>
@@ -241,6 +243,24 @@ static void timers(long n)
 	close(fd);
 }
 
+/* Waits that end at once, so far too short for a syscall without a record of its own. */
+static void polls(long n)
+{
+	int fd = eventfd(1, 0);
+
+	for (long i = 0; i < n; i++) {
+		struct pollfd one = {.fd = fd, .events = POLLIN};
+		fd_set set;
+
+		FD_ZERO(&set);
+		FD_SET(fd, &set);
+		if (poll(&one, 1, -1) != 1 || ppoll(&one, 1, NULL, NULL) != 1 ||
+		    select(fd + 1, &set, NULL, NULL, NULL) != 1)
+			abort();
+	}
+	close(fd);
+}
+
 static void handler(int number)
 {
 	(void)number;
@@ -288,6 +308,8 @@ int main(int argc, char **argv)
 			overtake(n);
 		else if (!strcmp(command, "timers"))
 			timers(n);
+		else if (!strcmp(command, "polls"))
+			polls(n);
 		else if (!strcmp(command, "fork")) {
 			pid_t pid = fork();
 

@@ -103,6 +103,15 @@ def test_timers_and_epoll(child: Child, trace: Attach) -> None:
     assert set(waits["epfd"]) == {control["epfd"]}
 
 
+def test_polls_that_end_at_once_are_recorded(child: Child, trace: Attach) -> None:
+    live = trace(child.tgid)
+    child.do("polls 101")
+    waits = live.finish().of(Kind.EPOLL_WAIT)
+    by_call = [int(np.count_nonzero(np.isin(waits["op"], numbers))) for numbers in ((7,), (271,), (23, 270))]
+    assert by_call == [101, 101, 101]
+    assert set(waits["ret"]) == {1} and set(waits["epfd"]) == {-1}
+
+
 def test_two_targets_are_told_apart(start_child: Start, trace: Attach) -> None:
     one, two, bystander = start_child(), start_child(), start_child()
     live = trace(one.tgid, two.tgid)

@@ -30,6 +30,10 @@ _KINDS = {
     "epoll_wait": Kind.EPOLL_WAIT,
     "epoll_pwait": Kind.EPOLL_WAIT,
     "epoll_pwait2": Kind.EPOLL_WAIT,
+    "poll": Kind.EPOLL_WAIT,
+    "ppoll": Kind.EPOLL_WAIT,
+    "select": Kind.EPOLL_WAIT,
+    "pselect6": Kind.EPOLL_WAIT,
     "recvmsg": Kind.RECVMSG,
     "sendmsg": Kind.SENDMSG,
 }
@@ -160,6 +164,9 @@ def clipped(
     if kind == Kind.FUTEX:
         value["op"] = args[1] & 0xFFFF
         value["arg"] = args[2] & 0xFFFFFFFF
+        return value
+    if kind == Kind.EPOLL_WAIT and not name.startswith("epoll"):
+        value["fd"] = -1  # poll and select are given no fd to wait on
         return value
     fd = np.array([args[0] & 0xFFFFFFFF], "<u4").view("<i4")[0]
     value["fd"] = fd

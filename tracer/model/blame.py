@@ -148,7 +148,7 @@ class Recent:
 
 def syscall_name(kind: Kind, number: int) -> str:
     """A syscall's name without its object."""
-    if kind in (Kind.FD, Kind.SYSCALL):
+    if kind in (Kind.FD, Kind.SYSCALL) or (kind == Kind.EPOLL_WAIT and number in _NUMBERS):
         return _NUMBERS.get(number, f"syscall {number}")
     return _NAMES.get(kind, kind.name.lower())
 
