@@ -34,6 +34,8 @@ TONE_HZ = 997
 SERVER, SINK, RECORDER = "pipewire-0", "sink", "recorder"
 #: Seconds after which what should have happened never will (not a measure of anything).
 PATIENCE_S = 30.0
+#: Folder of another system whose PipeWire is taken, e.g. of Debian 13 made by debootstrap, with /dev and /proc.
+ROOT = os.environ.get("XDTRACE_PIPEWIRE_ROOT", "")
 
 _PROGRAMS = ("pipewire", "pw-play", "pw-record", "pw-link", "pw-cli", "pw-dump", "pw-metadata")
 _MODULES = """
@@ -77,13 +79,12 @@ context.objects = [
         node.driver = true
         priority.driver = 30000
         resample.disable = true
-        adapter.auto-port-config = { mode = dsp monitor = true position = preserve }
     } }
 ]
 """
 _CLIENT = "context.properties = {{ support.dbus = false }}\n{}\ncontext.modules = [ {} ]\n"
 _PORTS = (
-    "{ direction: %s mode: dsp format: { mediaType: audio mediaSubtype: raw format: F32P rate: 48000 "
+    "{ direction: %s mode: dsp monitor: %s format: { mediaType: audio mediaSubtype: raw format: F32P rate: 48000 "
     "channels: 1 position: [ MONO ] } }"
 )
 
@@ -100,11 +101,12 @@ class Here:
     @staticmethod
     def look() -> Here:
         """On this machine."""
-        absent = tuple(name for name in _PROGRAMS if shutil.which(name) is None)
+        path = f"{ROOT}/usr/bin" if ROOT else None
+        absent = tuple(name for name in _PROGRAMS if shutil.which(name, path=path) is None)
         told = ""
         if "pipewire" not in absent:
             told = subprocess.run(
-                ["pipewire", "--version"], capture_output=True, text=True, check=False
+                [*inside(), "pipewire", "--version"], capture_output=True, text=True, check=False
             ).stdout
         try:
             release = platform.freedesktop_os_release()
@@ -130,9 +132,9 @@ class Here:
         """Why tests with a real PipeWire cannot run on such a machine, "" if they can."""
         if self.absent:
             return f"not installed: {', '.join(self.absent)} (./dev test does on Debian and Ubuntu)"
-        if not self.version.startswith("0.3."):
+        if not self.version.startswith(("0.3.", "1.")):
             told = self.version or "a version that it does not tell"
-            return f"these tests know PipeWire 0.3 (its profiler, its synchronous streams); here is {told}"
+            return f"these tests know PipeWire 0.3 and 1 (their profilers, their streams); here is {told}"
         return ""
 
 
@@ -144,6 +146,11 @@ def pipewire() -> None:
         pytest.fail(reason)
     if reason := reason or here.why_not():
         pytest.skip(reason)
+
+
+def inside() -> tuple[str, ...]:
+    """What to put before one of PipeWire's programs, so that it is that of ``ROOT``."""
+    return ("chroot", ROOT) if ROOT else ()
 
 
 def until(condition: Callable[[], Any], what: str) -> Any:
@@ -205,10 +212,17 @@ class Graph:
         self.wav = folder / "monitor.wav"
         self._stack = ExitStack()
         (folder / "run").mkdir()
+        if ROOT:  # the same paths lead to the same files there
+            there = Path(f"{ROOT}{folder}")
+            there.mkdir(parents=True)
+            subprocess.run(["mount", "--bind", str(folder), str(there)], check=True)
+            self._stack.callback(subprocess.run, ["umount", str(there)], check=True)
         self.env = {
             **{k: v for k, v in os.environ.items() if not k.startswith(("DBUS_", "PIPEWIRE_", "PULSE_"))},
             "XDG_RUNTIME_DIR": str(folder / "run"),
             "PIPEWIRE_CONFIG_DIR": str(folder),
+            # Since 1.2 clients whose data is made by their main thread are asynchronous: nobody waits for them.
+            "PIPEWIRE_PROPS": "{ node.async = false }",
         }
         server = _SERVER % (SERVER, RATE_HZ, quantum, _LIBRARIES, _MODULES % 88, SINK)
         (folder / "pipewire.conf").write_text(server)
@@ -227,7 +241,7 @@ class Graph:
         """A process that ends with the graph, also when it is stopped."""
         log = (self.folder / f"{Path(words[0]).name}.log").open("a")
         process = subprocess.Popen(
-            words,
+            (*(inside() if words[0] in _PROGRAMS else ()), *words),
             text=True,
             stderr=log,
             **{"env": self.env, "stdin": subprocess.DEVNULL, "stdout": log, **more},
@@ -238,7 +252,9 @@ class Graph:
 
     def run(self, *words: str) -> str:
         """One of PipeWire's tools, to its end; what it printed."""
-        done = subprocess.run(words, env=self.env, capture_output=True, text=True, check=True)
+        done = subprocess.run(
+            [*inside(), *words], env=self.env, capture_output=True, text=True, check=True
+        )
         return done.stdout
 
     # --- what there is ---------------------------------------------------------------------------
@@ -246,7 +262,8 @@ class Graph:
     def serve(self) -> subprocess.Popen[str]:
         """The server, ready: its sink has its ports."""
         server = self.start("pipewire", "-c", "pipewire.conf")
-        until(lambda: f"{SINK}:monitor_MONO" in self.ports(), "the server's sink")
+        until(lambda: SINK in self.nodes(), "the server's sink")
+        self.give_ports(SINK, "Input", f"{SINK}:monitor_MONO")
         return server
 
     def proxy(
@@ -293,15 +310,19 @@ class Graph:
 
     def connect(self, name: str) -> None:
         """Give a player's node its port and link it to the sink."""
-        self.run("pw-cli", "set-param", str(self.nodes()[name]), "PortConfig", _PORTS % "Output")
-        until(lambda: f"{name}:output_MONO" in self.ports(), f"the port of {name}")
+        self.give_ports(name, "Output", f"{name}:output_MONO")
         self.run("pw-link", f"{name}:output_MONO", f"{SINK}:playback_MONO")
+
+    def give_ports(self, name: str, direction: str, expected: str) -> None:
+        """What a session manager does: a node's ports, and with an input's a monitor where it is a sink's."""
+        monitor = "true" if name == SINK else "false"
+        self.run("pw-cli", "set-param", str(self.nodes()[name]), "PortConfig", _PORTS % (direction, monitor))
+        until(lambda: expected in self.ports(), f"the port {expected}")
 
     def record(self) -> subprocess.Popen[str]:
         """Record the sink's monitor into ``wav``, by a client of the server itself."""
         process = self.client(RECORDER, "pw-record", SERVER, self.wav)
-        self.run("pw-cli", "set-param", str(self.nodes()[RECORDER]), "PortConfig", _PORTS % "Input")
-        until(lambda: f"{RECORDER}:input_MONO" in self.ports(), "the recorder's port")
+        self.give_ports(RECORDER, "Input", f"{RECORDER}:input_MONO")
         self.run("pw-link", f"{SINK}:monitor_MONO", f"{RECORDER}:input_MONO")
         until(lambda: self.recorded() > 0, "the first samples")
         return process
@@ -315,7 +336,7 @@ class Graph:
         until(lambda: len(self.nodes()) == n, f"{n} nodes")
 
     def _dump(self) -> Iterable[tuple[str, int, dict[str, Any]]]:
-        done = subprocess.run(["pw-dump"], env=self.env, capture_output=True, text=True, check=False)
+        done = subprocess.run([*inside(), "pw-dump"], env=self.env, capture_output=True, text=True, check=False)
         for item in json.loads(done.stdout or "[]"):
             props = (item.get("info") or {}).get("props") or {}
             yield item["type"].rsplit(":", 1)[-1], item["id"], props

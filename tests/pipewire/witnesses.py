@@ -238,7 +238,7 @@ def run(
                 server=within(ended, one),
                 ended=tuple(at for at in ended if one.start_ns <= at < one.end_ns),
                 wav=-1 if capture is None else silent_quanta(capture, one.samples, quantum),
-                profiler=(within(profiler.errors("player"), one) + 1) // 2,
+                profiler=within(profiler.missed("player"), one),
             )
             for one in windows
         ]

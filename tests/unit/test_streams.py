@@ -17,7 +17,7 @@ from tracer.model.registry import Registry
 from tracer.model.step import Step
 from tracer.model.streams import Cycle, Stream, Streams
 from tracer.model.timeline import Sequencer
-from tracer.schema import Fd, Records, Target, Thread
+from tracer.schema import Fd, Flag, Records, Target, Thread
 
 T = 1024 * 1_000_000_000 // 48_000
 WAKE, DONE = 41, 42
@@ -402,4 +402,34 @@ def test_who_is_woken_too_late_to_answer_in_time_is_late_although_another_finish
         *(tick(late), signal(late), serve(late + served), taken(late + T + MS // 10)),
         *cycles(late + T, 20),
     )
+    assert misses(found) == expected
+
+
+@pytest.mark.parametrize(
+    ("usual", "asleep", "answer", "expected"),
+    [
+        (MS // 5, False, MS // 5, ["completion"] * 2),  # the other was awake, and soon done as always
+        (MS // 5, True, MS // 5, []),  # the other had not read its signal at the deadline
+        (MS // 5, False, 9 * MS, []),  # the answer came at any time: a late one of the other's
+        (4 * MS, False, 4 * MS, []),  # the other takes long: awake, it may be late all the same
+    ],
+)
+def test_whom_the_driver_waited_for_shows_in_what_others_do(
+    usual: int, asleep: bool, answer: int, expected: list[str]
+) -> None:
+    """Another client always finishes last; in two cycles nobody does, and W was in time."""
+
+    def start(at: int, unread: bool) -> list[Records]:
+        other = r.write(D, at + 14 * US, at + 16 * US, eventfd=77, flags=Flag.PENDING if unread else 0)
+        return [tick(at), signal(at), other, serve(at + 50 * US)]
+
+    late = START + 120 * T
+    parts: list[Records] = []
+    for k in range(100):
+        at = START + (20 + k) * T
+        parts += [*start(at, False), taken(at + usual)]
+    for k in range(2):
+        parts += start(late + k * T, asleep and k > 0)
+    parts += [*start(late + 2 * T, asleep), taken(late + 2 * T + answer)]
+    _, found = decided(*cycles(START, 20), *parts, tick(late + 3 * T))
     assert misses(found) == expected

@@ -7,6 +7,7 @@ cycle is streams.py's. Times are ns.
 
 from __future__ import annotations
 
+from collections import deque
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -74,6 +75,8 @@ class Stream:
         overruns: wakeups that a read found beside the first, a lower bound of missed ones.
         last_signal_ns: the last signal seen (or inferred).
         guessed: its completion eventfd is the likeliest of several, and may yet turn out to be another.
+        usual_ns: from start to answer of its last cycles in time.
+        others_late: late cycles that another client finished last, and that were or may have been late for it.
         fastest_ns: shortest time from W's read to the completion's write in a cycle on time.
     """
 
@@ -89,6 +92,8 @@ class Stream:
     guessed: bool = False
     held_since_ns: int = 0
     last_signal_ns: int = 0
+    usual_ns: deque[int] = field(default_factory=lambda: deque(maxlen=64))
+    others_late: int = 0
     fastest_ns: int | None = None
     cycles: int = 0
     overruns: int = 0

@@ -13,7 +13,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from tracer.schema import Records
+from tracer.schema import Flag, Records
 
 #: Events that decide who usually writes or reads an eventfd.
 RECENT: Final = 64
@@ -21,12 +21,16 @@ RECENT: Final = 64
 
 @dataclass(slots=True)
 class Series:
-    """Events of one sort on one eventfd or timerfd, in order of their end."""
+    """Events of one sort on one eventfd or timerfd, in order of their end.
+
+    ``unread``: of a write, whether the one before had not been read yet.
+    """
 
     enter: list[int] = field(default_factory=list)
     end: list[int] = field(default_factory=list)
     tid: list[int] = field(default_factory=list)
     value: list[int] = field(default_factory=list)
+    unread: list[bool] = field(default_factory=list)
     total: int = 0
 
     def extend(self, rows: Records) -> None:
@@ -36,13 +40,14 @@ class Series:
         self.end += [a + b for a, b in zip(enter, rows["dur_ns"].tolist(), strict=True)]
         self.tid += rows["tid"].tolist()
         self.value += rows["value"].tolist()
+        self.unread += ((rows["flags"] & Flag.PENDING) != 0).tolist()
         self.total += len(enter)
 
     def trim(self, before_ns: int) -> None:
         """Forget what ended before a time."""
         if self.end and self.end[0] < before_ns:
             n = bisect_left(self.end, before_ns)
-            del self.enter[:n], self.end[:n], self.tid[:n], self.value[:n]
+            del self.enter[:n], self.end[:n], self.tid[:n], self.value[:n], self.unread[:n]
 
     def after(self, time_ns: int) -> int:
         """Index of the first event that ended after a time."""

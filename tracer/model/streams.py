@@ -18,7 +18,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from tracer.model import completions
+from tracer.model import completions, others
 from tracer.model.cycles import CLOSES_NS, GRACE_NS, MIN_COMPLETIONS, SETTLE_NS, Cycle, Stream
 from tracer.model.drivers import Driver
 from tracer.model.eventfds import Completion, Eventfd, Series
@@ -378,8 +378,12 @@ class Streams:
             in_time = cycle.closing_ns is not None and cycle.closing_ns <= cycle.deadline_ns
             if not in_time and woke_in_time and cycle.closing_ns is not None and cycle.write_ns is None:
                 assert cycle.read_ns is not None
-                # Another finished last; it waited for us if, read so late, we were late at our fastest.
-                in_time = cycle.read_ns + (stream.fastest_ns or 0) <= cycle.deadline_ns
+                # Another finished last; the driver waited for us if, read so late, we were late at our fastest.
+                late = cycle.read_ns + (stream.fastest_ns or 0) > cycle.deadline_ns
+                in_time = not late and not others.waited_for_us(cycle, self.eventfds.values())
+                stream.others_late += in_time
+            elif in_time:
+                others.note(cycle)
             cycle.leg = "" if in_time else ("completion" if woke_in_time else "wake")
             if cycle.leg == "wake" and cycle.write_ns is None:
                 cycle.closing_ns = cycle.read_ns  # somebody else finished last: ours is late up to its read
