@@ -34,7 +34,7 @@ TONE_HZ = 997
 SERVER, SINK, RECORDER = "pipewire-0", "sink", "recorder"
 #: Seconds after which what should have happened never will (not a measure of anything).
 PATIENCE_S = 30.0
-#: Folder of another system whose PipeWire is taken, e.g. of Debian 13 made by debootstrap, with /dev and /proc.
+#: Folder of another system whose PipeWire is taken, e.g. Debian 13 by debootstrap, with /dev and /proc.
 ROOT = os.environ.get("XDTRACE_PIPEWIRE_ROOT", "")
 
 _PROGRAMS = ("pipewire", "pw-play", "pw-record", "pw-link", "pw-cli", "pw-dump", "pw-metadata")
@@ -84,8 +84,8 @@ context.objects = [
 """
 _CLIENT = "context.properties = {{ support.dbus = false }}\n{}\ncontext.modules = [ {} ]\n"
 _PORTS = (
-    "{ direction: %s mode: dsp monitor: %s format: { mediaType: audio mediaSubtype: raw format: F32P rate: 48000 "
-    "channels: 1 position: [ MONO ] } }"
+    "{ direction: %s mode: dsp monitor: %s format: { mediaType: audio mediaSubtype: raw "
+    "format: F32P rate: 48000 channels: 1 position: [ MONO ] } }"
 )
 
 
@@ -221,7 +221,7 @@ class Graph:
             **{k: v for k, v in os.environ.items() if not k.startswith(("DBUS_", "PIPEWIRE_", "PULSE_"))},
             "XDG_RUNTIME_DIR": str(folder / "run"),
             "PIPEWIRE_CONFIG_DIR": str(folder),
-            # Since 1.2 clients whose data is made by their main thread are asynchronous: nobody waits for them.
+            # Since 1.2 nobody waits for clients whose main thread makes the data, unless they say so.
             "PIPEWIRE_PROPS": "{ node.async = false }",
         }
         server = _SERVER % (SERVER, RATE_HZ, quantum, _LIBRARIES, _MODULES % 88, SINK)
@@ -252,9 +252,7 @@ class Graph:
 
     def run(self, *words: str) -> str:
         """One of PipeWire's tools, to its end; what it printed."""
-        done = subprocess.run(
-            [*inside(), *words], env=self.env, capture_output=True, text=True, check=True
-        )
+        done = subprocess.run([*inside(), *words], env=self.env, capture_output=True, text=True, check=True)
         return done.stdout
 
     # --- what there is ---------------------------------------------------------------------------
@@ -336,7 +334,9 @@ class Graph:
         until(lambda: len(self.nodes()) == n, f"{n} nodes")
 
     def _dump(self) -> Iterable[tuple[str, int, dict[str, Any]]]:
-        done = subprocess.run([*inside(), "pw-dump"], env=self.env, capture_output=True, text=True, check=False)
+        done = subprocess.run(
+            [*inside(), "pw-dump"], env=self.env, capture_output=True, text=True, check=False
+        )
         for item in json.loads(done.stdout or "[]"):
             props = (item.get("info") or {}).get("props") or {}
             yield item["type"].rsplit(":", 1)[-1], item["id"], props

@@ -49,6 +49,9 @@ class Window:
     wav: int = -1
     profiler: int = -1
     ended: tuple[int, ...] = ()  # ends of the server's cycles without a completion, ns
+    unlike: tuple[
+        float, ...
+    ] = ()  # where xdtrace and the server differ, ms, but for cycles that another was late for
 
     @property
     def counts(self) -> tuple[int, int, int, int]:
@@ -176,6 +179,13 @@ def unlike(misses: Iterable[int], ended: Iterable[int], one: Window, period_ns: 
     return [(at - one.start_ns) / 1e6 for at in off if one.start_ns <= at < one.end_ns]
 
 
+def late_alone(profiler: Profiler, player: str) -> list[int]:
+    """Deadlines of the cycles that another client had not finished, and the player had."""
+    nodes = {point.node for point in profiler.points} - {player}
+    ours = set(profiler.missed(player))
+    return sorted({at for node in nodes for at in profiler.missed(node)} - ours)
+
+
 def run(
     folder: Path,
     quantum: int,
@@ -231,6 +241,7 @@ def run(
             end(recorder)
         capture = analyse(graph.wav, join_s=0) if record else None
         missed, ended = [m["deadline_ns"] for m in summary["misses"]], taken.without_completion()
+        others, half_ms = late_alone(profiler, "player"), period_s * 500
         counted = [
             replace(
                 one,
@@ -239,6 +250,11 @@ def run(
                 ended=tuple(at for at in ended if one.start_ns <= at < one.end_ns),
                 wav=-1 if capture is None else silent_quanta(capture, one.samples, quantum),
                 profiler=within(profiler.missed("player"), one),
+                unlike=tuple(
+                    ms
+                    for ms in unlike(missed, ended, one, period_s * 1e9)
+                    if not any(abs((at - one.start_ns) / 1e6 - ms) < half_ms for at in others)
+                ),
             )
             for one in windows
         ]

@@ -76,7 +76,7 @@ class Stream:
         last_signal_ns: the last signal seen (or inferred).
         guessed: its completion eventfd is the likeliest of several, and may yet turn out to be another.
         usual_ns: from start to answer of its last cycles in time.
-        others_late: late cycles that another client finished last, and that were or may have been late for it.
+        others_late: late cycles that another client finished last, and that may have been late for it.
         fastest_ns: shortest time from W's read to the completion's write in a cycle on time.
     """
 

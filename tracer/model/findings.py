@@ -185,8 +185,8 @@ def _audio(seen: Evidence) -> Iterator[Finding]:
             )
         if stream.others_late:
             yield Finding(
-                f"{stream.others_late} of {stream.cycles} cycles of {stream.id} were late, but another client of the "
-                "audio server finished last",
+                f"{stream.others_late} of {stream.cycles} cycles of {stream.id} were late, but another "
+                "client of the audio server finished last",
                 "such a cycle is no miss of this VMM's here, because nothing shows that it was the late one",
                 "see which client it was: pw-top counts errors per client",
                 "info",

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Other clients of an audio server, which are not traced: did a driver wait for one of them, or for us?
 
-Where a client that is not traced finishes last, the VMM's own answer is written nowhere: if the cycle was
-late, either may have been. Two things are seen of the others: the driver's signals to them, which tell
-whether the one before had been read, and how soon after a cycle's start they usually answer. Owns that judgement.
+Where a client that is not traced finishes last, the VMM's own answer is written nowhere: if the cycle
+was late, either may have been. Two things are seen of the others: the driver's signals to them, which tell
+whether the one before had been read, and how soon after a start they usually answer. Owns that judgement.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ def waited_for_us(cycle: Cycle, eventfds: Iterable[Eventfd]) -> bool:
     """Whether a late cycle was late for our stream, although another client finished last.
 
     So it is if all others that the driver signals had read the cycle's signal by its deadline, usually are
-    done soon after they are woken, and the answer that came at last came as soon after a start. Where they take
-    long, or none is seen, it is not told: False.
+    done soon after they are woken, and the answer that came at last came as soon after a start. Where they
+    take long, or none is seen, it is not told: False.
     """
     driver, usual = cycle.driver, cycle.stream.usual_ns
     period = driver.interval_ns or driver.period_ns

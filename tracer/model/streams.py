@@ -378,7 +378,7 @@ class Streams:
             in_time = cycle.closing_ns is not None and cycle.closing_ns <= cycle.deadline_ns
             if not in_time and woke_in_time and cycle.closing_ns is not None and cycle.write_ns is None:
                 assert cycle.read_ns is not None
-                # Another finished last; the driver waited for us if, read so late, we were late at our fastest.
+                # Another finished last; the driver waited for us if we read too late even for our fastest.
                 late = cycle.read_ns + (stream.fastest_ns or 0) > cycle.deadline_ns
                 in_time = not late and not others.waited_for_us(cycle, self.eventfds.values())
                 stream.others_late += in_time
