@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import termios
 import time
 from collections.abc import Mapping, Sequence
@@ -13,7 +14,7 @@ import pexpect
 import pyte
 
 #: Seconds after which a screen that does not come is a failure (not a measure of anything).
-PATIENCE_S = 30.0
+PATIENCE_S = 120.0
 
 _ENTER, _LEAVE = b"\x1b[?1049h", b"\x1b[?1049l"
 _HIDE, _SHOW = b"\x1b[?25l", b"\x1b[?25h"
@@ -110,5 +111,12 @@ class Terminal:
         return code
 
     def kill(self) -> None:
-        """End it whatever it does."""
-        self._child.close(force=True)
+        """End it whatever it does; once more does nothing."""
+        if self._child.closed:
+            return
+        if self._child.isalive():
+            self._child.kill(signal.SIGKILL)
+        end = time.monotonic() + PATIENCE_S
+        while self._read() and time.monotonic() < end:  # until the kernel has taken its probes away
+            pass
+        self._child.close()

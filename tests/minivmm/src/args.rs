@@ -20,7 +20,7 @@ pub const USAGE: &str = "minivmm: a small VMM with a cross-domain device, and an
   --seed N                                (1)
   --wav FILE  --log FILE                  what was played; JSON lines, one per stream and cycle
   --hold-start                            wait for a line on stdin before audio and load start
-  --linger                                stay, idle, after the run until stdin is closed
+  --linger                                stay, idle, after the run until stdin is closed, which ends a run too
   --negative KIND[,KIND]                  what is no miss: pause suspend reuse quantum async condvar idle
                                           shared-futex driver follower (README)
   --vmms N                                VMMs on one audio server, streams in turn (1)

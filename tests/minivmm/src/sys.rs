@@ -221,6 +221,13 @@ pub fn readable(fds: &[RawFd], ms: c_int) -> Vec<bool> {
     polled.iter().map(|p| p.revents != 0).collect()
 }
 
+/// Whether the other end of a pipe is gone.
+pub fn hung_up(fd: RawFd) -> bool {
+    let mut polled = PollFd { fd, events: 0, revents: 0 };
+    // SAFETY: one entry, of which the kernel writes revents; 0x10 is POLLHUP.
+    unsafe { poll(&mut polled, 1, 0) == 1 && polled.revents & 0x10 != 0 }
+}
+
 pub fn socket_pair() -> Result<(OwnedFd, OwnedFd)> {
     let mut fds = [0; 2];
     // SAFETY: AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC.
