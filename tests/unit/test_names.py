@@ -18,7 +18,7 @@ from tracer.model.turns import Turns
 from tracer.schema import CallSite, Frame, LockSymbol, Records, Target, Thread
 
 VMM = 100
-W, G, FENCE, W2 = 1, 2, 3, 4
+W, G, FENCE, W2, OTHER = 1, 2, 3, 4, 5
 ITEM, QUEUE, JOBS, RESOURCES, COND = 0x1000, 0x2000, 0x3000, 0x4000, 0x5000
 STREAM, IRQ = 7, 8
 
@@ -40,7 +40,7 @@ def names(trace: Records, known: Registry | None = None) -> Names:
     known = known or Registry()
     known.learn(
         targets=[Target(VMM, "vmm", "vmm")],
-        threads=[Thread(tid, VMM, f"t{tid}") for tid in (W, G, FENCE, W2)],
+        threads=[Thread(tid, VMM, f"t{tid}") for tid in (W, G, FENCE, W2, OTHER)],
     )
     for tid, role in ((W, "W"), (G, "G"), (FENCE, "fence"), (W2, "W")):
         known.threads[tid].role = role
@@ -162,6 +162,18 @@ def test_neighbours_of_item_state_are_not_called_so() -> None:
 def test_a_lock_that_a_third_thread_uses_is_not_item_state() -> None:
     found = names(r.trace(contend(G, W, ITEM, 10_000), contend(FENCE, W, ITEM, 40_000), turns(1, 1)))
     assert found.lock(VMM, ITEM)[0] == f"lock@{ITEM:#x}"
+
+
+@pytest.mark.parametrize(("held", "name"), [(1, "item_state"), (0, f"lock@{ITEM:#x}")])
+def test_a_thread_without_a_role_may_use_item_state_too(held: int, name: str) -> None:
+    used = r.trace(contend(G, W, ITEM, 10_000), contend(OTHER, W, ITEM, 40_000), turns(held, held))
+    assert names(used).lock(VMM, ITEM)[0] == name
+
+
+def test_what_a_thread_without_a_role_finds_held_all_the_time_gets_no_name() -> None:
+    """Eight turns are not enough where a third thread uses the lock too."""
+    used = r.trace(contend(G, W, ITEM, 10_000), contend(OTHER, W, ITEM, 40_000), turns(1, 1, n=9))
+    assert names(used).lock(VMM, ITEM)[0] == f"lock@{ITEM:#x}"
 
 
 def test_a_lock_of_two_workers_is_not_item_state() -> None:

@@ -194,6 +194,18 @@ def test_who_shares_an_eventfd_but_drives_nothing_is_no_server() -> None:
         assert servers.find_audio(vmm.tgid) == []
 
 
+def test_a_server_without_a_timer_signals_the_vmm_and_is_answered() -> None:
+    with children("send([os.eventfd(0), os.eventfd(0)])", VMM) as (server, vmm):
+        hand_over(server, vmm)
+        assert servers.find_audio(vmm.tgid) == [server.tgid]
+
+
+def test_an_id_that_was_another_eventfds_a_moment_ago_is_not_shared(monkeypatch: pytest.MonkeyPatch) -> None:
+    looks = iter([{3: 7}, {5: 7}, {3: 8}])  # the server's, the VMM's, the server's again
+    monkeypatch.setattr(procfs, "eventfd_ids", lambda _tgid: next(looks))
+    assert not servers.share_eventfds(1, 2)
+
+
 def test_a_forked_copy_of_the_vmm_is_no_server() -> None:
     copy = "timer = libc.timerfd_create(1, 0)\nworker.register(timer)\n"
     fork = "if os.fork() == 0: threading.Event().wait()"

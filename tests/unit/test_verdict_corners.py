@@ -459,6 +459,22 @@ def test_a_lock_that_g_waits_for_in_another_command_is_the_more_specific_cause()
     assert miss.cause == "lock", (miss.detail, miss.sufficient)
 
 
+def test_a_thread_stopped_inside_a_syscall_that_goes_on_afterwards_is_blocked() -> None:
+    """SIGSTOP while G is inside a syscall that is restarted: the syscall's span lasts over the stop."""
+    world = World()
+    for i in range(36):
+        if i == 24:
+            t = world.start_of(world.number) + 4 * MS
+            world.add(
+                r.offcpu(G, t, t + LATE - 4 * MS, woken=t + LATE - 4 * MS, waker=1, waker_tgid=1, state=4)
+            )
+            world.cycle(Delays(write=LATE))
+        else:
+            world.cycle()
+    (miss,) = origins(analyse(world, world.finish()))
+    assert miss.cause == "blocked", (miss.detail, miss.sufficient)
+
+
 def test_a_stopped_thread_is_blocked_and_wants_no_priority() -> None:
     """SIGSTOP while W computes: prev_state is __TASK_STOPPED."""
     world = World()

@@ -58,7 +58,9 @@ def find_audio(tgid: int) -> list[int]:
 
     A server waits in one epoll for a timer of its own and for an eventfd that the VMM writes
     (the completion). Where /proc does not show that, the holder of a timer that shares most
-    eventfds is taken. A forked copy of the VMM (it holds all of its eventfds) and another VMM
+    eventfds is taken; where no holder has a timer (a server may sleep, or be woken by its card), who shares
+    both an eventfd that the VMM waits for and one that it does not. A forked copy of the VMM (it holds
+    all of its eventfds) and another VMM
     (it holds KVM fds) are none. Processes that may not be read cannot be found.
 
     Returns:
@@ -76,11 +78,13 @@ def find_servers(vmms: Iterable[int]) -> dict[int, list[int]]:
 def share_eventfds(vmm_tgid: int, server_tgid: int) -> bool:
     """Whether two processes share an eventfd now.
 
-    Ids are reused: a VMM that exits during a search leaves its ids to whoever makes the next eventfds. The
-    server is read first, so what the VMM still holds afterwards was its own all the time.
+    Ids are reused: a VMM that exits during a search leaves its ids to whoever makes the next eventfds, and
+    where streams come and go, so does each closed one. The server is read before and after the VMM, so
+    what is in all three was there all the time.
     """
-    theirs = set(procfs.eventfd_ids(server_tgid).values())
-    return any(number >= 0 and number in theirs for number in procfs.eventfd_ids(vmm_tgid).values())
+    before = set(procfs.eventfd_ids(server_tgid).values())
+    shared = before.intersection(procfs.eventfd_ids(vmm_tgid).values()) - {-1}
+    return bool(shared) and not shared.isdisjoint(procfs.eventfd_ids(server_tgid).values())
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,17 +126,31 @@ def _find_audio(tgid: int, scan: _Scan) -> list[int]:
     own = {number for number in scan.holdings(tgid).eventfds.values() if number >= 0}
     if not own:
         return []
-    sharing: dict[int, int] = {}
+    sharing: dict[int, set[int]] = {}
     for other in scan.tgids:
         held = scan.holdings(other)
         shared = own.intersection(held.eventfds.values())
-        if other != tgid and shared and held.has_timer and not held.has_vm:
-            sharing[other] = len(shared)
-    copies = {other for other, count in sharing.items() if count == len(own)}
-    candidates = [other for other in sharing if other not in copies] or list(sharing)
-    candidates.sort(key=lambda other: (-sharing[other], other))
+        if other != tgid and shared and not held.has_vm and share_eventfds(tgid, other):
+            sharing[other] = shared
+    timed = [other for other in sharing if scan.holdings(other).has_timer]
+    candidates = [other for other in timed if len(sharing[other]) < len(own)] or timed
+    candidates.sort(key=lambda other: (-len(sharing[other]), other))
     drivers = [other for other in candidates if _drives(other, own, scan)]
-    return drivers or candidates[:1]
+    return drivers or candidates[:1] or _without_timer(tgid, sharing, scan)
+
+
+def _without_timer(tgid: int, sharing: dict[int, set[int]], scan: _Scan) -> list[int]:
+    """Who signals the VMM and is answered, of those that share eventfds but hold no timer.
+
+    A device's backend (vhost-user) shares eventfds too, but those go to KVM: the VMM waits for none of them.
+    """
+    ids = scan.holdings(tgid).eventfds
+    waited = {ids[entry.fd] for entry in procfs.epolls(tgid) if entry.fd in ids} if sharing else set()
+    own = {number for number in ids.values() if number >= 0}
+    found = [
+        other for other, shared in sharing.items() if shared & waited and shared - waited and shared < own
+    ]
+    return sorted(found, key=lambda other: (-len(sharing[other]), other))[:1]
 
 
 def _drives(tgid: int, shared: set[int], scan: _Scan) -> bool:

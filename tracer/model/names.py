@@ -195,20 +195,28 @@ class Names:
             if len(workers) == 1 and any(self.registry.role(tid) == "W" for tid in _relockers(word)):
                 return JOBS, _cond_evidence(word)
             return "", _cond_evidence(word)
-        if others:
-            return "", f"also used by {', '.join(sorted(others)[:3])}"
         if len(workers) != 1:
-            return "", "used by several workers" if workers else ""
+            also = f"also used by {', '.join(sorted(others)[:3])}" if others else ""
+            return "", "used by several workers" if workers else also
         worker = next(iter(workers))
+        if others:
+            # No third thread of the published devices takes item_state; one of this VMM's own (that is
+            # neither the guest nor a fence thread, which take locks of the whole device) may.
+            roles = {self.registry.role(tid) for tid in word.participants - workers - commanders}
+            told = self._by_turns(word, worker, strict=True) if commanders and roles == {""} else None
+            return told or ("", f"also used by {', '.join(sorted(others)[:3])}")
         for verdict in (self._by_turns(word, worker), self._by_held(word, worker)):
             if verdict is not None:
                 return verdict
         return self._by_surroundings(word, worker, commanders)
 
-    def _by_turns(self, word: Word, worker: int) -> tuple[str, str] | None:
+    def _by_turns(self, word: Word, worker: int, *, strict: bool = False) -> tuple[str, str] | None:
         """From what is held over W's turns with an item, and where it adds an item to its epoll set.
 
         None where too little was watched.
+
+        Args:
+            strict: only what chance cannot have done names a lock, however rarely bystanders find it held.
         """
         if self.turns is None or self.held is None:
             return None
@@ -223,14 +231,15 @@ class Names:
         )
         if turn.at_both >= _SURE * turn.n and added >= _SURE * adds:
             held, n, base = turn.at_both + added, turn.n + adds, self.held.base(*key) or 0.0
-            if base <= _BUSY or is_inside(held, n, base):
+            if (base <= _BUSY and not strict) or is_inside(held, n, base):
                 return ITEM_STATE, said
             return "", said + f", but at {base:.0%} of others' calls too"
         if turn.n < _TURNS:
             return None
         if turn.at_read >= _SURE * turn.n and turn.at_irq <= _RARELY * turn.n and added <= _RARELY * adds:
             held, n, base = turn.at_read, turn.n, self.held.base(*key) or 0.0
-            return (CONTEXT_RESOURCES if base <= _BUSY or is_inside(held, n, base) else ""), said
+            sure = (base <= _BUSY and not strict) or is_inside(held, n, base)
+            return (CONTEXT_RESOURCES if sure else ""), said
         if turn.at_read <= _RARELY * turn.n and turn.at_irq >= _MOSTLY * turn.n:
             return "", said + ": one of the fence handler's locks (control_queue, fence_state, intc)"
         return "", said + ": not over the turn"

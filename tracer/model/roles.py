@@ -114,13 +114,13 @@ class Roles:
         calls = step.threads.calls(tid)
         reads = calls["kind"] == _READ
         spans = _sleeps(step, tid)
+        spans = spans.take(np.flatnonzero(spans["woken_ns"] > 0))
         if not reads.any() or not len(spans):
             return
         enter = calls["enter_ns"][reads]
-        end = enter + calls["dur_ns"][reads]
-        at = np.searchsorted(spans["enter_ns"], enter)
-        first = spans["enter_ns"][np.minimum(at, len(spans) - 1)]
-        within = (at < len(spans)) & (first < end)
+        # A read that a signal interrupts goes on: only its last waking is a kick.
+        at = np.searchsorted(spans["enter_ns"], enter + calls["dur_ns"][reads]) - 1
+        within = (at >= 0) & (spans["enter_ns"][np.maximum(at, 0)] >= enter)
         for waker, n in _wakers(spans.take(at[within])):
             self.vcpu_votes[waker] += n
 

@@ -35,6 +35,7 @@ _WAKES: Final = (FUTEX_WAKE, FUTEX_WAKE_BITSET)
 _new: Final = tuple.__new__
 #: prev_state of a thread that cannot run: interruptible, uninterruptible, stopped, traced (sched.h).
 _OFF_BY_ITSELF: Final = 1 | 2 | 4 | 8
+_STOPPED: Final = 4 | 8
 
 
 class Call(NamedTuple):
@@ -85,6 +86,11 @@ class Off(NamedTuple):
     def slept(self) -> bool:
         """Whether the thread blocked (else it was runnable all along)."""
         return not self.preempted and bool(self.state & _OFF_BY_ITSELF)
+
+    @property
+    def stopped(self) -> bool:
+        """Whether a signal or a debugger stopped it: whatever syscall it then goes on with did not."""
+        return not self.preempted and bool(self.state & _STOPPED)
 
 
 def calls_of(records: Records) -> list[Call]:

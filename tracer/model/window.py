@@ -154,7 +154,8 @@ class Window:
                 slept_until = (
                     min(max(off.woken, off.out), off.back, stop) if off.woken else min(off.back, stop)
                 )
-                runs.append((slept_until, _IN_SYSCALL_BLOCKED, _BLOCKED, off))
+                inside = _BLOCKED if off.stopped else _IN_SYSCALL_BLOCKED
+                runs.append((slept_until, inside, _BLOCKED, off))
             cursor = min(off.back, stop)
             runs.append((cursor, _RUNNABLE, _RUNNABLE, off))
         runs.append((stop, _IN_SYSCALL, _ON_CPU, None))
