@@ -5,14 +5,6 @@
  * In the main text, not a header: BCC rewrites map calls only there.
  */
 
-/*
- * The helpers by names of our own: BCC reads all of kallsyms anew for every
- * call of bpf_probe_read_kernel or _user that it sees (1.8 s for these probes).
- */
-static long (*xd_read_user)(void *to, u32 size_bytes, const void *from) = (void *)112;
-static long (*xd_read_kernel)(void *to, u32 size_bytes, const void *from) = (void *)113;
-static long (*xd_read_kernel_str)(void *to, u32 size_bytes, const void *from) = (void *)115;
-
 #define XD_RB_NO_WAKEUP 1
 
 static __always_inline struct xd_cpu *xd_this_cpu(void)
@@ -22,12 +14,38 @@ static __always_inline struct xd_cpu *xd_this_cpu(void)
 	return xd_cpus.lookup(&zero);
 }
 
+/* Whether a target may be behind a tgid: all that a bystander pays for, about 4 ns. */
 static __always_inline bool xd_maybe_target(u32 tgid)
 {
 	u32 slot = tgid % XD_FILTER_SLOTS;
-	u64 *hit = xd_filter.lookup(&slot);
+	u64 *places = xd_filter.lookup(&slot);
 
-	return hit && *hit;
+	return places && *places;
+}
+
+/* The target of a tgid, NULL where it is none. Array look-ups alone: they are inlined. */
+static __always_inline struct xd_target *xd_target_of(u32 tgid)
+{
+	u32 slot = tgid % XD_FILTER_SLOTS;
+	u64 *places = xd_filter.lookup(&slot), left;
+
+	if (!places)
+		return NULL;
+	left = *places;
+	/* One place almost always: more where tgids are equal modulo the number of slots. */
+#pragma clang loop unroll(disable)
+	for (int i = 0; i < 8; i++) {
+		u32 place = left & 0xff;
+		struct xd_target *target;
+
+		if (!place)
+			break;
+		target = xd_targets.lookup(&place);
+		if (target && target->tgid == tgid)
+			return target;
+		left >>= 8;
+	}
+	return NULL;
 }
 
 static __always_inline void xd_count_lost_map(void)
@@ -66,30 +84,6 @@ static __always_inline void xd_head_set(struct xd_head *head, u8 kind, u8 flags,
 	head->tid = tid;
 	head->enter_ns = enter_ns;
 	head->dur_ns = dur_ns;
-}
-
-static __always_inline u32 xd_task_u32(u64 task, u64 offset)
-{
-	u32 value = 0;
-
-	xd_read_kernel(&value, sizeof(value), (void *)(task + offset));
-	return value;
-}
-
-/* A task's ids as bpf_get_current_pid_tgid() gives them: pid and tgid are neighbours, one read gives both. */
-static __always_inline u64 xd_task_ids(u64 task)
-{
-	u64 ids = 0;
-#if XD_HAVE_TASK
-	xd_read_kernel(&ids, sizeof(ids), (void *)(task + XD_OFF_TASK_PID));
-#else
-	int zero = 0;
-	struct xd_learnt *learnt = xd_learnt.lookup(&zero);
-
-	if (learnt && learnt->task_matches == 1)
-		xd_read_kernel(&ids, sizeof(ids), (void *)(task + learnt->task_pid));
-#endif
-	return ids;
 }
 
 /* The thread's entry, made where there is none or where a dead process left one. */

@@ -23,11 +23,6 @@
 #define XD_MAX_THREADS 8192
 #endif
 
-/* Targets at a time: VMMs plus audio servers. */
-#ifndef XD_MAX_TARGETS
-#define XD_MAX_TARGETS 64
-#endif
-
 /* Watched lock words per target: each costs a user read per syscall. 0 compiles them out. */
 #ifndef XD_HELD_WORDS
 #define XD_HELD_WORDS 4
@@ -42,6 +37,22 @@
 #ifndef XD_MIN_OTHER_NS
 #define XD_MIN_OTHER_NS 10000
 #endif
+
+/*
+ * 1: the programs are attached by BTF, so that they may follow kernel pointers by themselves (5.11 and later).
+ * capture/probes.py tries this form first, and takes the other one where the kernel or the compiler refuses it.
+ */
+#ifndef XD_DIRECT
+#define XD_DIRECT 0
+#endif
+
+/* With XD_DIRECT: 1: the kernel has bpf_rdonly_cast() (6.2 and later), XD_BTF_* are its types' ids. */
+#ifndef XD_HAVE_CAST
+#define XD_HAVE_CAST 0
+#endif
+
+/* A call that the compiler cannot say; the loader puts it in (capture/bytecode.py). */
+#define XD_MARK_CAST 0x786401
 
 /* 1: offsets of pid and tgid in a task_struct are known by BTF; 0: they are learnt from xdtrace's own task. */
 #ifndef XD_HAVE_TASK

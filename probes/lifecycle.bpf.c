@@ -25,7 +25,7 @@ static __always_inline void xd_life(u32 tid, u32 tgid, u16 op, u32 old_tid, void
 
 static __always_inline int xd_traced(u32 tgid)
 {
-	struct xd_target *target = xd_targets.lookup(&tgid);
+	struct xd_target *target = xd_target_of(tgid);
 
 	return target && target->role == XD_ROLE_TRACE;
 }
@@ -62,7 +62,7 @@ int xd_process_exec(struct bpf_raw_tracepoint_args *ctx)
 {
 	u64 id = bpf_get_current_pid_tgid();
 	u32 tid = id, tgid = id >> 32, old_tid = ctx->args[1];
-	struct xd_target *target = xd_targets.lookup(&tgid);
+	struct xd_target *target = xd_target_of(tgid);
 
 	if (!target || target->role != XD_ROLE_TRACE)
 		return 0;

@@ -4,14 +4,17 @@
  * runnable, woken when and by whom, who ran instead, what the hypervisor stole.
  *
  * Not traced: time on the CPU (it is what lies between two spans).
- * Cost: sched_switch, sched_waking and sched_wakeup of the whole host pay an array lookup each;
- * interrupt entries and exits a per-CPU increment.
+ * Cost: sched_switch, sched_waking and sched_wakeup of the whole host pay an array look-up each.
  */
 #define XD_TASK_DEAD 0x80
 
 #if XD_HAVE_STEAL
+/* What the hypervisor has taken of this CPU so far, by a task that runs on it. */
 static __always_inline u64 xd_steal(struct xd_cpu *cpu, u64 task)
 {
+#if XD_DIRECT
+	return xd_load64(xd_load64(xd_load64(task, XD_OFF_TASK_CFS_RQ), XD_OFF_CFS_RQ_RQ), XD_OFF_RQ_STEAL);
+#else
 	u64 cfs_rq = 0, steal = 0;
 
 	/* A CPU's run queue never moves: its address is learnt once. */
@@ -23,6 +26,7 @@ static __always_inline u64 xd_steal(struct xd_cpu *cpu, u64 task)
 	}
 	xd_read_kernel(&steal, sizeof(steal), (void *)(cpu->rq + XD_OFF_RQ_STEAL));
 	return steal;
+#endif
 }
 #endif
 
@@ -36,14 +40,13 @@ int xd_sched_switch(struct bpf_raw_tracepoint_args *ctx)
 
 	if (!cpu)
 		return 0;
-	/* Nothing switches inside an interrupt: whatever the depth says, it is over. */
-	cpu->irq_depth = 0;
+	xd_interrupts_over(cpu);
 	thread = xd_maybe_target(id >> 32) ? xd_threads.lookup(&prev_tid) : NULL;
 	if (thread && thread->tgid == id >> 32) {
 #if XD_SWITCH_HAS_STATE
 		u32 state = ctx->args[3];
 #else
-		u32 state = xd_task_u32(ctx->args[1], XD_OFF_TASK_STATE);
+		u32 state = xd_load32(ctx->args[1], XD_OFF_TASK_STATE);
 #endif
 		if (!(state & XD_TASK_DEAD)) {
 			now = bpf_ktime_get_ns();
@@ -71,7 +74,8 @@ int xd_sched_switch(struct bpf_raw_tracepoint_args *ctx)
 	if (!now)
 		now = bpf_ktime_get_ns();
 #if XD_HAVE_STEAL
-	steal = xd_steal(cpu, next);
+	if (!steal) /* the thread before it was a target's, too: read already */
+		steal = xd_steal(cpu, next);
 #endif
 	if (thread->out_ns) {
 		struct xd_offcpu *span = xd_reserve();
@@ -105,22 +109,20 @@ int xd_sched_waking(struct bpf_raw_tracepoint_args *ctx)
 	u64 id = xd_task_ids(ctx->args[0]), now;
 	u32 tid = id;
 	struct xd_thread *thread;
-	struct xd_cpu *cpu;
 
 	if (!xd_maybe_target(id >> 32))
 		return 0;
 	thread = xd_threads.lookup(&tid);
 	if (!thread)
 		return 0;
-	now = bpf_ktime_get_ns();
 	/* The first waking of a span counts. Before it, the newest: an older one has been used up. */
 	if (thread->woken_ns && thread->out_ns)
 		return 0;
-	cpu = xd_this_cpu();
+	now = bpf_ktime_get_ns();
 	id = bpf_get_current_pid_tgid();
 	thread->waker_tid = id;
 	thread->waker_tgid = id >> 32;
-	thread->waker_in_irq = cpu && cpu->irq_depth > 0;
+	thread->waker_in_irq = xd_in_interrupt();
 	thread->woken_ns = now;
 	return 0;
 }
@@ -143,56 +145,4 @@ int xd_sched_wakeup(struct bpf_raw_tracepoint_args *ctx)
 	if (thread && !thread->out_ns)
 		thread->woken_ns = 0;
 	return 0;
-}
-
-static __always_inline int xd_irq_enter(void)
-{
-	struct xd_cpu *cpu = xd_this_cpu();
-
-	if (cpu)
-		cpu->irq_depth++;
-	return 0;
-}
-
-static __always_inline int xd_irq_exit(void)
-{
-	struct xd_cpu *cpu = xd_this_cpu();
-
-	if (cpu && cpu->irq_depth > 0)
-		cpu->irq_depth--;
-	return 0;
-}
-
-/*
- * One program per tracepoint: the kernel skips a program that is already
- * running on the CPU, and an interrupt may come in the middle of one.
- */
-int xd_hrtimer_enter(struct bpf_raw_tracepoint_args *ctx)
-{
-	return xd_irq_enter();
-}
-
-int xd_hrtimer_exit(struct bpf_raw_tracepoint_args *ctx)
-{
-	return xd_irq_exit();
-}
-
-int xd_softirq_enter(struct bpf_raw_tracepoint_args *ctx)
-{
-	return xd_irq_enter();
-}
-
-int xd_softirq_exit(struct bpf_raw_tracepoint_args *ctx)
-{
-	return xd_irq_exit();
-}
-
-int xd_hardirq_enter(struct bpf_raw_tracepoint_args *ctx)
-{
-	return xd_irq_enter();
-}
-
-int xd_hardirq_exit(struct bpf_raw_tracepoint_args *ctx)
-{
-	return xd_irq_exit();
 }

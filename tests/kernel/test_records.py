@@ -11,6 +11,7 @@ import pytest
 from live import WAIT, WAKE, Child, Live
 
 from tracer import schema
+from tracer.errors import HostError
 from tracer.schema import Flag, Kind, Life, Losses
 
 Attach = Callable[..., Live]
@@ -48,8 +49,10 @@ def test_a_long_wait_names_its_caller_and_a_short_threshold_does_not_lose_it(
     assert len(waits) == 11 and (waits["caller"] != 0).all()
 
 
-def test_eventfd_ids_and_values_are_those_of_fdinfo(child: Child, trace: Attach) -> None:
-    live = trace(child.tgid)
+@pytest.mark.parametrize("form", ["cast", "direct", "plain"])
+def test_eventfd_ids_and_values_are_those_of_fdinfo(child: Child, trace: Attach, form: str) -> None:
+    live = trace(child.tgid, probe_form=form)
+    assert live.recording.batches[0].host["probe_form"] == form
     fds = [int(fd) for fd in child.do("eventfds 13").split()]
     done = live.finish()
     ids = [fdinfo_id(child.tgid, fd) for fd in fds]
@@ -71,9 +74,11 @@ def test_eventfd_ids_and_values_are_those_of_fdinfo(child: Child, trace: Attach)
         assert closed["ret"].tolist() == [0], "a close knows its id although the file is gone afterwards"
 
 
-@pytest.mark.parametrize("count", [1, 3, 4, 11, 12, 35])
-def test_received_fds_come_with_their_eventfd_ids(child: Child, trace: Attach, count: int) -> None:
-    live = trace(child.tgid)
+@pytest.mark.parametrize(
+    ("count", "form"), [*((n, "") for n in (1, 3, 4, 11, 12, 35)), (35, "direct"), (35, "plain")]
+)
+def test_received_fds_come_with_their_eventfd_ids(child: Child, trace: Attach, count: int, form: str) -> None:
+    live = trace(child.tgid, probe_form=form)
     fds = [int(fd) for fd in child.do(f"rights {count}").split()]
     done = live.finish()
     ids = [fdinfo_id(child.tgid, fd) for fd in fds]
@@ -125,6 +130,24 @@ def test_two_targets_are_told_apart(start_child: Start, trace: Attach) -> None:
     counts = {tgid: sum(threads.get(tid) == tgid for tid in waits["tid"]) for tgid in (one.tgid, two.tgid)}
     assert counts == {one.tgid: 101, two.tgid: 211}
     assert set(threads.values()) == {one.tgid, two.tgid}
+
+
+def test_targets_whose_ids_share_a_slot_of_the_filter_do_not_hide_each_other(
+    child: Child, trace: Attach
+) -> None:
+    live = trace(child.tgid)
+    maps = live.session._maps
+    others = [child.tgid + 8192 * n for n in range(1, 8)]
+    maps.remove_target(child.tgid)
+    for tgid in (*others, child.tgid):  # ours comes last of the eight that a slot holds
+        maps.set_target(tgid)
+    with pytest.raises(HostError, match="equal modulo 8192"):
+        maps.set_target(child.tgid + 8192 * 8)
+    maps.remove_target(child.tgid + 8192 * 8)
+    maps.remove_target(others[3])
+    child.do("contend 101")
+    waits = live.finish().of(Kind.FUTEX)
+    assert int(((waits["word"] == child.word) & (waits["op"] == WAIT)).sum()) == 101
 
 
 def test_children_are_not_followed(child: Child, trace: Attach) -> None:

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tracer.capture.bytecode import Cache, Compiled, MapSpec, relocated
+from tracer.capture.bytecode import Cache, Compiled, MapSpec, marked, relocated
 
 EXIT = struct.pack("<BBhi", 0x95, 0, 0, 0)
 
@@ -97,6 +97,18 @@ def test_the_oldest_make_room(folder: Path) -> None:
     cache.put("newest", sample())
     assert len(os.listdir(folder)) == 16
     assert cache.get("newest") is not None and cache.get("key0") is None
+
+
+def test_a_marked_call_becomes_one_of_the_kernel_s_functions_and_nothing_else_changes() -> None:
+    def call(number: int, source: int = 0) -> bytes:
+        return struct.pack("<BBhi", 0x85, source << 4, 0, number)
+
+    # The second half of a 64-bit load may look like a call: it is none.
+    wide = struct.pack("<BBhiBBhi", 0x18, 1, 0, 5, 0x85, 0, 0, 99)
+    code = call(5) + wide + call(99) + EXIT
+    assert marked(code, {99: 4711}) == call(5) + wide + call(4711, source=2) + EXIT
+    assert relocated(marked(code, {99: 4711}), {}) == marked(code, {99: 4711})
+    assert marked(code, {}) == code
 
 
 def test_references_are_replaced_and_unknown_ones_refused() -> None:

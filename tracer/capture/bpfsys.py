@@ -26,6 +26,8 @@ _RAW_TRACEPOINT_OPEN = 17
 _MAP_LOOKUP_BATCH = 24
 _ENABLE_STATS = 32
 _PROG_TYPE_RAW_TRACEPOINT = 17
+_PROG_TYPE_TRACING = 26
+_TRACE_RAW_TP = 23
 
 ANY = 0
 NOEXIST = 1
@@ -60,6 +62,16 @@ class _ProgLoad(ctypes.Structure):
         ("kern_version", ctypes.c_uint32),
         ("prog_flags", ctypes.c_uint32),
         ("name", ctypes.c_char * 16),
+        ("prog_ifindex", ctypes.c_uint32),
+        ("expected_attach_type", ctypes.c_uint32),
+        ("prog_btf_fd", ctypes.c_uint32),
+        ("func_info_rec_size", ctypes.c_uint32),
+        ("func_info", ctypes.c_uint64),
+        ("func_info_cnt", ctypes.c_uint32),
+        ("line_info_rec_size", ctypes.c_uint32),
+        ("line_info", ctypes.c_uint64),
+        ("line_info_cnt", ctypes.c_uint32),
+        ("attach_btf_id", ctypes.c_uint32),
     )
 
 
@@ -117,8 +129,11 @@ def map_create(name: str, kind: int, key_bytes: int, value_bytes: int, entries: 
     return _bpf(_MAP_CREATE, attr)
 
 
-def raw_tracepoint_load(name: str, instructions: bytes) -> int:
+def raw_tracepoint_load(name: str, instructions: bytes, btf_id: int = 0) -> int:
     """Load a GPL raw tracepoint program; the returned fd is all that holds it.
+
+    Args:
+        btf_id: of the tracepoint's type in the kernel's BTF: its arguments are typed; 0: they are numbers.
 
     Raises:
         OSError: its ``strerror`` ends with the verifier's last words, if it had any.
@@ -132,6 +147,8 @@ def raw_tracepoint_load(name: str, instructions: bytes) -> int:
         license=ctypes.addressof(terms),
         name=name.encode()[:15],
     )
+    if btf_id:
+        attr.type, attr.expected_attach_type, attr.attach_btf_id = _PROG_TYPE_TRACING, _TRACE_RAW_TP, btf_id
     try:
         return _bpf(_PROG_LOAD, attr)
     except OSError as error:
@@ -146,10 +163,14 @@ def raw_tracepoint_load(name: str, instructions: bytes) -> int:
 
 
 def raw_tracepoint_open(name: str, prog_fd: int) -> int:
-    """Attach a program; the returned fd is the attachment. Needs no tracefs."""
+    """Attach a program; the returned fd is the attachment. Needs no tracefs.
+
+    Args:
+        name: the tracepoint; "" for a program that was loaded with its type.
+    """
     text = ctypes.create_string_buffer(name.encode())
     # The kernel wants the bytes of older kernels only: 16, without the cookie.
-    attr = _RawTracepoint(name=ctypes.addressof(text), prog_fd=prog_fd)
+    attr = _RawTracepoint(name=ctypes.addressof(text) if name else 0, prog_fd=prog_fd)
     result: int = _libc.syscall(_SYS_BPF, _RAW_TRACEPOINT_OPEN, ctypes.byref(attr), 16)
     if result < 0:
         number = ctypes.get_errno()

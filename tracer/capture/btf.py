@@ -8,15 +8,17 @@ compiled without the feature that needs it.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 _KIND_PTR = 2
 _KIND_STRUCT = 4
 _KIND_UNION = 5
 _KIND_TYPEDEF = 8
+_KIND_FUNC = 12
 _KIND_FUNC_PROTO = 13
 
 # macro -> (struct, path of members)
@@ -52,6 +54,7 @@ class Offsets:
         have_steal: the run queue's steal time can be read.
         switch_has_state: sched_switch passes prev_state.
         note: why something is missing, "" if nothing is.
+        types: name to BTF id, of the tracepoints' types, and of what else the probes refer to by id.
     """
 
     macros: dict[str, int] = field(default_factory=dict)
@@ -60,6 +63,7 @@ class Offsets:
     have_steal: bool = False
     switch_has_state: bool = True
     note: str = ""
+    types: dict[str, int] = field(default_factory=dict)
 
 
 class _Btf:
@@ -125,6 +129,19 @@ class _Btf:
             total += offset
         return total
 
+    def types(self, tracepoints: Iterable[str]) -> dict[str, int]:
+        """Ids by name, of what there is."""
+        wanted = [
+            *((f"btf_trace_{tracepoint}", _KIND_TYPEDEF) for tracepoint in tracepoints),
+            *((name, _KIND_STRUCT) for name in ("list_head", "file", "eventfd_ctx")),
+            ("bpf_rdonly_cast", _KIND_FUNC),
+        ]
+        found = {}
+        for name, kind in wanted:
+            with contextlib.suppress(KeyError):
+                found[name] = self._find(name, kind)
+        return found
+
     def switch_has_state(self) -> bool:
         """Whether btf_trace_sched_switch takes (data, preempt, prev, next, prev_state)."""
         pointer = self._type(self._find("btf_trace_sched_switch", _KIND_TYPEDEF))[4]
@@ -140,8 +157,12 @@ def _group(offset: Callable[[str, str], int], wanted: dict[str, tuple[str, str]]
         return None
 
 
-def load() -> Offsets:
-    """Read the offsets. Never raises: ``note`` says what is missing and why."""
+def load(tracepoints: Iterable[str] = ()) -> Offsets:
+    """Read the offsets. Never raises: ``note`` says what is missing and why.
+
+    Args:
+        tracepoints: whose types' ids are wanted too.
+    """
     try:
         btf = _Btf()
     except OSError as error:
@@ -149,6 +170,7 @@ def load() -> Offsets:
     try:
         task = _group(btf.offset, _TASK)
         files = _group(btf.offset, _FILES)
+        types = btf.types(tracepoints)
         steal = _group(btf.offset, _STEAL)
         state: dict[str, int] | None = {}
         try:
@@ -183,5 +205,6 @@ def load() -> Offsets:
         have_files=files is not None,
         have_steal=steal is not None,
         switch_has_state=has_state,
+        types=types,
         note=f"the kernel's BTF lacks {', '.join(missing)}" if missing else "",
     )

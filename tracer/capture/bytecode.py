@@ -27,7 +27,8 @@ _INSN = struct.Struct("<BBhi")
 _LD_IMM64 = 0x18  # BPF_LD | BPF_DW | BPF_IMM: two instructions long
 _PSEUDO_MAP_FD = 1
 _CALL = 0x85  # BPF_JMP | BPF_CALL; source 1 is another function of the object
-_FORMAT = 1
+_PSEUDO_KERNEL_CALL = 2  # a function of the kernel's, by BTF id
+_FORMAT = 2
 _MAX_BYTES = 4 << 20
 # So many configurations are kept: each change of an option or of xdtrace makes one.
 _MAX_FILES = 16
@@ -87,9 +88,25 @@ def relocated(instructions: bytes, places: Mapping[int, int]) -> bytes:
             elif source:
                 raise ValueError(f"a reference of kind {source} to {immediate}")
             at += _INSN.size
-        elif code == _CALL and source:
+        elif code == _CALL and source not in (0, _PSEUDO_KERNEL_CALL):
             raise ValueError(f"a call of kind {source}")
         at += _INSN.size
+    return bytes(out)
+
+
+def marked(instructions: bytes, marks: Mapping[int, int]) -> bytes:
+    """The same instructions with the kernel's functions called where the compiler was given marks.
+
+    Args:
+        marks: immediate of a call -> BTF id of the function.
+    """
+    out = bytearray(instructions)
+    at = 0
+    while at < len(out):
+        code, registers, offset, immediate = _INSN.unpack_from(out, at)
+        if code == _CALL and not registers >> 4 and immediate in marks:
+            _INSN.pack_into(out, at, code, registers | _PSEUDO_KERNEL_CALL << 4, offset, marks[immediate])
+        at += 2 * _INSN.size if code == _LD_IMM64 else _INSN.size
     return bytes(out)
 
 

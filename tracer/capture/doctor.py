@@ -25,7 +25,7 @@ from pathlib import Path
 
 from tracer import resources, schema
 from tracer.capture import btf, procfs, servers, target
-from tracer.capture.probes import bcc_package
+from tracer.capture.compiler import bcc_package
 from tracer.errors import XdtraceError
 from tracer.symbols import elf
 

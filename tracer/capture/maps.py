@@ -64,7 +64,8 @@ _LEARNT = np.dtype(
     [("eventfd_fops", "<u8"), ("timerfd_fops", "<u8"), ("task_pid", "<u4"), ("task_matches", "<u4")]
 )
 _FILTER_SLOTS = 8192
-_ONE = (1).to_bytes(8, "little")
+_PLACES = 256  # XD_TARGET_PLACES; 0 is none
+_PLACES_PER_SLOT = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,12 +92,13 @@ class Maps:
     def __init__(self, fds: dict[str, int], held_words: int) -> None:
         self._fds = fds
         self._slots = max(held_words, 1)
-        self._filtered: set[int] = set()
+        self._places: dict[int, int] = {}  # tgid -> place
+        self._next_place = 1
         self._cpus = bpfsys.possible_cpus()
         for name, size_bytes in (
             ("xd_threads", THREAD.itemsize),
             ("xd_cpus", _CPU.itemsize),
-            ("xd_targets", 8 + 8 * self._slots),
+            ("xd_targets", 16 + 8 * self._slots),
             ("xd_learnt", _LEARNT.itemsize),
         ):
             found = int(bpfsys.fdinfo(fds[name])["value_size"])
@@ -114,18 +116,36 @@ class Maps:
     ) -> None:
         """Put a tgid into the filter, its watched words replaced as a whole."""
         padded = (*words, *([0] * (self._slots - len(words))))[: self._slots]
-        value = np.array([role, generation], "<u4").tobytes() + np.array(padded, "<u8").tobytes()
-        bpfsys.map_update(self._fds["xd_targets"], tgid, value)
-        if tgid not in self._filtered:
-            self._filtered.add(tgid)
-            bpfsys.map_update(self._fds["xd_filter"], tgid % _FILTER_SLOTS, _ONE)
+        value = np.array([tgid, role, generation, 0], "<u4").tobytes() + np.array(padded, "<u8").tobytes()
+        place = self._free_place()
+        bpfsys.map_update(self._fds["xd_targets"], place, value)
+        self._places[tgid] = place
+        self._filter(tgid)
 
     def remove_target(self, tgid: int) -> None:
         """Take a tgid out of the filter."""
-        bpfsys.map_delete(self._fds["xd_targets"], tgid)
-        self._filtered.discard(tgid)
-        if tgid % _FILTER_SLOTS not in {other % _FILTER_SLOTS for other in self._filtered}:
-            bpfsys.map_update(self._fds["xd_filter"], tgid % _FILTER_SLOTS, bytes(8))
+        if self._places.pop(tgid, 0):
+            self._filter(tgid)
+
+    def _free_place(self) -> int:
+        """The place that has been free for the longest time: a probe may still look at one just freed."""
+        taken = set(self._places.values())
+        while self._next_place in taken:
+            self._next_place = self._next_place % (_PLACES - 1) + 1
+        place = self._next_place
+        self._next_place = place % (_PLACES - 1) + 1
+        return place
+
+    def _filter(self, tgid: int) -> None:
+        """Name the places of all targets of a tgid's slot, at once."""
+        slot = tgid % _FILTER_SLOTS
+        places = [place for other, place in self._places.items() if other % _FILTER_SLOTS == slot]
+        if len(places) > _PLACES_PER_SLOT:
+            raise HostError(
+                f"{len(places)} targets whose process ids are equal modulo {_FILTER_SLOTS}",
+                "trace fewer of them at a time",
+            )
+        bpfsys.map_update(self._fds["xd_filter"], slot, bytes(places).ljust(8, b"\0"))
 
     def insert_thread(self, tid: int, value: NDArray[np.void]) -> bool:
         """Add a thread unless a probe already knows it. Returns whether it was added."""

@@ -1,58 +1,27 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Compile, load and attach the probes: the only importer of bcc.
+"""Load and attach the probes.
 
-Owns the one BPF object and its maps' file descriptors. Configuration goes in
-as -D macros from one dataclass. bcc is the compiler and nothing else: what it
-made is taken apart, kept for the next start (bytecode.py) and loaded by
-bpf(2), the same way whether it was just made or kept. Never reads records
+Owns the one BPF object, its maps' file descriptors and its attachments.
+Configuration goes in as -D macros from one dataclass. Compiled ones are
+loaded by bpf(2), the same way whether just made or kept. Never reads records
 (ring.py) and never decides what to trace (session.py).
 """
 
 from __future__ import annotations
 
-import contextlib
 import errno
-import hashlib
-import importlib.util
 import mmap
 import os
-import re
-import tempfile
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any
 
 from tracer.capture import bpfsys, btf, bytecode
+from tracer.capture.compiler import Compiler
+from tracer.capture.forms import TRACEPOINTS, Form, forms
 from tracer.capture.machine import this_machine
 from tracer.errors import HostError
-from tracer.resources import probes_dir
-
-# The order in which the sources become one text: BCC rewrites map calls in the main text only.
-SOURCES = ("common.bpf.c", "syscalls.bpf.c", "sched.bpf.c", "lifecycle.bpf.c")
-HEADERS = ("config.h", "event.h", "maps.bpf.h")
-MAPS = ("xd_targets", "xd_filter", "xd_threads", "xd_cpus", "xd_learnt", "xd_ring")
-
-# In the order of attaching: exits before entries, so that no depth or span is left open by half.
-TRACEPOINTS = (
-    ("hrtimer_expire_exit", "xd_hrtimer_exit"),
-    ("softirq_exit", "xd_softirq_exit"),
-    ("irq_handler_exit", "xd_hardirq_exit"),
-    ("hrtimer_expire_entry", "xd_hrtimer_enter"),
-    ("softirq_entry", "xd_softirq_enter"),
-    ("irq_handler_entry", "xd_hardirq_enter"),
-    ("sched_process_exit", "xd_process_exit"),
-    ("sched_process_exec", "xd_process_exec"),
-    ("task_newtask", "xd_task_newtask"),
-    ("task_rename", "xd_task_rename"),
-    ("sched_waking", "xd_sched_waking"),
-    ("sched_wakeup", "xd_sched_wakeup"),
-    ("sched_switch", "xd_sched_switch"),
-    ("sys_exit", "xd_sys_exit"),
-    ("sys_enter", "xd_sys_enter"),
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +34,7 @@ class ProbeConfig:
         wait_stack_ns: futex waits from this on carry their caller's address.
         min_other_ns: other syscalls from this on get a record.
         use_btf: False as on a kernel without BTF.
+        form: cast, direct or plain (forms.py); "": the cheapest that this kernel takes.
         kernel_headers: a directory to take headers from instead of our own, "" for ours.
         cache: whether compiled probes are kept and kept ones used; a folder, or True: the user's.
     """
@@ -74,6 +44,7 @@ class ProbeConfig:
     wait_stack_ns: int = 20_000
     min_other_ns: int = 10_000
     use_btf: bool = True
+    form: str = ""
     kernel_headers: str = ""
     cache: bool | str = True
 
@@ -89,49 +60,6 @@ class LoadTimes:
     attach: float = 0.0
 
 
-def source_text(directory: Path) -> str:
-    """All sources as one text, each part announced to the compiler by its own name and lines."""
-    parts = [
-        f'#line 1 "{name}"\n{(directory / name).read_text(encoding="utf-8")}' for name in (*HEADERS, *SOURCES)
-    ]
-    return "\n".join(parts)
-
-
-def bcc_package() -> str:
-    """The distribution's package that brings bcc, from /etc/os-release."""
-    names = ""
-    with contextlib.suppress(OSError):
-        text = Path("/etc/os-release").read_text(encoding="utf-8")
-        fields = dict(line.split("=", 1) for line in text.splitlines() if "=" in line)
-        names = f"{fields.get('ID', '')} {fields.get('ID_LIKE', '')}".replace('"', "")
-    for family, package in (
-        (("debian", "ubuntu"), "apt install python3-bpfcc"),
-        (("fedora", "rhel", "centos"), "dnf install python3-bcc"),
-        (("arch",), "pacman -S python-bcc"),
-        (("suse", "opensuse"), "zypper install python3-bcc"),
-        (("alpine",), "apk add py3-bcc"),
-    ):
-        if any(name in family for name in names.split()):
-            return package
-    return "install your distribution's bcc for python3 (python3-bpfcc, python3-bcc or python-bcc)"
-
-
-@contextlib.contextmanager
-def _stderr_taken() -> Iterator[list[str]]:
-    """Take what clang and libbpf write to fd 2: it belongs into the error, not onto the screen."""
-    said: list[str] = []
-    with tempfile.TemporaryFile() as file:
-        saved = os.dup(2)
-        os.dup2(file.fileno(), 2)
-        try:
-            yield said
-        finally:
-            os.dup2(saved, 2)
-            os.close(saved)
-            file.seek(0)
-            said.extend(file.read().decode(errors="replace").splitlines())
-
-
 def _require_privilege() -> None:
     """CAP_BPF and CAP_PERFMON, or CAP_SYS_ADMIN. Raises HostError."""
     effective = 0
@@ -145,33 +73,6 @@ def _require_privilege() -> None:
         "tracing needs root (or CAP_BPF, CAP_PERFMON and CAP_SYS_PTRACE)",
         "run it with sudo: sudo xdtrace attach PID",
     )
-
-
-def _import_bcc() -> Any:
-    try:
-        import bcc  # lazily: everything but live capture works without it
-    except ImportError as error:
-        raise HostError(f"bcc is missing ({error})", bcc_package()) from error
-    if not hasattr(bcc, "BPF"):
-        raise HostError(
-            f"the module named bcc in {getattr(bcc, '__file__', '?')} is not the BPF compiler collection",
-            f"pip uninstall bcc; then {bcc_package()}",
-        )
-    return bcc
-
-
-def _bcc_version() -> str:
-    """bcc's version without its import, which brings a compiler into memory; "" where it cannot be told."""
-    try:
-        spec = importlib.util.find_spec("bcc")
-    except ValueError:  # a module that was put there by hand
-        return ""
-    for folder in (spec.submodule_search_locations or ()) if spec else ():
-        with contextlib.suppress(OSError):
-            text = (Path(folder) / "version.py").read_text(encoding="utf-8")
-            if found := re.search(r"['\"]([^'\"]+)['\"]", text):
-                return found[1]
-    return ""
 
 
 class Probes:
@@ -193,15 +94,23 @@ class Probes:
         self._links: list[int] = []
         start = time.perf_counter()
         # libbpf before bcc: both carry a libbpf, and the first loaded one answers for its symbols.
-        self.offsets = btf.load() if config.use_btf else btf.Offsets(note="told not to use BTF")
+        self.offsets = (
+            btf.load(tracepoint for tracepoint, _ in TRACEPOINTS)
+            if config.use_btf
+            else btf.Offsets(note="told not to use BTF")
+        )
         self.times.btf = time.perf_counter() - start
-        self.bcc_version = _bcc_version()
+        self._compiler = Compiler(config.kernel_headers, config.cache)
         try:
-            self._load(self._compiled())
-            self._attach()
+            self.form = self._first_that_works(forms(self.offsets, config.form))
         except BaseException:
             self.close()
             raise
+
+    @property
+    def bcc_version(self) -> str:
+        """Of the compiler, "" where it cannot be told."""
+        return self._compiler.version
 
     @property
     def have_files(self) -> bool:
@@ -224,53 +133,23 @@ class Probes:
             "XD_SWITCH_HAS_STATE": int(self.offsets.switch_has_state),
         }
 
-    def _compiled(self) -> bytecode.Compiled:
-        """The object: kept from an earlier start, or compiled now and kept for the next."""
-        text = source_text(probes_dir()).encode()
-        # No debug information and little unrolling: a quarter of the compile time, nothing of the result.
-        flags = ["-g0", "-Os", *(f"-D{name}={value}" for name, value in self._macros().items())]
-        start = time.perf_counter()
-        # Headers of somebody else may change without a sign.
-        use_cache = bool(self.config.cache and self.bcc_version and not self.config.kernel_headers)
-        cache = bytecode.Cache(self.config.cache if isinstance(self.config.cache, str) else None)
-        uname = os.uname()
-        made_of = [text.decode(), *flags, uname.release, uname.version, uname.machine, self.bcc_version]
-        key = hashlib.sha256("\0".join(made_of).encode()).hexdigest()
-        compiled = cache.get(key) if use_cache else None
-        self.times.cache = time.perf_counter() - start
-        if compiled is None or compiled.programs.keys() != {function for _, function in TRACEPOINTS}:
-            start = time.perf_counter()
-            compiled = self._compile(text, flags)
-            self.times.compile = time.perf_counter() - start
-            if use_cache:
-                cache.put(key, compiled)
-        return compiled
-
-    def _compile(self, text: bytes, flags: list[str]) -> bytecode.Compiled:
-        bcc = _import_bcc()
-        self.bcc_version = str(getattr(bcc, "__version__", ""))
-        os.environ["BCC_KERNEL_SOURCE"] = self.config.kernel_headers or str(probes_dir())
-        working_directory = os.getcwd()
-        failure: Exception | None = None
-        compiled = None
-        with _stderr_taken() as said:
+    def _first_that_works(self, candidates: tuple[Form, ...]) -> Form:
+        """Load and attach. A form that the kernel or the compiler refuses costs time, no fact."""
+        for form in candidates:
             try:
-                module = bcc.BPF(text=text, cflags=flags)
-                fds = {name: int(module[name.encode()].map_fd) for name in MAPS}
-                code = {function: bytes(module.dump_func(function.encode())) for _, function in TRACEPOINTS}
-                compiled = bytecode.taken_apart(fds, code)
-                module.cleanup()
-            except Exception as error:
-                failure = error
-            os.chdir(working_directory)
-        if compiled is None:
-            raise HostError(
-                f"the probes do not compile with bcc {self.bcc_version}: {_first_error(said) or failure}",
-                "run `xdtrace doctor`, and report it with its output",
-            ) from failure
-        return compiled
+                compiled = self._compiler.made(form, self._macros())
+                self.times.cache, self.times.compile = self._compiler.cache_s, self._compiler.compile_s
+                self._load(compiled, form)
+                self._attach(form)
+            except HostError:
+                if form is candidates[-1]:
+                    raise
+                self.close()
+            else:
+                return form
+        raise AssertionError("no form")
 
-    def _load(self, compiled: bytecode.Compiled) -> None:
+    def _load(self, compiled: bytecode.Compiled, form: Form) -> None:
         start = time.perf_counter()
         place = "the ring and maps"
         try:
@@ -280,10 +159,12 @@ class Probes:
                     spec.name, spec.type, spec.key_bytes, spec.value_bytes, entries, spec.flags
                 )
             fds = dict(enumerate(self.maps.values()))
-            for function, code in compiled.programs.items():
+            for tracepoint, function in TRACEPOINTS:
                 place = f"the probe {function}"
-                code = bytecode.relocated(code, fds)
-                self.program_fds[function] = bpfsys.raw_tracepoint_load(function, code)
+                code = bytecode.relocated(compiled.programs[function], fds)
+                self.program_fds[function] = bpfsys.raw_tracepoint_load(
+                    function, code, form.btf_ids.get(tracepoint, 0)
+                )
         except OSError as error:
             raise HostError(
                 f"the kernel refuses {place}: {error.strerror}",
@@ -291,11 +172,12 @@ class Probes:
             ) from error
         self.times.load = time.perf_counter() - start
 
-    def _attach(self) -> None:
+    def _attach(self, form: Form) -> None:
         start = time.perf_counter()
         for tracepoint, function in TRACEPOINTS:
+            name = "" if form.btf_ids else tracepoint
             try:
-                self._links.append(bpfsys.raw_tracepoint_open(tracepoint, self.program_fds[function]))
+                self._links.append(bpfsys.raw_tracepoint_open(name, self.program_fds[function]))
             except OSError as error:
                 if (
                     tracepoint == "sched_switch"
@@ -342,7 +224,3 @@ class Probes:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
-
-
-def _first_error(said: list[str]) -> str:
-    return next((line for line in said if "error:" in line), "")

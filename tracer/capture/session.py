@@ -122,6 +122,7 @@ class Session:
                 wait_stack_ns=settings.wait_stack_ns,
                 min_other_ns=settings.min_other_ns,
                 use_btf=settings.use_btf,
+                form=settings.probe_form,
                 kernel_headers=settings.kernel_headers,
                 cache=settings.cache,
             )
@@ -377,6 +378,7 @@ class Session:
             **machine_facts(),
             "attach_ns": self._attach_ns,
             "bcc": self._probes.bcc_version,
+            "probe_form": self._probes.form.name,
             "wait_stack_ns": self.settings.wait_stack_ns,
             "min_other_ns": self.settings.min_other_ns,
             "held_words": self.settings.held_words,

@@ -21,6 +21,7 @@ class Settings:
         lock_symbols: lock words given by the user: (name, address), of the first target.
         debug_dirs: where separate debug files are.
         use_btf: False as if the kernel had no BTF.
+        probe_form: cast, direct or plain; "": the cheapest that this kernel takes.
         kernel_headers: compile against these instead of our own header tree.
         need_all: False: processes that are gone by now are left out, as long as one is there.
         cache: whether compiled probes are kept and kept ones used; a folder, or True: the user's.
@@ -35,6 +36,7 @@ class Settings:
     lock_symbols: tuple[tuple[str, int], ...] = ()
     debug_dirs: tuple[str, ...] = ()
     use_btf: bool = True
+    probe_form: str = ""
     kernel_headers: str = ""
     need_all: bool = True
     cache: bool | str = True
