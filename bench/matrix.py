@@ -44,6 +44,7 @@ OTHERS: Final = (
     "head_of_line.syscall",
     "head_of_line.cpu",
     "head_of_line.pipe",
+    "head_of_line.blob",
     "serialised",
     "not_rearmed.guest",
     "not_rearmed.g",
@@ -56,7 +57,21 @@ PAIRS: Final = (
     ("blocked.w", "host_late"),
     ("guest_late", "on_cpu.g"),
 )
-VICTIMS: Final = ("w", "g", "vcpu", "d", "holder", "w.hogs", "g.hogs", "vcpu.hogs")
+#: The wake leg alone, where nobody waits for a completion: G and its hold of item_state hurt nobody else.
+WAKE_ONLY: Final = (
+    "lock.item_state.wake",
+    "lock.control_queue.wake",
+    "lock.fence_state.wake",
+    "lock.intc.wake",
+    "slow_syscall.w.wake",
+    "on_cpu.w.wake",
+    "blocked.w.wake",
+    "serialised",
+    "not_rearmed.guest",
+)
+#: Ends just before or just after the deadline, so that W is in time and the completion is not.
+LATE_ANSWER: Final = "serialised:0.88..1.02+not_rearmed.guest:0.95..1.1+not_rearmed.g:0.95..1.1"
+VICTIMS: Final = ("w", "g", "vcpu", "d", "holder", "g.holder", "w.hogs", "g.hogs", "vcpu.hogs")
 NEGATIVES: Final = (
     "pause",
     "suspend",
@@ -132,7 +147,9 @@ def _round(quick: bool) -> list[Trial]:
     trials += [
         _trial(_everything(":2..5"), "64/48000", 6 * scale, "--guest-us", "5,40"),
         _trial(own, short, 6 * scale, *several, "--vmms", "2"),
-        _trial("forward_failed.exit", short, 1.2),
+        _trial("forward_failed.exit", "1024/48000", 2.4, "--streams", "6", "--topology", "per-client"),
+        _trial("+".join(WAKE_ONLY), short, 6 * scale, "--async"),
+        _trial(LATE_ANSWER, short, 6 * scale),
         _trial(pairs, short, 4 * scale),
     ]
     if not quick:

@@ -190,9 +190,13 @@ def _around(sorted_by: list[tuple[int, int]], middle: int, reach: int) -> list[t
 
 
 def overlapping(cycle: Cycle, nominal_ns: int, injections: Iterable[Injection]) -> list[Injection]:
-    """Those that overlap the window [nominal start, closing] of a miss."""
+    """Those that overlap the window [nominal start, closing] of a miss.
+
+    What takes no time and hit another stream (a write that failed, its worker's end) is in nobody's way.
+    """
     end = cycle.closing_ns or cycle.deadline_ns + GRACE_NS
-    return [i for i in injections if i.begin_ns <= end and i.end_ns >= nominal_ns]
+    over = [i for i in injections if i.begin_ns <= end and i.end_ns >= nominal_ns]
+    return [i for i in over if i.delay_ns is not None or i.stream in (-1, cycle.stream)]
 
 
 def explains(injection: Injection, cycle: Cycle) -> bool:

@@ -60,6 +60,12 @@ def test_a_miss_matches_one_verdict_of_the_same_eventfd_and_deadline_only() -> N
     assert [v.id for v in found.invented] == [4, 2, 3]
 
 
+def test_a_failure_of_another_stream_is_in_nobody_else_s_way() -> None:
+    failed = replace(DONE, cause="forward_failed", delay_ns=None, stream=1)
+    assert overlapping(LATE, 990, [failed, DONE]) == [DONE]
+    assert overlapping(replace(LATE, stream=1), 990, [failed, DONE]) == [failed, DONE]
+
+
 def test_a_cycle_in_time_matches_nothing() -> None:
     assert match([replace(LATE, leg="none")], [TOLD], 250) == Matched([], [], [TOLD], [])
 

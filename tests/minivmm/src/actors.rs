@@ -7,14 +7,14 @@ use crate::args::Args;
 use crate::churn::{open_stream, LoadFds};
 use crate::fence::FenceHandler;
 use crate::gpu::gpu_command;
-use crate::guest::pipe_write;
+use crate::guest::{command, pipe_write};
 use crate::inject::{self, slow_call, state, take, timed, Kind, Plan};
 use crate::load;
 use crate::process;
 use crate::queue::GuestMemory;
 use crate::shared::{Offer, Shared, ENDLESS, PIPE};
 use crate::sys;
-use crate::table::ExportTable;
+use crate::table::{ExportTable, CMD_CREATE_BLOB};
 use std::collections::VecDeque;
 use std::os::unix::io::{AsRawFd, OwnedFd};
 use std::sync::atomic::Ordering;
@@ -126,13 +126,19 @@ fn done(plan: &Plan, kind: Kind, delay: impl FnOnce(u64)) {
 
 /// An application on another vCPU: its commands keep G busy.
 pub fn vcpu(args: Args, shared: &'static Shared, mem: Arc<GuestMemory>) {
-    const KINDS: &[Kind] = &[Kind::BusySyscall, Kind::BusyCpu, Kind::RearmG, Kind::BusyPipe];
+    const BLOBS: &[Kind] = &[Kind::BusyBlob, Kind::ItemStateWake, Kind::OffGHolder];
+    let kinds = [&[Kind::BusySyscall, Kind::BusyCpu, Kind::RearmG, Kind::BusyPipe], BLOBS].concat();
     process::sharp_timers();
     let (mut fence_id, mut last) = (1 << 32, 0);
     loop {
-        let (plan, kind) = await_plan(&args, shared, KINDS, &mut last);
+        let (plan, kind) = await_plan(&args, shared, &kinds, &mut last);
         if kind != Kind::RearmG {
             sys::sleep_until(plan.start_ns - lead_ns(args.period_ns()) / 4);
+        }
+        if BLOBS.contains(&kind) {
+            mem.push(args.context_of(plan.stream) as u32 + 1, 0, command(CMD_CREATE_BLOB, &[], &[]));
+            mem.kick();
+            continue;
         }
         if kind == Kind::BusyPipe {
             let pipe = mem.pipe_id.load(Ordering::Acquire);
@@ -253,6 +259,7 @@ fn hand(args: &Args, shared: &'static Shared, fds: &LoadFds, socket: OwnedFd, ho
         Kind::OffG,
         Kind::OffVcpu,
         Kind::OffHolder,
+        Kind::OffGHolder,
         Kind::HogsW,
         Kind::HogsG,
         Kind::HogsVcpu,
@@ -296,6 +303,13 @@ fn hand(args: &Args, shared: &'static Shared, fds: &LoadFds, socket: OwnedFd, ho
                 let _ = sys::write_u64(&fds.endless, u64::MAX - 1);
                 let _ = sys::write_u64(&fds.endless, 1); // sleeps until W reads it under item_state
                 done(&plan, kind, process::work);
+            }
+            Kind::OffGHolder => {
+                let allocator = &inject::fds().allocator;
+                if process::readable_within(allocator, args.period_ns()) {
+                    let _ = sys::read_u64(allocator);
+                    done(&plan, kind, process::work);
+                }
             }
             Kind::ItemState => {
                 after_wake(&plan, shared);

@@ -11,6 +11,7 @@ pub const USAGE: &str = "minivmm: a small VMM with a cross-domain device, and an
   --period QUANTUM/RATE                   1024/48000
   --timer rearm|periodic                  how the driver's timerfd runs (rearm)
   --streams N                             sustained streams, 1 to 16 (1)
+  --async                                 no stream ever completes a cycle, and nobody waits for it
   --share-completion                      one completion eventfd for all, written by the last finisher
   --churn N                               short streams cycling, each about 5 opens/s (0)
   --load none|pipe|preempt-holder|nested|hogs|gpu   (none)
@@ -74,6 +75,7 @@ pub struct Args {
     pub rate: u64,
     pub streams: usize,
     pub share_completion: bool,
+    pub asynchronous: bool,
     pub churn: usize,
     pub guest_us: (f64, f64),
     pub vcpus: usize,
@@ -117,6 +119,7 @@ impl Args {
             rate: 48000,
             streams: 1,
             share_completion: false,
+            asynchronous: false,
             churn: 0,
             guest_us: (100.0, 300.0),
             vcpus: 4,
@@ -151,6 +154,7 @@ impl Args {
                     a.rate = rate;
                 }
                 "--streams" => a.streams = parsed(&value()?)?,
+                "--async" => a.asynchronous = true,
                 "--share-completion" => a.share_completion = true,
                 "--churn" => a.churn = parsed(&value()?)?,
                 "--guest-us" => a.guest_us = pair(&value()?, ',')?,
@@ -229,7 +233,7 @@ impl Args {
 
     /// How many finish a stream's cycle; 0: it is async, nobody waits for it.
     pub fn group_of(&self, stream: usize) -> usize {
-        if self.negates(Negative::Async) && stream % 2 == 1 {
+        if self.asynchronous || self.negates(Negative::Async) && stream % 2 == 1 {
             return 0;
         }
         self.streams / self.targets() + usize::from(stream == 0 && self.negates(Negative::Follower))

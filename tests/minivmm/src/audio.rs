@@ -159,7 +159,9 @@ impl DataLoop {
         let period = self.shared.period_ns.load(Ordering::Acquire);
         self.driver_events(record, cycle, start, expirations);
         let truth = &mut record.truth;
-        let missed = (0..self.completions.len()).any(|t| truth.is_open(t));
+        let ended = |target| truth.streams_of(target).iter().all(|&stream| inject::has_exited(stream));
+        let open = (0..self.completions.len()).any(|t| truth.is_open(t) && !ended(t));
+        let missed = open || truth.has_unread();
         for target in 0..self.completions.len() {
             if truth.is_open(target) {
                 let clients = self.clients(truth.streams_of(target));
@@ -167,6 +169,7 @@ impl DataLoop {
                 self.close(target, truth);
             }
         }
+        truth.read_late(|stream| self.shared.read[stream].get().1);
         for i in truth.unanswered() {
             let stream = truth.rows[i].stream;
             truth.unread(i, start, sys::readable(&[self.streams[stream].wake.as_raw_fd()], 0)[0]);
@@ -245,5 +248,6 @@ impl DataLoop {
                 }
             }
         }
+        truth.read_late(|stream| self.shared.read[stream].get().1);
     }
 }

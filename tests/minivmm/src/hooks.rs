@@ -24,6 +24,8 @@ pub struct Hooks {
     pub before_kick: fn(u32, u32),
     /// G, before it executes a completion's WRITE: context, item; false: nothing is written.
     pub before_write: fn(u32, u32) -> bool,
+    /// G, under item_state, in the creation of a blob.
+    pub allocating: fn(),
 }
 
 impl Default for Hooks {
@@ -36,13 +38,23 @@ impl Default for Hooks {
             before_poll: |_| {},
             before_kick: |_, _| {},
             before_write: |_, _| true,
+            allocating: || {},
         }
     }
 }
 
 impl Hooks {
     pub fn injecting() -> Hooks {
-        Hooks { before_wake, before_serve, under_lock, received, before_poll, before_kick, before_write }
+        Hooks {
+            before_wake,
+            before_serve,
+            under_lock,
+            received,
+            before_poll,
+            before_kick,
+            before_write,
+            allocating,
+        }
     }
 }
 
@@ -76,6 +88,7 @@ fn before_serve(context: u32, item: u32) -> bool {
         Some((plan, Kind::FaultWake)) => fault::touch(&plan),
         Some((plan, _)) => {
             timed(&plan, |_| {});
+            state().exited.fetch_or(1 << plan.stream, Ordering::AcqRel);
             return false;
         }
         None => {}
@@ -139,4 +152,12 @@ fn before_write(context: u32, item: u32) -> bool {
         None => {}
     }
     true
+}
+
+fn allocating() {
+    if peek(&[Kind::OffGHolder]).is_some() {
+        let _ = sys::write_u64(&inject::fds().allocator, 1); // wakes one that shares G's CPU
+    } else if let Some((plan, _)) = take(&[Kind::ItemStateWake, Kind::BusyBlob], true) {
+        timed(&plan, slow_call);
+    }
 }

@@ -36,6 +36,7 @@ kinds! {
     FenceStateWake = "lock.fence_state.wake", "lock", "wake", "fence_state,control_queue";
     IntcWake = "lock.intc.wake", "lock", "wake", "intc,fence_state,control_queue";
     ItemState = "lock.item_state", "lock", "completion", "item_state";
+    ItemStateWake = "lock.item_state.wake", "lock", "wake", "item_state";
     Nested = "lock.nested", "lock", "completion", "item_state,export_table";
     NestedTwo = "lock.nested.two", "lock", "completion", "item_state,export_table,gralloc";
     Barging = "lock.barging", "lock", "completion", "control_queue";
@@ -47,9 +48,11 @@ kinds! {
     HogsG = "not_scheduled.g.hogs", "not_scheduled", "completion", "";
     HogsVcpu = "not_scheduled.vcpu.hogs", "not_scheduled", "completion", "";
     OffHolder = "not_scheduled.holder", "not_scheduled", "completion", "item_state";
+    OffGHolder = "not_scheduled.g.holder", "not_scheduled", "wake", "item_state";
     BusySyscall = "head_of_line.syscall", "head_of_line", "completion", "";
     BusyCpu = "head_of_line.cpu", "head_of_line", "completion", "";
     BusyPipe = "head_of_line.pipe", "head_of_line", "completion", "";
+    BusyBlob = "head_of_line.blob", "head_of_line", "wake", "";
     Serialised = "serialised", "serialised", "wake", "";
     RearmGuest = "not_rearmed.guest", "not_rearmed", "wake", "";
     RearmG = "not_rearmed.g", "not_rearmed", "wake", "";
@@ -173,6 +176,8 @@ pub struct State {
     pub burst: AtomicI64,
     pub burst_begin_ns: AtomicU64,
     pub turn_ns: AtomicU64,
+    /// Streams whose worker has ended, one bit each.
+    pub exited: AtomicU64,
     /// Per stream, where its two items are: `place`. 0: not known yet.
     pub wake_item: [AtomicU64; MAX_STREAMS],
     pub completion_item: [AtomicU64; MAX_STREAMS],
@@ -190,6 +195,8 @@ pub struct Fds {
     pub ask: (OwnedFd, OwnedFd),
     pub answer: (OwnedFd, OwnedFd),
     pub client: OwnedFd,
+    /// Signalled by G where it asks for a blob's memory.
+    pub allocator: OwnedFd,
     /// A guest application's pipe, and the end that is read late.
     pub pipe: (OwnedFd, OwnedFd),
 }
@@ -203,10 +210,15 @@ pub fn place(ctx_id: u32, item: u32) -> u64 {
     VMM.load(Ordering::Acquire) << 56 | u64::from(ctx_id) << 32 | u64::from(item)
 }
 
-/// Whose completion an item of a context of this VMM is.
-pub fn completed_stream(ctx_id: u32, item: u32) -> Option<usize> {
+/// The stream of whose items one is that of a context of this VMM.
+pub fn stream_of(items: &[AtomicU64], ctx_id: u32, item: u32) -> Option<usize> {
     let place = place(ctx_id, item);
-    (0..MAX_STREAMS).find(|&stream| state().completion_item[stream].load(Ordering::Acquire) == place)
+    items.iter().position(|known| known.load(Ordering::Acquire) == place)
+}
+
+/// Whether the worker of a stream has ended.
+pub fn has_exited(stream: usize) -> bool {
+    state().exited.load(Ordering::Acquire) >> stream & 1 == 1
 }
 
 pub fn state() -> &'static State {
@@ -223,7 +235,7 @@ pub fn fds() -> &'static Fds {
 pub fn prepare() -> std::io::Result<()> {
     STATE.store(sys::shared_pages(std::mem::size_of::<State>()).cast(), Ordering::Release);
     let (ask, answer, pipe) = (sys::pipe(4096)?, sys::pipe(4096)?, sys::pipe(4096)?);
-    let made = Fds { ask, answer, client: sys::event(false)?, pipe };
+    let made = Fds { ask, answer, client: sys::event(false)?, allocator: sys::event(false)?, pipe };
     FDS.store(Box::into_raw(Box::new(made)), Ordering::Release);
     state().turn_ns.store(250_000, Ordering::Release);
     state().wait.store(SPACING + 4, Ordering::Release);
@@ -346,7 +358,11 @@ impl Director {
         let Wanted { kind, also, low, high } =
             self.wanted[self.rng.within(0.0, self.wanted.len() as f64) as usize];
         let amount = self.rng.within(low, high + 1e-9) * self.period_ns as f64;
-        let stream = self.rng.within(0.0, self.streams as f64) as u32;
+        let alive: Vec<usize> = (0..self.streams).filter(|&stream| !has_exited(stream)).collect();
+        let stream = match alive.get(self.rng.within(0.0, alive.len() as f64) as usize) {
+            Some(&stream) => stream as u32,
+            None => return,
+        };
         state.id.store(0, Ordering::Release);
         state.stream.store(stream, Ordering::Release);
         state.kinds[0].store(kind as u32, Ordering::Release);

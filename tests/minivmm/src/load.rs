@@ -21,7 +21,7 @@ pub fn contested_cpu() -> usize {
 pub fn victim(args: &Args) -> Option<char> {
     let of = |kind| match kind {
         Kind::OffW | Kind::OffHolder | Kind::HogsW => Some('w'),
-        Kind::OffG | Kind::HogsG => Some('g'),
+        Kind::OffG | Kind::OffGHolder | Kind::HogsG => Some('g'),
         Kind::OffVcpu | Kind::HogsVcpu => Some('v'),
         Kind::OffD => Some('d'),
         _ => None,

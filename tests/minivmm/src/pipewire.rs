@@ -183,7 +183,8 @@ fn execute(
             export_table: None,
             fence_handler: maker.handler.clone(),
             on_registered: Box::new(|| {}),
-            stamp_of: Box::new(|_| None),
+            read: Box::new(|_| None),
+            written: Box::new(|_| None),
         };
         if let Ok((context, worker)) = build_context(parts) {
             contexts.insert(ctx_id, context);

@@ -14,10 +14,11 @@ pub struct Stamp {
 }
 
 impl Stamp {
-    pub fn around(&self, run: impl FnOnce()) {
+    pub fn around<R>(&self, run: impl FnOnce() -> R) -> R {
         self.begun_ns.store(sys::now_ns(), Ordering::Release);
-        run();
+        let out = run();
         self.ended_ns.store(sys::now_ns(), Ordering::Release);
+        out
     }
 
     /// (begun, ended); ended is u64::MAX while it goes on.
@@ -44,7 +45,8 @@ pub struct Shared {
     pub awake: [AtomicU32; MAX_STREAMS],
     /// Per target: completions that the guest has had written.
     pub asked: [AtomicU64; MAX_STREAMS],
-    /// Per stream: when the VMM last wrote its completion.
+    /// Per stream: when W last read its wakeup, and when the VMM last wrote its completion.
+    pub read: [Stamp; MAX_STREAMS],
     pub written: [Stamp; MAX_STREAMS],
     /// Of the client outside the VMM: completions that it began to write, and that it wrote.
     pub begun: AtomicU64,

@@ -21,6 +21,7 @@ use std::sync::{Arc, Mutex};
 
 pub const CMD_POLL: u8 = 3;
 pub const CMD_WRITE: u8 = 7;
+pub const CMD_CREATE_BLOB: u8 = 10;
 pub const CMD_READ_EVENTFD_NEW: u8 = 11;
 /// Bytes before a WRITE's data: header 8, id, hang_up, size, pad.
 pub const WRITE_HEADER: usize = 24;
@@ -138,6 +139,7 @@ pub struct CrossDomainContext {
     forwarders: BTreeMap<u32, Forwarder>,
     times: WriteTimes,
     stamp_of: StampOf,
+    allocating: fn(),
 }
 
 impl CrossDomainContext {
@@ -148,6 +150,7 @@ impl CrossDomainContext {
         wait_ctx: Arc<OwnedFd>,
         resample_evt: Arc<OwnedFd>,
         stamp_of: StampOf,
+        allocating: fn(),
     ) -> CrossDomainContext {
         let (watched, forwarders) = (BTreeMap::new(), BTreeMap::new());
         let times = WriteTimes::new();
@@ -161,6 +164,7 @@ impl CrossDomainContext {
             forwarders,
             times,
             stamp_of,
+            allocating,
         }
     }
 
@@ -174,6 +178,7 @@ impl CrossDomainContext {
                 self.times.end(began);
             }
             CMD_READ_EVENTFD_NEW => self.read_eventfd_new(word(cmd, 8)),
+            CMD_CREATE_BLOB => self.create_blob(),
             _ => {}
         }
     }
@@ -182,6 +187,13 @@ impl CrossDomainContext {
         self.watched.insert(id, ());
         self.state.add_job(Job::AddReadPipe(id));
         let _ = sys::write_u64(&self.resample_evt, 1);
+    }
+
+    /// A guest's buffer: its memory is asked for under the lock.
+    fn create_blob(&mut self) {
+        let mut items = self.item_state.lock().unwrap();
+        (self.allocating)();
+        items.descriptor_id += 2;
     }
 
     fn write(&mut self, id: u32, hang_up: bool, data: &[u8]) {

@@ -97,6 +97,8 @@ pub struct Truth {
     state: Vec<TargetState>,
     /// Rows of the last cycle that nobody will complete.
     unanswered: Vec<usize>,
+    /// Of those, what was unread at its deadline and still is.
+    unread: Vec<usize>,
 }
 
 impl Truth {
@@ -117,6 +119,7 @@ impl Truth {
                 })
                 .collect(),
             unanswered: Vec::new(),
+            unread: Vec::new(),
         }
     }
 
@@ -169,7 +172,25 @@ impl Truth {
             self.rows[row].deadline_ns = now_ns;
             self.rows[row].leg = Leg::Wake;
             self.streams[self.rows[row].stream].wake_misses += 1;
+            self.unread.push(row);
         }
+    }
+
+    pub fn has_unread(&self) -> bool {
+        !self.unread.is_empty()
+    }
+
+    /// Closes what nobody completes and what was unread, where it was read since: `read_ns`, by stream,
+    /// when that was last, u64::MAX if it is being read.
+    pub fn read_late(&mut self, read_ns: impl Fn(usize) -> u64) {
+        let rows = &mut self.rows;
+        self.unread.retain(|&row| {
+            let row = &mut rows[row];
+            let ns = read_ns(row.stream);
+            let is_read = ns > row.signal_ns && ns != u64::MAX;
+            row.closing_ns = if is_read { ns } else { 0 };
+            !is_read
+        });
     }
 
     /// A completion of the target was read. One of ours that was `written` (begun, ended) before a
@@ -357,5 +378,9 @@ mod tests {
         }
         assert_eq!((truth.streams[0].wake_misses, truth.totals()), (1, (0, 0, 0)));
         assert_eq!((truth.rows[0].leg, truth.rows[1].leg), (Leg::None, Leg::Wake));
+        truth.read_late(|_| 10);
+        assert_eq!(truth.rows[1].closing_ns, 0); // that was the one before
+        truth.read_late(|_| 23);
+        assert_eq!((truth.rows[0].closing_ns, truth.rows[1].closing_ns), (0, 23));
     }
 }

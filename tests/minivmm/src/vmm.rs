@@ -99,8 +99,11 @@ fn build_contexts(vmm: &mut Vmm, handler: &FenceHandler, exports: &ExportTable) 
             export_table: if nested { Some(exports.clone()) } else { None },
             fence_handler: handler.clone(),
             on_registered: Box::new(on_registered),
-            stamp_of: Box::new(move |item| {
-                inject::completed_stream(ctx_id, item).map(|stream| &shared.written[stream])
+            read: Box::new(move |item| {
+                Some(&shared.read[inject::stream_of(&inject::state().wake_item, ctx_id, item)?])
+            }),
+            written: Box::new(move |item| {
+                Some(&shared.written[inject::stream_of(&inject::state().completion_item, ctx_id, item)?])
             }),
         })?;
         machine.words.item_state.push(lock_word(&context.item_state));
@@ -124,7 +127,8 @@ pub struct ContextParts {
     pub export_table: Option<ExportTable>,
     pub fence_handler: FenceHandler,
     pub on_registered: Box<dyn Fn() + Send>,
-    pub stamp_of: StampOf,
+    pub read: StampOf,
+    pub written: StampOf,
 }
 
 /// A context and its worker, whose thread is not started yet.
@@ -152,12 +156,20 @@ pub fn build_context(parts: ContextParts) -> std::io::Result<(CrossDomainContext
         fence_handler: parts.fence_handler,
         hooks: parts.hooks,
         on_registered: parts.on_registered,
+        read: parts.read,
         served: BTreeMap::new(),
         turn: 0,
         dead: false,
     };
-    let context =
-        CrossDomainContext::new(parts.write_path, item_state, state, wait_ctx, resample_evt, parts.stamp_of);
+    let context = CrossDomainContext::new(
+        parts.write_path,
+        item_state,
+        state,
+        wait_ctx,
+        resample_evt,
+        parts.written,
+        parts.hooks.allocating,
+    );
     Ok((context, worker))
 }
 

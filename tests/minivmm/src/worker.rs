@@ -9,7 +9,7 @@ use crate::hooks::Hooks;
 use crate::queue::{RingPage, RING_BYTES};
 use crate::shared::OFFER_BYTES;
 use crate::sys::{self, EpollEvent};
-use crate::table::{add_item, CrossDomainItem, ExportTable, ItemState, Style};
+use crate::table::{add_item, CrossDomainItem, ExportTable, ItemState, StampOf, Style};
 use std::collections::{BTreeMap, VecDeque};
 use std::os::unix::io::OwnedFd;
 use std::sync::{Arc, Condvar, Mutex};
@@ -110,6 +110,7 @@ pub struct CrossDomainWorker {
     pub hooks: Hooks,
     /// A sustained stream's eventfd has entered the epoll set.
     pub on_registered: Box<dyn Fn() + Send>,
+    pub read: StampOf,
     pub served: BTreeMap<u64, u64>,
     pub turn: u64,
     pub dead: bool,
@@ -195,7 +196,12 @@ impl CrossDomainWorker {
         let mut header = [0; READ_HEADER];
         header[0] = CMD_READ;
         header[8..12].copy_from_slice(&id.to_ne_bytes());
-        match self.state.write_to_ring(RingWrite::WriteFromFile(header, file)) {
+        let read = || self.state.write_to_ring(RingWrite::WriteFromFile(header, file));
+        let done = match (self.read)(id) {
+            Some(stamp) => stamp.around(read),
+            None => read(),
+        };
+        match done {
             Ok(_) => {
                 (self.hooks.under_lock)(self.ctx_id, id);
                 self.fence_handler.signal_fence(fence);
