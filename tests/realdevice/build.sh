@@ -21,7 +21,7 @@ done
 command -v cargo >/dev/null || { echo "build.sh: cargo 1.81 or newer is needed (https://rustup.rs)" >&2 && exit 4; }
 version=$(cargo --version | cut -d' ' -f2)
 if [[ $(printf '1.81.0\n%s\n' "$version" | sort -V | head -1) != 1.81.0 ]]; then
-	echo "build.sh: cargo is $version, 1.81 or newer is needed (https://rustup.rs)" >&2
+	echo "build.sh: cargo is $version, 1.81 or newer is needed (Debian 12: cargo-web, in cargo's place; https://rustup.rs)" >&2
 	exit 5
 fi
 mkdir -p "$target"
