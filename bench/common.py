@@ -18,6 +18,7 @@ import tempfile
 import threading
 import time
 from collections import defaultdict
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -25,9 +26,16 @@ from typing import Self
 ROOT = Path(__file__).resolve().parents[1]
 
 
-def options(about: str) -> argparse.Namespace:
-    """--quick, --json and --rounds (0: the benchmark's own number)."""
+def options(about: str, pieces: bool = False) -> argparse.Namespace:
+    """--quick, --json and --rounds (0: the benchmark's own number); for pieces() --save and --budget too."""
     parser = argparse.ArgumentParser(description=about)
+    if pieces:
+        parser.add_argument(
+            "--save", type=Path, metavar="FILE", help="append each step; what is in it is not measured again"
+        )
+        parser.add_argument(
+            "--budget", type=float, metavar="S", help="start no further step after so many seconds"
+        )
     parser.add_argument("--quick", action="store_true", help="a short form: an illustration")
     parser.add_argument("--json", action="store_true", help="one JSON line")
     parser.add_argument("--rounds", type=int, default=0)
@@ -39,18 +47,18 @@ class Results:
 
     def __init__(self, name: str) -> None:
         self.name = name
-        self._samples: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
-        self._notes: list[str] = []
+        self.samples: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
+        self.notes: list[str] = []
 
     def add(self, row: str, **values: float) -> None:
         """One round's values of a row, columns by keyword (their names end in the unit)."""
         for column, value in values.items():
-            self._samples[row][column].append(value)
+            self.samples[row][column].append(value)
 
     def note(self, text: str) -> None:
         """A sentence below the table, once."""
-        if text not in self._notes:
-            self._notes.append(text)
+        if text not in self.notes:
+            self.notes.append(text)
 
     def say(self, as_json: bool) -> None:
         """Print the table, or one JSON line."""
@@ -63,17 +71,17 @@ class Results:
             "command": "python -m bench " + " ".join([self.name, *sys.argv[1:]]),
         }
         if as_json:
-            rows = {row: dict(columns) for row, columns in self._samples.items()}
-            print(json.dumps({"bench": self.name, "host": machine, "samples": rows, "notes": self._notes}))
+            rows = {row: dict(columns) for row, columns in self.samples.items()}
+            print(json.dumps({"bench": self.name, "host": machine, "samples": rows, "notes": self.notes}))
             return
-        columns = list(dict.fromkeys(name for row in self._samples.values() for name in row))
+        columns = list(dict.fromkeys(name for row in self.samples.values() for name in row))
         table = [["", *columns]]
-        for row, samples in self._samples.items():
+        for row, samples in self.samples.items():
             table.append([row, *(_cell(samples.get(name, [])) for name in columns)])
         widths = [max(len(line[at]) for line in table) for at in range(len(table[0]))]
         for line in table:
             print("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
-        for text in (*self._notes, "median [least–greatest]; " + str(machine)):
+        for text in (*self.notes, "median [least–greatest]; " + str(machine)):
             print(text)
 
 
@@ -85,6 +93,40 @@ def _cell(samples: list[float]) -> str:
         for value in (statistics.median(samples), min(samples), max(samples))
     )
     return f"{middle} [{least}–{most}]" if len(samples) > 1 else middle
+
+
+def pieces(
+    results: Results, steps: Sequence[tuple[str, Callable[[Results], None]]], chosen: argparse.Namespace
+) -> None:
+    """Measure the steps that the file of saved ones lacks, in order, as far as the budget goes.
+
+    Args:
+        steps: by name, each adding its samples; chosen: of options(pieces=True).
+    """
+    saved = {}
+    if chosen.save and chosen.save.exists():
+        lines = chosen.save.read_text(encoding="utf-8").splitlines()
+        saved = {step["step"]: step for step in map(json.loads, lines)}
+    end = time.monotonic() + (chosen.budget or float("inf"))
+    left = [name for name, _ in steps if name not in saved]
+    for name, measure in steps:
+        if name not in saved:
+            if time.monotonic() > end:
+                continue
+            part = Results(results.name)
+            measure(part)
+            saved[name] = {"step": name, "samples": part.samples, "notes": part.notes}
+            left.remove(name)
+            if chosen.save:
+                with chosen.save.open("a", encoding="utf-8") as file:
+                    file.write(json.dumps(saved[name]) + "\n")
+        for row, columns in saved[name]["samples"].items():
+            for at in range(max(map(len, columns.values()))):
+                results.add(row, **{column: values[at] for column, values in columns.items()})
+        for text in saved[name]["notes"]:
+            results.note(text)
+    if left:
+        results.note(f"{len(left)} of {len(steps)} steps are left: run it again with the same --save")
 
 
 class Load:

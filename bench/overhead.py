@@ -6,7 +6,8 @@ rounds in an order that rotates. *write* is what the mini-VMM's own clock says o
 path (lock, dup, write, close; MINIVMM_WRITE_TIMES). A *round trip* is from the audio server's signal to the
 read of its completion, on the audio server's own clocks (its --log): through W, the lock, the guest (given
 no latency of its own) and G's write; missed cycles are in it. Also: an untraced process's syscall
-(raw_syscalls slows every task), a traced syscall by held words, and the parts of attaching.
+(raw_syscalls slows every task; *empty programs* on sys_enter and sys_exit are the least that any tracer of
+syscalls can cost), a traced syscall by held words, and the parts of attaching.
 """
 
 from __future__ import annotations
@@ -19,7 +20,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 if __package__ in (None, ""):  # run as a file
@@ -27,12 +29,15 @@ if __package__ in (None, ""):  # run as a file
 
 import numpy as np
 
-from bench.common import ROOT, Load, Results, clean, options
+from bench.common import ROOT, Load, Results, clean, options, pieces
+from tracer.capture import bpfsys
 from tracer.capture.session import Session, Settings
 from tracer.cli.minivmm import MiniVmm, binary
 
 _TRACERS = ("bare", "xdtrace", "perf trace", "strace")
 _LOADS = {"a stream": ("--streams", "1"), "200 churn": ("--churn", "200")}
+# r0 = 0; exit
+_RETURN_0 = bytes([0xB7, 0, 0, 0, 0, 0, 0, 0, 0x95, 0, 0, 0, 0, 0, 0, 0])
 _TICKS = os.sysconf("SC_CLK_TCK")
 
 
@@ -60,6 +65,10 @@ def _attached(tracer: str, child: subprocess.Popen[bytes], tgid: int) -> bool:
 @contextlib.contextmanager
 def _traced(tracer: str, tgid: int) -> Iterator[subprocess.Popen[bytes] | None]:
     """*tgid* under a tracer that is attached; None when bare."""
+    if tracer == "empty programs":
+        with _empty_programs():
+            yield None
+        return
     command = {
         "xdtrace": [sys.executable, "-m", "bench.overhead", "--drain", str(tgid)],
         "perf trace": ["perf", "trace", "-o", "/dev/null", "-p", str(tgid)],
@@ -136,6 +145,20 @@ def _round_trips(results: Results, load: str, tracer: str, seconds: float) -> No
     )
 
 
+@contextlib.contextmanager
+def _empty_programs() -> Iterator[None]:
+    """Two raw tracepoint programs that return 0, and nothing else."""
+    fds = []
+    try:
+        for tracepoint in ("sys_enter", "sys_exit"):
+            fds.append(bpfsys.raw_tracepoint_load("empty", _RETURN_0))
+            fds.append(bpfsys.raw_tracepoint_open(tracepoint, fds[-1]))
+        yield
+    finally:
+        for fd in fds:
+            os.close(fd)
+
+
 def _bystander(results: Results, tracer: str, count: int) -> None:
     """The syscall of a process that nobody traces, while another, idle one is traced."""
     with (
@@ -183,22 +206,32 @@ def main() -> None:
     if sys.argv[1:2] == ["--drain"]:
         _drain(int(sys.argv[2]))
         return
-    chosen = options(__doc__.splitlines()[0] if __doc__ else "")
+    chosen = options(__doc__.splitlines()[0] if __doc__ else "", pieces=True)
+    if chosen.save:
+        chosen.save = chosen.save.absolute()  # bcc changes the working directory
     rounds = chosen.rounds or (1 if chosen.quick else 5)
     seconds = 3.0 if chosen.quick else 8.0
     count = 200_000 if chosen.quick else 1_000_000
     results = Results("overhead")
     results.note("xdtrace: capture alone, its batches dropped; its screen and analysis are not in it")
+    steps: list[tuple[str, Callable[[Results], None]]] = []
+    for number in range(rounds):
+        order = [_TRACERS[(at + number) % len(_TRACERS)] for at in range(len(_TRACERS))]
+        steps += [
+            (f"{number} {load} {tracer}", partial(_round_trips, load=load, tracer=tracer, seconds=seconds))
+            for load in _LOADS
+            for tracer in order
+        ]
+        steps += [
+            (f"{number} bystander {tracer}", partial(_bystander, tracer=tracer, count=count))
+            for tracer in (*order, "empty programs")
+        ]
+        steps += [
+            (f"{number} words {words}", partial(_held_words, count=count, words=words))
+            for words in (None, 0, 1, 4, 16)
+        ]
     try:
-        for number in range(rounds):
-            order = [_TRACERS[(at + number) % len(_TRACERS)] for at in range(len(_TRACERS))]
-            for load in _LOADS:
-                for tracer in order:
-                    _round_trips(results, load, tracer, seconds)
-            for tracer in order:
-                _bystander(results, tracer, count)
-            for words in (None, 0, 1, 4, 16):
-                _held_words(results, count, words)
+        pieces(results, steps, chosen)
     finally:
         clean()
     results.say(chosen.json)

@@ -41,7 +41,7 @@ enum xd_flag {
 	XD_F_LATE = 4,	      /* arrived after its watermark (set by the session) */
 	XD_F_TIMERFD = 8,     /* read of a timerfd: value is the number of expirations */
 	XD_F_PENDING = 16,    /* eventfd write: the count was > 0 before it (previous wake unread) */
-	XD_F_EXIT_MASKS = 32, /* held_out/readable_out are valid */
+	XD_F_EXIT_MASKS = 32, /* held_out/readable_out are valid: in spans of XD_MIN_OTHER_NS and more */
 	XD_F_EVENTFD = 64,    /* fd is an eventfd: value is what was read or written */
 };
 

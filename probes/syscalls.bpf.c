@@ -135,7 +135,7 @@ int xd_sys_exit(struct bpf_raw_tracepoint_args *ctx)
 		return 0;
 	}
 	xd_span_fill(record, thread, tid, now, ret);
-	if (kind == XD_FUTEX || dur >= XD_MIN_OTHER_NS) {
+	if (dur >= XD_MIN_OTHER_NS) { /* in less the words have hardly changed since the entry */
 		struct xd_target *target = xd_target_of(tgid);
 
 		/* Masks of another generation would be read with the wrong words. */

@@ -217,6 +217,11 @@ class Session:
         """Instructions that the verifier walked, by program; empty before kernel 5.16."""
         return self._probes.verified_instructions() if self._probes else {}
 
+    @property
+    def program_fds(self) -> dict[str, int]:
+        """The loaded programs, by name."""
+        return dict(self._probes.program_fds) if self._probes else {}
+
     # -- batches
 
     def __iter__(self) -> Iterator[Batch]:
