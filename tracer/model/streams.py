@@ -23,6 +23,7 @@ from tracer.model.cycles import CLOSES_NS, GRACE_NS, MIN_COMPLETIONS, SETTLE_NS,
 from tracer.model.drivers import Driver
 from tracer.model.eventfds import Completion, Eventfd, Series
 from tracer.model.inferred import Inferred
+from tracer.model.ownloops import OwnLoops
 from tracer.model.registry import Registry
 from tracer.model.step import Step
 from tracer.model.untimed import Untimed
@@ -86,6 +87,7 @@ class Streams:
         self._by_eventfd: dict[int, Stream] = {}
         self._loops: dict[int, list[Driver]] = {}  # drivers of a data loop's thread
         self._untimed = Untimed(self._loops, self._new_driver)
+        self._own_loops = OwnLoops(registry)
         self._answers: set[int] = set()  # eventfds that the audio server has read
         self._objects: dict[int, str] = {}
         self._serial = 0
@@ -116,14 +118,17 @@ class Streams:
         audio = [t.tgid for t in self._registry.targets.values() if t.role == "audio"]
         vmms = [t.tgid for t in self._registry.targets.values() if t.role == "vmm"]
         self._births(step.of(Kind.FD))
-        rw = step.of(Kind.READ, Kind.WRITE)
-        if audio:
-            self._timers(step.of(Kind.TIMER), rw)
-        is_eventfd = ((rw["flags"] & Flag.EVENTFD) != 0) & (rw["ret"] == 8) & (rw["eventfd_id"] >= 0)
-        rw = rw.take(np.flatnonzero(is_eventfd))
+        rows = step.of(Kind.READ, Kind.WRITE)
+        is_eventfd = ((rows["flags"] & Flag.EVENTFD) != 0) & (rows["ret"] == 8) & (rows["eventfd_id"] >= 0)
+        rw = rows.take(np.flatnonzero(is_eventfd))
         tgids = self._registry.tgids_of(rw["tid"])
-        if len(rw) and audio:
-            touched = self._eventfds(rw, tgids, np.isin(tgids, audio), np.isin(tgids, vmms))
+        served = {s.tgid for s in self.streams} | {f.stream.tgid for f in self.inferred.followers.values()}
+        self._own_loops.step(step, rw, tgids, [tgid for tgid in vmms if tgid not in served])
+        if audio or self._own_loops.tids:
+            self._timers(step.of(Kind.TIMER), rows)
+        own = np.isin(rw["tid"], list(self._own_loops.tids))
+        if len(rw) and (audio or own.any()):
+            touched = self._eventfds(rw, tgids, np.isin(tgids, audio) | own, np.isin(tgids, vmms))
             self._untimed.step(self.eventfds[number] for number in sorted(touched))
             self._find_streams(touched)
         exact = {s.tgid for s in self.streams if s.exact}
@@ -190,7 +195,7 @@ class Streams:
         ]
         for at, read, tid, fd, value, interval, flags in sorted(events):
             target = self._registry.targets.get(self._registry.tgid(tid))
-            if target is None or target.role != "audio":
+            if target is None or (target.role != "audio" and tid not in self._own_loops.tids):
                 continue
             driver = self.drivers.get((tid, fd)) or self._new_driver(tid, fd)
             if read:
