@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import sys
@@ -77,6 +78,26 @@ def test_dev_knows_a_package_for_every_need_on_every_distribution(family: str) -
     together = in_dev(f"packages {family} python bcc rust").split()
     assert {"cargo", "rust"} & set(together) and "gcc" in together
     assert any(re.search("bcc|bpfcc", name) for name in together)
+
+
+def test_uninstall_takes_away_what_is_ours_and_nothing_else(tmp_path: Path) -> None:
+    prefix, link, home = tmp_path / "prefix", tmp_path / "bin/xdtrace", tmp_path / "home"
+    for folder in (prefix / "venv/bin", link.parent, home / ".cache/xdtrace/symcache", home / ".cache/other"):
+        folder.mkdir(parents=True)
+    (prefix / ".xdtrace-prefix").touch()
+    link.symlink_to(prefix / "venv/bin/xdtrace")
+    (link.parent / "other").touch()
+    # as_root is ./dev's own for the caller that is root, so this needs no root; ~root is not touched.
+    script = (ROOT / "dev").read_text(encoding="utf-8").replace("EUID", "NOBODY").replace("~root", str(home))
+    done = subprocess.run(
+        ["bash", "-c", script, ROOT / "dev", "uninstall"],
+        env={"PATH": os.environ["PATH"], "HOME": str(home), "NOBODY": "0",
+             "XDTRACE_PREFIX": str(prefix), "XDTRACE_LINK": str(link)},
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert "uninstalled" in done.stderr
+    left = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*")}
+    assert left == {"bin", "bin/other", "home", "home/.cache", "home/.cache/other"}
 
 
 def test_dev_refuses_an_unknown_command() -> None:
