@@ -107,6 +107,77 @@ def test_a_glitch_on_one_of_two_channels_counts_and_one_on_both_counts_once(tmp_
     assert len(one_sided.bursts) == 2
 
 
+@pytest.mark.parametrize("level", [0.01, 0.15, -0.3])
+@pytest.mark.parametrize("silence", ["at zero", "at the offset"])
+def test_an_offset_hides_no_gap_and_makes_none(tmp_path: Path, level: float, silence: str) -> None:
+    samples = played(997, GAPS, 400)
+    offset = np.where(samples == 0, 0 if silence == "at zero" else level, level)
+    capture = audio.analyse(written(tmp_path, samples + offset))
+    assert [(burst.kind, burst.edges) for burst in capture.bursts] == [("zeros", 2)] * 7
+
+
+def test_a_channel_of_faint_noise_beside_the_tone_is_left_out(tmp_path: Path) -> None:
+    tone = played(997, GAPS, 400)
+    noise = np.random.default_rng(3).normal(0, 2e-4, len(tone))
+    capture = audio.analyse(written(tmp_path, np.stack([noise, tone], axis=1), subtype="FLOAT"))
+    assert [burst.edges for burst in capture.bursts] == [2] * 7
+
+
+@pytest.mark.parametrize("seconds", [4, 7])
+def test_a_tone_that_changes_is_refused_with_both_frequencies_and_when(tmp_path: Path, seconds: int) -> None:
+    samples = np.concatenate([sine(997, 0, seconds * RATE), sine(440, 0, (8 - seconds) * RATE)])
+    with pytest.raises(audio.NoSingleTone, match=rf"changes.*997 Hz.*440 Hz at {seconds}\.0 s"):
+        audio.analyse(written(tmp_path, samples))
+
+
+def test_one_channel_that_is_no_tone_is_named(tmp_path: Path) -> None:
+    noise = np.random.default_rng(3).normal(0, 0.1, 4 * RATE)
+    with pytest.raises(audio.NoSingleTone, match="channel 2 of"):
+        audio.analyse(written(tmp_path, np.stack([sine(997, 0, 4 * RATE), noise], axis=1)))
+
+
+def test_eight_bits_are_too_coarse_for_a_quiet_tone_and_enough_for_a_loud_high_one(tmp_path: Path) -> None:
+    with pytest.raises(audio.NoisyCapture, match="too coarse"):
+        audio.analyse(written(tmp_path, played(997, GAPS, 400), subtype="PCM_U8"))
+    capture = audio.analyse(written(tmp_path, played(3001, GAPS, 400, amplitude=0.9), subtype="PCM_U8"))
+    assert len(capture.bursts) == 7
+
+
+@pytest.mark.parametrize(("ext", "kind"), [("wav", "RF64"), ("w64", "W64")])
+def test_files_for_more_than_four_gigabytes_are_read(tmp_path: Path, ext: str, kind: str) -> None:
+    path = tmp_path / f"x.{ext}"
+    soundfile.write(path, played(997, GAPS, 400), RATE, subtype="PCM_16", format=kind)
+    assert len(audio.analyse(path).bursts) == 7
+
+
+@pytest.mark.parametrize(("size", "told"), [(0, "0 samples"), (1000, "500 samples"), (0xFFFFFFFF, "")])
+def test_a_header_with_a_wrong_size_is_read_to_the_end_or_refused_with_the_remedy(
+    tmp_path: Path, size: int, told: str
+) -> None:
+    """A recorder that was killed leaves zero or the largest number there."""
+    path = written(tmp_path, played(997, GAPS, 400))
+    data = bytearray(path.read_bytes())
+    at = data.index(b"data") + 4
+    data[at : at + 4] = size.to_bytes(4, "little")
+    path.write_bytes(data)
+    if told:
+        with pytest.raises(audio.UnreadableAudio, match=told) as refused:
+            audio.analyse(path)
+        assert "--ignore-length" in refused.value.hint
+    else:
+        assert len(audio.analyse(path).bursts) == 7
+
+
+def test_a_cut_wav_is_read_as_far_as_it_goes_and_a_cut_flac_is_called_damaged(tmp_path: Path) -> None:
+    wav = written(tmp_path, played(997, GAPS, 400))
+    wav.write_bytes(wav.read_bytes()[: wav.stat().st_size // 2 + 1])
+    assert len(audio.analyse(wav).bursts) == 4
+    flac = written(tmp_path, played(997, GAPS, 400), ext="flac")
+    flac.write_bytes(flac.read_bytes()[: flac.stat().st_size // 2])
+    with pytest.raises(audio.UnreadableAudio, match="damaged"):
+        audio.analyse(flac)
+
+
 def test_silence_before_and_after_the_tone_is_no_glitch(tmp_path: Path) -> None:
     silence = np.zeros(RATE // 2)
     capture = audio.analyse(written(tmp_path, np.concatenate([silence, sine(997, 0, RATE), silence])))

@@ -50,6 +50,11 @@ __all__ = [
 
 Runs = list[tuple[int, int]]
 
+_GIVE: Final = "give a WAV or FLAC file: pw-record makes one"
+#: Bytes that a WAV file may have beside its samples, and a sample's of the usual formats.
+_HEADER: Final = 4096
+_SAMPLE_BYTES: Final = {"PCM_U8": 1, "PCM_16": 2, "PCM_24": 3, "PCM_32": 4, "FLOAT": 4, "DOUBLE": 8}
+
 _BLOCK: Final = 1 << 17
 #: Samples: a shorter stretch of zeros is a zero crossing; edges that are closer are one.
 _SHORT: Final = 8
@@ -100,23 +105,43 @@ def analyse(path: Path, *, join_s: float = 0.05) -> Capture:
     Raises:
         AudioError: a subclass says why nothing can be counted.
     """
-    try:
-        path.stat()
-    except OSError as error:  # libsndfile calls every such error a system error
-        raise UnreadableAudio(
-            f"cannot open {path}: {error.strerror}", "give a WAV or FLAC file: pw-record makes one"
-        ) from error
-    if path.suffix.lower() == ".raw":  # which soundfile would take for headerless samples
-        raise UnreadableAudio(f"{path} has no header", "give a WAV or FLAC file: pw-record makes one")
+    _check(path)
     try:
         with soundfile.SoundFile(path) as file:
+            _check_size(path, file)
             heard = tones(file)
             edges, zeros, naive = _scan(file, heard)
             return _capture(file, heard, edges, zeros, naive, join_s)
     except (soundfile.LibsndfileError, OSError) as error:
+        if path.open("rb").read(4) != b"fLaC":
+            raise UnreadableAudio(f"{path} cannot be read as sound: {error}", _GIVE) from error
         raise UnreadableAudio(
-            f"{path} cannot be read as sound: {error}", "give a WAV or FLAC file: pw-record makes one"
+            f"{path} is damaged: it breaks off, or a part of it is missing",
+            "record it again, or make a WAV of what is left: flac --decode --decode-through-errors",
         ) from error
+
+
+def _check(path: Path) -> None:
+    """Refuse what is no sound file in words that libsndfile does not have."""
+    try:
+        path.stat()
+    except OSError as error:  # libsndfile calls every such error a system error
+        raise UnreadableAudio(f"cannot open {path}: {error.strerror}", _GIVE) from error
+    if not path.is_file():
+        raise UnreadableAudio(f"{path} is no file", _GIVE)
+    if path.suffix.lower() == ".raw":  # which soundfile would take for headerless samples
+        raise UnreadableAudio(f"{path} has no header", _GIVE)
+
+
+def _check_size(path: Path, file: soundfile.SoundFile) -> None:
+    """Refuse a WAV file whose header says less than there is: its recorder was killed."""
+    size = path.stat().st_size - _HEADER
+    told = file.frames * file.channels * _SAMPLE_BYTES.get(file.subtype, size)
+    if file.format in ("WAV", "WAVEX") and told < size // 2:
+        raise UnreadableAudio(
+            f"the header of {path} says {file.frames} samples, the file holds more: its recorder was killed",
+            f"end the recorder by Ctrl-C; to mend this one: sox --ignore-length {path} mended.wav",
+        )
 
 
 def skipped_quanta(burst: Burst, capture: Capture, quantum: int, most: int = 16) -> int | None:
@@ -156,10 +181,11 @@ def _scan(file: soundfile.SoundFile, heard: list[Tone]) -> tuple[Runs, Runs, int
         if not np.isfinite(window).all():
             raise UnreadableAudio(f"{file.name} holds samples that are no numbers", "record it again")
         for i, tone in enumerate(heard):
-            x = window[:, tone.channel]
+            x = window[:, tone.channel] - tone.level
             broken = np.zeros(len(x), dtype=bool)
             broken[1:-1] = np.abs(residual(x, tone.omega)) > tone.threshold
-            quiet = _long_runs(np.abs(x) <= 1e-3 * tone.amplitude)
+            least = 1e-3 * tone.amplitude  # silence is at the tone's mean, or at zero
+            quiet = _long_runs((np.abs(x) <= least) | (np.abs(x + tone.level) <= least))
             for flags, runs in ((broken, edges[i]), (quiet, zeros[i])):
                 _extend(runs, np.flatnonzero(flags[first:stop]) + begin + first)
             jumps = np.abs(np.diff(x)) > 1.5 * 2 * tone.amplitude * math.sin(tone.omega / 2)

@@ -23,6 +23,14 @@ _PIECE: Final = 2048
 _PIECES: Final = 400
 #: Peak below which a capture is silent (-70 dBFS).
 _SILENT: Final = 3e-4
+#: A channel that is so much quieter than the loudest carries no tone (-40 dB).
+_FAINT: Final = 0.01
+#: Frequencies so close are one.
+_SAME: Final = 0.005
+#: The tone changes if this share of its pieces, and at least two, have another frequency.
+_OTHER: Final = 0.02
+#: Sample formats whose steps alone may hide an edge.
+_COARSE: Final = ("PCM_U8", "PCM_S8", "ULAW", "ALAW")
 #: Share of a piece's power that one sine must explain, and of the pieces that must be such.
 _PURE: Final = 0.99
 _PURE_PIECES: Final = 0.15
@@ -60,12 +68,13 @@ class NoisyCapture(AudioError):
 
 @dataclass(frozen=True, slots=True)
 class Tone:
-    """One channel's tone; ``noise`` is the deviation of the recurrence residual."""
+    """One channel's tone; ``noise``: deviation of the recurrence residual, ``level``: DC offset."""
 
     channel: int
     omega: float
     amplitude: float
     noise: float
+    level: float
 
     @property
     def threshold(self) -> float:
@@ -86,21 +95,33 @@ def tones(file: soundfile.SoundFile) -> list[Tone]:
         pieces[i] = file.read(_PIECE, always_2d=True)
     if not np.isfinite(pieces).all():
         raise UnreadableAudio(f"{file.name} holds samples that are no numbers", "record it again")
-    heard = [c for c in range(file.channels) if np.abs(pieces[:, :, c]).max() > _SILENT]
+    peaks = np.abs(pieces).max(axis=(0, 1))
+    heard = [c for c in range(file.channels) if peaks[c] > max(_SILENT, _FAINT * peaks.max())]
     if not heard:
         raise SilentCapture(
             f"{file.name} is silent", "record the monitor of the sink that plays the tone, while it plays"
         )
-    return [_tone(file.name, channel, pieces[:, :, channel]) for channel in heard]
+    return [_tone(file, channel, pieces[:, :, channel]) for channel in heard]
 
 
-def _tone(name: str, channel: int, pieces: NDArray[np.float64]) -> Tone:
-    loud = pieces[np.abs(pieces).max(axis=1) > _SILENT]
+def _tone(file: soundfile.SoundFile, channel: int, pieces: NDArray[np.float64]) -> Tone:
+    name = file.name if file.channels == 1 else f"channel {channel + 1} of {file.name}"
+    which = np.flatnonzero(np.abs(pieces).max(axis=1) > _SILENT)
+    loud = pieces[which]
     fits = [_sine(piece) for piece in loud]
-    pure = [i for i, (_, _, share) in enumerate(fits) if share >= _PURE]
+    pure = [i for i, (_, _, share, _) in enumerate(fits) if share >= _PURE]
     if pure:
-        middle = float(np.median([fits[i][0] for i in pure]))
-        pure = [i for i in pure if abs(fits[i][0] - middle) < 0.005 * middle]
+        middle = sorted(fits[i][0] for i in pure)[len(pure) // 2]
+        other = [i for i in pure if abs(fits[i][0] - middle) >= _SAME * middle]
+        if len(other) >= max(2.0, _OTHER * len(pure)):
+            start = int(which[other[0]]) * (file.frames - _PIECE) // max(1, len(pieces) - 1)
+            hz = [omega * file.samplerate / (2 * math.pi) for omega in (middle, fits[other[0]][0])]
+            raise NoSingleTone(
+                f"the tone in {name} changes: {hz[0]:.0f} Hz most of the time, {hz[1]:.0f} Hz at "
+                f"{start / file.samplerate:.1f} s",
+                "record one steady tone, best of 997 Hz, or cut the capture to one",
+            )
+        pure = [i for i in pure if i not in other]
     flat = [i for i, piece in enumerate(loud) if _is_flat(piece, fits[i][1])]
     if len(flat) > len(loud) / 2:
         raise ClippedCapture(f"the tone in {name} is clipped", "lower the volume and record again")
@@ -111,9 +132,15 @@ def _tone(name: str, channel: int, pieces: NDArray[np.float64]) -> Tone:
         )
     omega = float(np.median([fits[i][0] for i in pure]))
     amplitude = float(np.median([fits[i][1] for i in pure]))
-    spread = [float(np.median(np.abs(residual(loud[i], omega)))) for i in pure]
-    tone = Tone(channel, omega, amplitude, float(np.median(spread)) / 0.6745)
+    level = float(np.median([fits[i][3] for i in pure]))
+    spread = [float(np.median(np.abs(residual(loud[i] - level, omega)))) for i in pure]
+    tone = Tone(channel, omega, amplitude, float(np.median(spread)) / 0.6745, level)
     if _SIGMAS * tone.noise > amplitude * math.sin(omega / 2):
+        if file.subtype in _COARSE:
+            raise NoisyCapture(
+                f"the steps of {file.subtype_info} in {name} are too coarse to see where its tone breaks",
+                "record 16 bits or more: pw-record --format s16",
+            )
         raise NoisyCapture(
             f"the noise in {name} is too loud to see where its tone breaks",
             "record the sink's monitor instead of a microphone, or a louder tone",
@@ -128,26 +155,26 @@ def _is_flat(piece: Samples, amplitude: float) -> bool:
     return peak > 0.01 and float(np.mean(size > 0.999 * peak)) > _FLAT and amplitude > _OVER * peak
 
 
-def _sine(piece: Samples) -> tuple[float, float, float]:
-    """Angular frequency, amplitude, share of power of the best sine (IEEE 1057, four parameters)."""
+def _sine(piece: Samples) -> tuple[float, float, float, float]:
+    """Angular frequency, amplitude, share of power and mean of the best sine (IEEE 1057, four parameters)."""
     n = np.arange(piece.size, dtype=float)
     spectrum = np.abs(np.fft.rfft((piece - piece.mean()) * np.hanning(piece.size)))
     at = int(spectrum[1:-1].argmax()) + 1
     low, top, high = np.log(spectrum[at - 1 : at + 2] + 1e-30)
     bend = low - 2 * top + high
     omega = 2 * math.pi * (at + (0.5 * (low - high) / bend if bend else 0.0)) / piece.size
-    step, rest, a, b = 0.0, piece, 0.0, 0.0
+    step, rest, a, b, level = 0.0, piece, 0.0, 0.0, 0.0
     for _ in range(4):
         omega = min(max(omega + step, 1e-3), math.pi - 1e-3)
         cos, sin = np.cos(omega * n), np.sin(omega * n)
         base = np.stack([cos, sin, np.ones_like(n), n * (b * cos - a * sin)][: 4 if a or b else 3], axis=1)
         fit = np.linalg.lstsq(base, piece, rcond=None)[0]
         rest = piece - base @ fit
-        a, b = float(fit[0]), float(fit[1])
+        a, b, level = (float(part) for part in fit[:3])
         step = float(fit[3]) if len(fit) == 4 else 0.0
         step = step if abs(step) < 2 * math.pi / piece.size else 0.0
     power = float(np.var(piece))
-    return omega, math.hypot(a, b), 1 - float(np.mean(rest * rest)) / power if power else 0.0
+    return omega, math.hypot(a, b), 1 - float(np.mean(rest * rest)) / power if power else 0.0, level
 
 
 def residual(x: Samples, omega: float) -> Samples:
