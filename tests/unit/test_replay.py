@@ -18,6 +18,7 @@ from world import D, F, G, V, W
 from tracer.model.counterfactual import Case, judge
 from tracer.model.leaves import Holder, Leaf
 from tracer.model.phases import GPU, GUEST, HEAD_OF_LINE, HOST, NOT_REARMED, SERIALISED, WORKER, Path, Phase
+from tracer.schema import Kind
 
 LOCK_WORD = (20, 0x9000)
 KINDS = ("lock", "not_scheduled", "slow_syscall", "on_cpu")
@@ -169,3 +170,30 @@ def test_any_path_is_replayed_exactly_and_monotonely(rng: random.Random) -> None
         assert case.path.start_ns <= before <= case.path.end_ns
         assert case.replay(more, unqueued=unqueued) <= before
         assert case.replay(more, unqueued=True) <= before
+
+
+def test_what_holds_a_lock_up_that_gs_other_commands_wait_for_moves_those_too() -> None:
+    """W writes for 100 with the lock held; G's other command wants the lock, and ours comes behind it."""
+    write = (int(Kind.WRITE), 1, 3, 7)
+    leaves = [
+        Leaf(0, 100, "slow_syscall", W, 0, call=write),
+        Leaf(100, 110, "guest", V, 1),
+        Leaf(110, 112, "on_cpu", G, 2),
+        Leaf(112, 120, "on_cpu", G, 3),
+    ]
+    phases = [
+        Phase(0, 100, WORKER, W),
+        Phase(100, 110, GUEST, V),
+        Phase(110, 112, GPU, G, HEAD_OF_LINE, queued=True),
+        Phase(112, 120, GPU, G),
+    ]
+    path = Path(phases, 60, gpu_tid=G)
+    path.foreign = [(5, 112)]
+    case = Case(path, leaves)
+    assert not case.hopeless()
+    assert judge(case, none_usual).cause == "mixed"
+    held = Holder(W, "running", write, (LOCK_WORD,), (W,))
+    case.relieve([Leaf(8, 104, "lock", G, 0, word=LOCK_WORD, holder=held)])
+    found = judge(case, none_usual)
+    assert found.key == ("slow_syscall", W, int(Kind.WRITE), 1)
+    assert case.replay({0: 1.0}, freed=case.freed([found.key])) == (112 - (100 - 10)) + 8

@@ -6,15 +6,17 @@ Owns the evidence for both. Judges no delay.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Final
+from collections.abc import Iterator, Sequence
+from typing import Final, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from tracer.model.commands import CLOSE
 from tracer.model.locks import Locks
 from tracer.model.registry import Registry
 from tracer.model.roles import Roles
+from tracer.model.spans import OFF_BY_ITSELF
 from tracer.model.streams import Cycle
 from tracer.model.timeline import Timeline
 from tracer.schema import (
@@ -22,6 +24,7 @@ from tracer.schema import (
     FUTEX_CMD_MASK,
     FUTEX_WAKE,
     FUTEX_WAKE_BITSET,
+    OFFCPU,
     RW,
     Flag,
     Kind,
@@ -32,8 +35,18 @@ from tracer.schema import (
 
 #: On-time cycles needed to say what G does not do in them.
 MIN_ON_TIME: Final = 8
-#: Kicks without a command are evidence where fewer than this are expected in such a cycle.
+#: A kick without a command is evidence where fewer than this share of on-time cycles have one as soon.
 RARE: Final = 0.05
+#: How far before a cycle's read G's sleeps are looked for.
+BEFORE_NS: Final = 5_000_000
+
+
+class Runs(NamedTuple):
+    """G awake, run by run (n,): its last kick, asleep again (ns), kicks taken beyond commands ended."""
+
+    kick: NDArray[np.int64]
+    end: NDArray[np.int64]
+    spare: NDArray[np.int64]
 
 
 class Failures:
@@ -70,32 +83,47 @@ class Failures:
         return ""
 
     def unanswered(self, cycle: Cycle, on_time: Sequence[Cycle]) -> str:
-        """Whether G took our command and wrote nothing, as a reason; "" if not (as far as can be told).
+        """Whether G took our command in time and wrote nothing, as a reason; "" if not, or not told.
 
         With the guest late no kick comes. So where the completion that closed a cycle answers a later
-        one, and when G went idle in between it had read more kicks than it had ended commands, one of
-        them was ours; unless that happens in this VM by itself, with commands that leave no trace.
+        one, and G had slept again before the deadline with more kicks taken than commands ended, one of
+        them was ours; unless on-time cycles too have such kicks by then, of commands that leave no trace.
         """
         if cycle.read_ns is None:
             return ""
         gpu = self._roles.gpu_worker(cycle.stream.tgid)
         if cycle.closing_ns is None:
             return "no write: G ran and wrote no completion" if gpu and self._ran(gpu, cycle) else ""
-        if not gpu or not answered_later(cycle):
+        if not gpu or cycle.read_ns >= cycle.deadline_ns or not answered_later(cycle):
             return ""
         read = cycle.stream.wake.read
-        following = read.end[read.after(cycle.read_ns)]
-        idle = self._idle_before(gpu, cycle.read_ns, following)
-        if not idle or self._spare(gpu, cycle.stream.tgid, [(cycle.read_ns, idle)])[0] <= 0:
+        until = min(read.end[read.after(cycle.read_ns)], cycle.deadline_ns)
+        runs = self._runs(gpu, cycle.stream.tgid, cycle.nominal_ns - BEFORE_NS, until)
+        kick, end = self._traceless(runs, cycle.read_ns)
+        if not kick:
             return ""
         begin = self._timeline.begin_ns
-        served = [c for c in on_time if c.read_ns is not None and c.nominal_ns > begin]
-        if len(served) < MIN_ON_TIME:
+        reads = [c.read_ns for c in on_time if c.read_ns is not None and c.nominal_ns > begin]
+        if len(reads) < MIN_ON_TIME:
             return ""
-        known = [(c.read_ns or 0, c.deadline_ns) for c in served]
-        odd = sum(spare > 0 for spare in self._spare(gpu, cycle.stream.tgid, known))
-        expected = odd / sum(high - low for low, high in known) * (idle - cycle.read_ns)
-        return "no write: the guest kicked, G ran and wrote no completion" if expected < RARE else ""
+        edges = np.array(reads, dtype=np.int64)[:, None] + np.array([0, end - cycle.read_ns], dtype=np.int64)
+        runs = self._runs(gpu, cycle.stream.tgid, int(edges[0, 0]), int(edges[-1, 1]))
+        for at in (runs.end[runs.spare > 0], *self._silent(gpu, cycle.stream.tgid, reads[0], kick)):
+            within = np.diff(np.searchsorted(at, edges, side="right"), axis=1)
+            if (within > 0).sum() >= RARE * len(reads):
+                return ""
+        return "no write: the guest kicked, G ran and wrote no completion"
+
+    @staticmethod
+    def _traceless(runs: Runs, since_ns: int) -> tuple[int, int]:
+        """The first kick since a time for which G ended no command, and when it slept again; 0, 0: none."""
+        owed = 0  # a command may be taken before its kick is: the kick then comes alone
+        for kick, end, spare in zip(runs.kick.tolist(), runs.end.tolist(), runs.spare.tolist(), strict=True):
+            owed += spare
+            if owed > 0 and kick > since_ns:
+                return int(kick), int(end)
+            owed = min(owed, 0)
+        return 0, 0
 
     def _ran(self, gpu: int, cycle: Cycle) -> bool:
         """Whether G did anything but sleep and read its queue since W served the cycle."""
@@ -103,29 +131,23 @@ class Failures:
         kinds = self._timeline.spans(gpu, since, cycle.end_ns)["kind"]
         return bool(((kinds != Kind.READ) & (kinds != Kind.OFFCPU)).any())
 
-    def _idle_before(self, gpu: int, start_ns: int, stop_ns: int) -> int:
-        """When G last went to sleep on its queue in an interval, 0 if it did not."""
+    def _runs(self, gpu: int, tgid: int, start_ns: int, stop_ns: int) -> Runs:
+        """What G did from one sleep on its queue to the next, of all sleeps in an interval, in order."""
         spans = self._timeline.spans(gpu, start_ns, stop_ns)
-        kind, enters, ends = spans["kind"], spans["enter_ns"].astype(np.int64), end_ns(spans).astype(np.int64)
+        kind, rw = spans["kind"], view(spans, RW)
+        enters, ends = spans["enter_ns"].astype(np.int64), end_ns(spans).astype(np.int64)
         queue = (kind == Kind.READ) & ((spans["flags"] & Flag.EVENTFD) != 0)
-        queue |= kind == Kind.EPOLL_WAIT
+        idle = queue | (kind == Kind.EPOLL_WAIT)
         out = enters[(kind == Kind.OFFCPU) & (enters > start_ns) & (enters <= stop_ns)]
-        at = np.searchsorted(ends[queue], out, side="right")
-        asleep = out[np.append(enters[queue], np.iinfo(np.int64).max)[at] <= out]
-        return int(asleep[-1]) if len(asleep) else 0
-
-    def _spare(self, gpu: int, tgid: int, windows: Sequence[tuple[int, int]]) -> list[int]:
-        """Kicks that G read beyond the commands that it ended, per window (in order)."""
-        spans = self._timeline.spans(gpu, windows[0][0], windows[-1][1])
-        kind, rw, ends = spans["kind"], view(spans, RW), end_ns(spans).astype(np.int64)
-        kicks = (kind == Kind.READ) & ((spans["flags"] & Flag.EVENTFD) != 0) & (rw["ret"] == 8)
-        at, values = ends[kicks], np.append(0, np.cumsum(rw["value"][kicks].astype(np.int64)))
+        at = np.searchsorted(ends[idle], out, side="right")
+        asleep = out[np.append(enters[idle], np.iinfo(np.int64).max)[at] <= out]
+        kicks = queue & (rw["ret"] == 8)
+        taken, values = ends[kicks], np.append(0, np.cumsum(rw["value"][kicks].astype(np.int64)))
         done = ends[self._ended(spans, tgid)]
-        edges = np.array(windows, dtype=np.int64)
-        read = np.diff(values[np.searchsorted(at, edges, side="right")], axis=1)
-        ended = np.diff(np.searchsorted(done, edges, side="right"), axis=1)
-        spare: list[int] = (read - ended)[:, 0].tolist()
-        return spare
+        first = np.searchsorted(taken, asleep, side="right")
+        spare = np.diff(values[first]) - np.diff(np.searchsorted(done, asleep, side="right"))
+        kick = np.append(0, taken)[first[1:]]
+        return Runs(kick, asleep[1:], spare)
 
     def _ended(self, spans: Records, tgid: int) -> NDArray[np.bool_]:
         """What ends a command: a write that is no interrupt, an epoll_ctl, the waking of a condvar."""
@@ -135,8 +157,28 @@ class Failures:
         wakes = (kind == Kind.FUTEX) & np.isin(spans["op"] & FUTEX_CMD_MASK, (FUTEX_WAKE, FUTEX_WAKE_BITSET))
         words = [w for w in np.unique(futex["word"][wakes]).tolist() if not self._locks.is_mutex(tgid, w)]
         rearms = wakes & np.isin(futex["word"], np.array(words, dtype=np.uint64))
-        ended: NDArray[np.bool_] = writes | rearms | (kind == Kind.EPOLL_CTL)
+        # A close is a command (a hang-up), but not of what was just written to or taken off epoll.
+        closes = (kind == Kind.FD) & np.isin(spans["op"], sorted(CLOSE))
+        calls = np.flatnonzero((kind != Kind.OFFCPU) & (kind != Kind.FUTEX))
+        after = calls[1:][np.isin(kind[calls[:-1]], (Kind.WRITE, Kind.EPOLL_CTL))]
+        closes[after] = False
+        ended: NDArray[np.bool_] = writes | rearms | closes | (kind == Kind.EPOLL_CTL)
         return ended
+
+    def _silent(self, gpu: int, tgid: int, since_ns: int, at_ns: int) -> Iterator[NDArray[np.int64]]:
+        """When G woke each thread that was awake at a time: a command that wakes it left no trace then.
+
+        Not W: Rust's condvar is woken by a system call whether or not anybody waits.
+        """
+        for tid in sorted(t.tid for t in self._registry.threads.values() if t.tgid == tgid):
+            if tid == gpu or self._registry.role(tid) in ("vcpu", "W"):
+                continue
+            spans = self._timeline.spans(tid, since_ns, at_ns)
+            off = view(spans[spans["kind"] == Kind.OFFCPU], OFFCPU)
+            slept = off[(off["preempted"] == 0) & ((off["op"] & OFF_BY_ITSELF) != 0)]
+            woken = np.where(slept["woken_ns"] > 0, slept["woken_ns"], end_ns(slept)).astype(np.int64)
+            if not ((slept["enter_ns"] <= at_ns) & (woken > at_ns)).any():
+                yield woken[slept["waker_tid"] == gpu]
 
 
 def answered_later(cycle: Cycle) -> bool:

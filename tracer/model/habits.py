@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from tracer.model.commands import CLOSE, IDLE_CALLS, MEMORY_CALLS
 from tracer.model.roles import Roles
+from tracer.model.spans import OFF_BY_ITSELF
 from tracer.model.streams import Cycle
 from tracer.model.timeline import Timeline
 from tracer.model.window import AFTER_NS
@@ -23,7 +24,6 @@ from tracer.schema import OFFCPU, RW, Flag, Kind, Records, end_ns, view
 
 #: How far before a cycle spans are looked at.
 BEFORE_NS: Final = 5_000_000
-_OFF_BY_ITSELF: Final = 1 | 2 | 4 | 8
 
 
 class Answer(NamedTuple):
@@ -105,7 +105,7 @@ def _kicks(spans: Records) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     flagged = idle & ((kind != Kind.READ) | ((spans["flags"] & Flag.EVENTFD) != 0))
     calls = flagged if flagged.any() else idle
     off = view(spans.take(np.flatnonzero(kind == Kind.OFFCPU)), OFFCPU)
-    slept = (off["woken_ns"] > 0) & (off["preempted"] == 0) & ((off["op"] & _OFF_BY_ITSELF) != 0)
+    slept = (off["woken_ns"] > 0) & (off["preempted"] == 0) & ((off["op"] & OFF_BY_ITSELF) != 0)
     off = off.take(np.flatnonzero(slept))
     woken = off["woken_ns"].astype(np.int64)
     at = np.searchsorted(ends[calls], woken, side="left")

@@ -180,19 +180,35 @@ class Case:
         return {key: sum(self.leaves[i].ns for i in at) for key, at in self.members.items()}
 
     def hopeless(self) -> bool:
-        """Whether the deadline is missed even without G's other commands and all that has no baseline."""
-        gone = {i: 1.0 for key, at in self.members.items() if key[0] in EVERYWHERE for i in at}
+        """Whether the deadline is missed even without G's other commands and all that can hold those up."""
+        kinds = (*EVERYWHERE, ON_CPU, SLOW_SYSCALL)
+        gone = {i: 1.0 for key, at in self.members.items() if key[0] in kinds for i in at}
         return not self.meets(gone, unqueued=True)
 
     def relieve(self, leaves: list[Leaf]) -> None:
         """Take over what G's commands for others were held up by.
 
-        Without a lock, or with the CPU, those would have been done sooner too.
+        Without a lock, or with the CPU, those would have been done sooner too. A lock that a thread of
+        this path holds meanwhile is let go sooner without what that thread spends its time on.
         """
+        starts = [leaf.start_ns for leaf in self.leaves]
         for leaf in leaves:
             for key in keys_of(leaf, ""):
                 if key[0] in EVERYWHERE:
-                    self.relief.setdefault(key, []).append((leaf.start_ns, leaf.end_ns))
+                    self._relieve(key, leaf.start_ns, leaf.end_ns)
+            if leaf.kind != LOCK or leaf.holder is None:
+                continue
+            for i in range(max(0, bisect_right(starts, leaf.start_ns) - 1), len(starts)):
+                ours = self.leaves[i]
+                if ours.start_ns >= leaf.end_ns:
+                    break
+                if ours.tid in leaf.holder.tids and ours.kind not in (LOCK, NOT_SCHEDULED):
+                    start, end = max(ours.start_ns, leaf.start_ns), min(ours.end_ns, leaf.end_ns)
+                    self._relieve(own_key(ours), start, end)
+
+    def _relieve(self, key: Key, start_ns: int, end_ns: int) -> None:
+        if end_ns > start_ns:
+            self.relief.setdefault(key, []).append((start_ns, end_ns))
 
     def freed(self, keys: Iterable[Key]) -> Sequence[tuple[int, int]]:
         """When G's commands for others would not have been held up without some candidates."""

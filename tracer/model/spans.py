@@ -34,7 +34,7 @@ _WAKES: Final = (FUTEX_WAKE, FUTEX_WAKE_BITSET)
 #: What ``_make`` does, without a call of Python's own for each of hundreds of thousands of spans.
 _new: Final = tuple.__new__
 #: prev_state of a thread that cannot run: interruptible, uninterruptible, stopped, traced (sched.h).
-_OFF_BY_ITSELF: Final = 1 | 2 | 4 | 8
+OFF_BY_ITSELF: Final = 1 | 2 | 4 | 8
 _STOPPED: Final = 4 | 8
 
 
@@ -85,7 +85,7 @@ class Off(NamedTuple):
     @property
     def slept(self) -> bool:
         """Whether the thread blocked (else it was runnable all along)."""
-        return not self.preempted and bool(self.state & _OFF_BY_ITSELF)
+        return not self.preempted and bool(self.state & OFF_BY_ITSELF)
 
     @property
     def stopped(self) -> bool:

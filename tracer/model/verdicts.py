@@ -18,7 +18,7 @@ from tracer.model.baselines import BASELINE_CYCLES, Baselines, OnTime, Usual
 from tracer.model.counterfactual import Case, Judgement, judge
 from tracer.model.failures import Failures
 from tracer.model.habits import Answers
-from tracer.model.leaves import GUEST_LEAF, LeafCutter
+from tracer.model.leaves import LeafCutter
 from tracer.model.locks import Locks
 from tracer.model.path import PathFinder
 from tracer.model.phases import Path
@@ -250,15 +250,13 @@ class Verdicts:
         if case.path.problem:
             miss.reason = case.path.problem
             return
-        if cycle.closing_ns is None and self._unanswered(miss, state):
+        if self._unanswered(miss, state):
             return
         if case.path.foreign and not case.hopeless():
             case.relieve(self._cutter.others(case.path, window))
         judgement = judge(case, usual.of)
         if case.path.kick == "inferred":
             judgement = self._within_bounds(cycle, window, usual, case, judgement)
-        if _needs_guest(judgement) and self._unanswered(miss, state):
-            return
         miss.judgement, miss.cause = judgement, judgement.cause
 
     def _unanswered(self, miss: MissState, state: StreamState) -> bool:
@@ -296,16 +294,6 @@ class Verdicts:
         tids = self._registry.with_role("vcpu", cycle.stream.tgid)
         votes = self._roles.vcpu_votes
         return max(tids, key=lambda t: (votes.get(t, 0), -t)) if tids else 0
-
-
-def _needs_guest(judgement: Judgement) -> bool:
-    """Whether a cycle is late for the guest's time as far as was measured.
-
-    A command that wrote nothing looks like a guest that takes until the next one. What is
-    explained without the guest is late for what was measured, whatever kicks G read meanwhile.
-    """
-    keys = (*judgement.sufficient, *judgement.jointly)
-    return judgement.cause == "guest_late" or (judgement.cause == "mixed" and (GUEST_LEAF,) in keys)
 
 
 def _carried_over(before: Cycle, cycle: Cycle) -> bool:

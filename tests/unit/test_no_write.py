@@ -1,0 +1,106 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A command that G took in time and that wrote nothing, told from a late guest by G's kicks.
+
+Owns a world whose guest kicks once a command, as a guest does: for W's re-arm and for the completion.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import pytest
+import records as r
+from test_verdicts import analyse, origins
+from world import KICK_ID, MS, US, V2, VMM, Delays, F, G, V, World
+
+from tracer.model.summary import Miss
+
+FENCE = 0xA000
+OURS = 80 * US  # from the re-arm to our command's kick
+
+
+@dataclass
+class Kicks(World):
+    """A world of one kick a command.
+
+    Attributes:
+        lost: this cycle's completion is not written.
+        other_ns: so long after the re-arm G gets somebody else's command, 0: none.
+        wakes: that command wakes the fence thread, which sleeps unless it is ``awake``.
+    """
+
+    lost: bool = False
+    other_ns: int = 0
+    wakes: bool = False
+    awake: bool = False
+
+    def kick(self, at: int, by: int) -> None:
+        """An idle G is woken for a command that leaves no trace."""
+        self.sleep(G, at, at + 4 * US, by, VMM)
+        self.add(r.read(G, self.free[G], at + 5 * US, fd=13, eventfd=KICK_ID))
+        self.free[G] = at + 12 * US
+
+    def _other(self, rearm: int) -> None:
+        at = rearm + self.other_ns
+        if self.wakes:
+            woken = at + 8 * US if not self.awake else at - 5 * US
+            self.add(r.wait(F, FENCE, self.free[F], woken + 5 * US, expected=7))
+            self.sleep(F, woken, woken + 4 * US, 0 if self.awake else G, VMM, irq=self.awake)
+            self.free[F] = at + 30 * US
+            if not self.awake:
+                self.add(r.wake(G, FENCE, at + 7 * US, dur=2 * US, count=1))
+        self.kick(at, V2)
+
+    def _completed(self, rearm: int, write: int = 0) -> int:
+        self.free[G] = rearm + 2 * US
+        if 0 < self.other_ns < OURS:
+            self._other(rearm)
+        self.kick(rearm + OURS, V)
+        done = rearm + OURS + 20 * US
+        if not self.lost:
+            done = super()._completed(rearm + OURS + 5 * US, write)
+        if self.other_ns > OURS:
+            self._other(rearm)
+        return done
+
+    def _answer(self, done: int, d: Delays) -> None:
+        if self.lost:
+            self.busy_until = done + 50 * US
+        else:
+            super()._answer(done, d)
+
+
+def told(world: Kicks, late: Delays | None = None) -> Miss:
+    """The one miss among cycles on time: it has these delays, or else its completion is lost."""
+    for i in range(48):
+        world.lost = i == 32 and late is None
+        world.cycle(late if i == 32 else None)
+    (miss,) = origins(analyse(world, world.finish()))
+    return miss
+
+
+def test_a_command_that_was_taken_in_time_and_wrote_nothing_is_told() -> None:
+    miss = told(Kicks())
+    assert (miss.leg, miss.cause) == ("completion", "unknown")
+    assert "no write" in miss.detail
+
+
+def test_a_late_guest_is_not_taken_for_a_command_that_wrote_nothing() -> None:
+    assert told(Kicks(), Delays(guest=30 * MS)).cause == "guest_late"
+
+
+@pytest.mark.parametrize(("other_ns", "cause"), [(40 * US, "guest_late"), (5 * MS, "unknown")])
+def test_kicks_without_a_trace_prove_nothing_where_they_are_usual_as_soon(other_ns: int, cause: str) -> None:
+    """Every cycle has a kick of somebody else's: before ours, which then says nothing, or long after it."""
+    assert told(Kicks(other_ns=other_ns)).cause == cause
+
+
+@pytest.mark.parametrize(("awake", "cause"), [(True, "guest_late"), (False, "unknown")])
+def test_a_kick_was_not_ours_where_whom_it_was_for_may_have_needed_no_waking(awake: bool, cause: str) -> None:
+    """G wakes the fence thread in every cycle; in the lost one that is awake: waking it leaves no trace."""
+    world = Kicks(other_ns=40 * US, wakes=True)
+    for i in range(48):
+        world.lost, world.awake = i == 32, i == 32 and awake
+        world.cycle()
+    (miss,) = origins(analyse(world, world.finish()))
+    assert miss.cause == cause
