@@ -109,10 +109,12 @@ def repeated(first: Batch, records: Records, wanted: int) -> Iterator[Batch]:
 
 def _one(trace: Path, wanted: int) -> None:
     """Analyse ``wanted`` records in this process; print what it took."""
+    from tracer.cli.run import collect_seldom
     from tracer.model.analysis import Analysis
     from tracer.model.streams import Cycle
 
     first, records = load(trace)
+    collect_seldom()  # as every command does
     before_kib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     cpu, wall = time.process_time(), time.perf_counter()
     analysis = Analysis()

@@ -100,7 +100,7 @@ def test_a_driver_that_stops_leaves_nothing_open() -> None:
     streams, found = decided(*cycles(START, 20), *other)
     assert (misses(found), len(found)) == ([], 19)
     assert one(streams).pending == []
-    assert all(not e.read.end for e in streams.eventfds.values())
+    assert all(not e.read.end for e in streams.filing.eventfds.values())
 
 
 def test_an_id_used_again_is_a_new_stream() -> None:
@@ -170,7 +170,7 @@ def test_streams_that_ended_become_counts() -> None:
     assert len(kept) <= 64
     assert streams.past.cycles + sum(s.cycles for s in kept) == len(found)
     assert streams.past.streams + len(kept) == 600
-    assert len(streams.eventfds) <= 64
+    assert len(streams.filing) <= 64
     assert streams.streams == []
 
 

@@ -46,7 +46,7 @@ def test_the_nominal_start_is_on_the_grid_of_the_earliest_starts() -> None:
         world.cycle(Delays(driver_start=55 * US if i == 0 else (i % 2) * 20 * US))
     records = world.finish()
     analysis = feed(world, records)
-    (driver,) = [d for d in analysis.streams.drivers.values() if d.total > 10]
+    (driver,) = [d for d in analysis.streams.loops.drivers.values() if d.total > 10]
     for i, nominal in enumerate(driver.nominal[2:], 2):
         assert abs(nominal - world.start_of(i)) < 1 * MS, (i, nominal - world.start_of(i))
 
@@ -117,7 +117,7 @@ def test_events_are_forgotten_although_a_cycle_never_ends() -> None:
     for _ in range(1400):
         world.cycle()
     analysis = feed(world, world.finish())
-    kept = len(analysis.streams.eventfds[WAKE_ID].signals.end)
+    kept = len(analysis.streams.filing.eventfds[WAKE_ID].signals.end)
     assert kept < 600, kept
 
 

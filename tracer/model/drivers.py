@@ -1,17 +1,22 @@
 # SPDX-License-Identifier: Apache-2.0
 """Drivers: when cycles start, and when they should have.
 
-Owns the starts of one timer's cycles and the driver's own faults. Knows no stream.
+Owns the starts of one timer's cycles and the driver's own faults, and which timers a data loop has.
+Knows no stream.
 """
 
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Final
 
 import numpy as np
+
+from tracer.model.registry import Registry
+from tracer.schema import Flag, Kind, Records
 
 #: Distances of starts whose median is the period where the timer does not tell it.
 MEDIAN_OF: Final = 64
@@ -82,8 +87,9 @@ class Driver:
         if self.interval_ns:
             self.period_ns = self.interval_ns
         elif len(self.starts) >= 3:
-            last = np.array(self.starts[-MEDIAN_OF - 1 :], dtype=np.int64)
-            self.period_ns = int(np.median(np.diff(last)))
+            last = self.starts[-MEDIAN_OF - 1 :]
+            apart = sorted(b - a for a, b in pairwise(last))
+            self.period_ns = (apart[(len(apart) - 1) // 2] + apart[len(apart) // 2]) // 2
 
     def cycle_at(self, time_ns: int) -> tuple[int, int, int] | None:
         """(number, nominal start, start) of the cycle under way at a time, None before the first."""
@@ -106,3 +112,80 @@ class Driver:
         if n:
             del self.starts[:n], self.nominal[:n]
             self.dropped += n
+
+
+class Loops:
+    """The drivers of all data loops.
+
+    Attributes:
+        drivers: by (thread, timerfd), -1 where it has none (untimed.py).
+        of_thread: each thread's drivers.
+    """
+
+    def __init__(self, registry: Registry) -> None:
+        self._registry = registry
+        self.drivers: dict[tuple[int, int], Driver] = {}
+        self.of_thread: dict[int, list[Driver]] = {}
+
+    def step(self, settimes: Records, rw: Records, own: Collection[int]) -> None:
+        """Take a step's settings of timers and its reads.
+
+        Args:
+            settimes: dtype TIMER, (n,); rw: dtype RW, (m,), the reads among them.
+            own: tids of data loops inside VMMs; others are an audio server's.
+        """
+        is_read = (rw["kind"] == Kind.READ) & ((rw["flags"] & Flag.TIMERFD) != 0) & (rw["ret"] == 8)
+        reads = rw.take(np.flatnonzero(is_read))
+        sets = settimes.take(np.flatnonzero(settimes["ret"] == 0))
+        at, set_at = reads["enter_ns"] + reads["dur_ns"], sets["enter_ns"] + sets["dur_ns"]
+        events = [
+            (ns, 1, tid, fd, value, 0, 0)
+            for ns, tid, fd, value in zip(
+                at.tolist(), reads["tid"].tolist(), reads["fd"].tolist(), reads["value"].tolist(), strict=True
+            )
+        ]
+        events += zip(
+            set_at.tolist(),
+            [0] * len(sets),
+            *(sets[name].tolist() for name in ("tid", "fd", "value_ns", "interval_ns", "timer_flags")),
+            strict=True,
+        )
+        for ns, read, tid, fd, value, interval, flags in sorted(events):
+            target = self._registry.targets.get(self._registry.tgid(tid))
+            if target is None or (target.role != "audio" and tid not in own):
+                continue
+            driver = self.drivers.get((tid, fd)) or self.new(tid, fd)
+            if read:
+                driver.start(ns, value)
+            else:
+                driver.settime(ns, value, interval, bool(flags & 1))
+
+    def new(self, tid: int, fd: int) -> Driver:
+        """Make a driver known."""
+        tgid, name = self._registry.tgid(tid), f"{self._registry.comm(tid)}/{tid}"
+        driver = self.drivers[tid, fd] = Driver(name if fd < 0 else f"{name}:{fd}", tgid, tid, fd)
+        self.of_thread.setdefault(tid, []).append(driver)
+        known = self._registry.fds.get((tgid, fd))
+        if known is not None and known.type == "timerfd":
+            driver.interval_ns = known.interval_ns
+        return driver
+
+    def update_periods(self) -> None:
+        """Of all drivers, at the end of a step."""
+        for driver in self.drivers.values():
+            driver.update_period()
+
+    def driver_of(self, tid: int, at_ns: int) -> Driver | None:
+        """The driver of a thread whose start most recently precedes a time."""
+        found = [(c[2], d.fd, d) for d in self.of_thread.get(tid, ()) if (c := d.cycle_at(at_ns)) is not None]
+        return max(found, key=lambda f: f[:2])[2] if found else None
+
+    def forget(self, before_ns: int, used: set[int]) -> list[Driver]:
+        """Forget starts before a time, and drivers without any but those ``used`` (by ``id()``); which."""
+        gone = []
+        for key, driver in list(self.drivers.items()):
+            driver.trim(before_ns)
+            if not driver.starts and id(driver) not in used:
+                gone.append(self.drivers.pop(key))
+                self.of_thread[driver.tid].remove(driver)
+        return gone

@@ -36,11 +36,19 @@ class Series:
     def extend(self, rows: Records) -> None:
         """Append rows of dtype RW, sorted by end."""
         enter = rows["enter_ns"].tolist()
+        end = [a + b for a, b in zip(enter, rows["dur_ns"].tolist(), strict=True)]
+        unread = (rows["flags"] & Flag.PENDING) != 0
+        self.append(enter, end, rows["tid"].tolist(), rows["value"].tolist(), unread.tolist())
+
+    def append(
+        self, enter: list[int], end: list[int], tid: list[int], value: list[int], unread: list[bool]
+    ) -> None:
+        """Append events given by column, sorted by end."""
         self.enter += enter
-        self.end += [a + b for a, b in zip(enter, rows["dur_ns"].tolist(), strict=True)]
-        self.tid += rows["tid"].tolist()
-        self.value += rows["value"].tolist()
-        self.unread += ((rows["flags"] & Flag.PENDING) != 0).tolist()
+        self.end += end
+        self.tid += tid
+        self.value += value
+        self.unread += unread
         self.total += len(enter)
 
     def trim(self, before_ns: int) -> None:

@@ -12,6 +12,7 @@ import dataclasses
 from typing import Final
 
 import numpy as np
+from numpy.typing import NDArray
 
 from tracer.model.acquire import ACQ
 from tracer.model.blame import RECENT_NS, WINDOW_NS, Cells, Recent, label_key, syscall_label
@@ -179,26 +180,40 @@ class Holders:
             since = np.maximum(begin[at], np.maximum(stop[at], np.uint64(WINDOW_NS)) - np.uint64(WINDOW_NS))
             rows, picked = self.recent.longest(tid, since, stop[at])
             names: dict[tuple[int, int, int], str] = {}
+            of_call = {-1: ""}
+            for j in np.unique(picked[picked >= 0]).tolist():
+                row = rows[j : j + 1]
+                key = label_key(row)
+                if key not in names:
+                    names[key] = syscall_label(row, tgid, self.registry)
+                of_call[j] = names[key]
             for i, j in zip(at.tolist(), picked.tolist(), strict=True):
-                if j >= 0:
-                    row = rows[j : j + 1]
-                    key = label_key(row)
-                    if key not in names:
-                        names[key] = syscall_label(row, tgid, self.registry)
-                    labels[i] = names[key]
+                labels[i] = of_call[j]
             signs = self._signs_of(tgid, tid, int(since.min()), int(stop[at].max()) + SETTLE_NS)
-            own = self.acquisitions.where("end_ns", tgid=tgid, word=word, tid=tid)
-            k = np.searchsorted(own["end_ns"], stop[at], side="left") - 1
-            for i, j in zip(at.tolist(), k.tolist(), strict=True):
-                # its own contended acquisition is the hold that ended here if it was released here
-                if j >= 0 and own["hold_ns"][j] >= 0:
-                    start, got, hold = (int(own[name][j]) for name in ("start_ns", "end_ns", "hold_ns"))
-                    if int(begin[i]) < got + hold <= int(stop[i]):
-                        callers[i] = int(own["caller"][j])
-                        held[i] = RELOCK if own["cond"][j] else signs.of_wait(start, got, hold)
-                        continue
-                held[i] = signs.of_hold(int(begin[i]), int(stop[i]))
+            # Its own contended acquisition is the hold that ended here if it was released here.
+            own, hit = self._own_hold(tgid, word, tid, begin[at], stop[at])
+            for i, caller in zip(at[hit].tolist(), own["caller"].tolist(), strict=True):
+                callers[i] = caller
+            told = signs.of_waits(own["start_ns"], own["end_ns"], own["hold_ns"])
+            for i, sign, cond in zip(at[hit].tolist(), told, own["cond"].tolist(), strict=True):
+                held[i] = RELOCK if cond else sign
+            other = at[~hit]
+            for i, sign in zip(other.tolist(), signs.of_holds(begin[other], stop[other]), strict=True):
+                held[i] = sign
         return labels, callers, held
+
+    def _own_hold(
+        self, tgid: int, word: int, tid: int, begin: np.ndarray, stop: np.ndarray
+    ) -> tuple[Records, NDArray[np.bool_]]:
+        """Contended acquisitions (m,) whose release ended one of the holds [begin, stop] (n,), and which."""
+        own = self.acquisitions.where("end_ns", tgid=tgid, word=word, tid=tid)
+        if not len(own):
+            return own, np.zeros(len(stop), dtype=bool)
+        k = np.searchsorted(own["end_ns"], stop, side="left") - 1
+        last = own.take(np.maximum(k, 0))
+        released = last["end_ns"] + np.maximum(last["hold_ns"], 0).astype(np.uint64)
+        hit = (k >= 0) & (last["hold_ns"] >= 0) & (begin < released) & (released <= stop)
+        return last.take(np.flatnonzero(hit)), hit
 
     def _signs(self, tgid: int, acq: Records, settled: bool) -> list[str]:
         """The sign of each acquisition (n,) of one word; ``settled``: count them at their call sites."""
@@ -212,11 +227,11 @@ class Holders:
             signs = self._signs_of(
                 tgid, tid, int(rows["start_ns"].min()), int(rows["closed_ns"].max()) + SETTLE_NS
             )
-            spans = (rows[name].tolist() for name in ("start_ns", "end_ns", "hold_ns", "caller"))
-            for i, start, end, hold, caller in zip(at.tolist(), *spans, strict=True):
-                found[i] = signs.of_wait(start, end, hold)
+            told = signs.of_waits(rows["start_ns"], rows["end_ns"], rows["hold_ns"])
+            for i, sign, caller in zip(at.tolist(), told, rows["caller"].tolist(), strict=True):
+                found[i] = sign
                 if settled and caller:
-                    self.sites.note(tgid, caller, tid, found[i])
+                    self.sites.note(tgid, caller, tid, sign)
         return found
 
     def _signs_of(self, tgid: int, tid: int, start_ns: int, until_ns: int) -> Signs:

@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 import numpy as np
+from numpy.typing import NDArray
 
 from tracer.model.acquire import CONTENDED, PTHREAD_WAIT, STD_WAIT
 from tracer.model.registry import Registry
@@ -24,11 +25,18 @@ from tracer.model.step import Step
 from tracer.model.words import bump
 from tracer.schema import FD, FUTEX, RW, Flag, Kind, Records, end_ns, view
 
+Times = NDArray[np.uint64]
+
 AROUND_NS: Final = 100_000_000
 _CLOSE, _FCNTL = 3, 72
 _DUPS: Final = frozenset((32, 33, 72, 292))
 #: lseek, readlink, readlinkat: what W does for an fd that has just arrived.
 _LOOKS_AT_FD: Final = frozenset((8, 89, 267))
+_PLAIN: Final[dict[int, str]] = {
+    Kind.EPOLL_CTL: "epoll_ctl",
+    Kind.EPOLL_WAIT: "epoll_wait",
+    Kind.FUTEX: "condvar",
+}
 #: A call site without one telling sign of its own needs so many equal ones.
 _SITE_ENOUGH: Final = 8
 _MAX_SITES: Final = 4096
@@ -126,46 +134,62 @@ class Signs:
         self._ends = end_ns(calls)
         self._enters = calls["enter_ns"]
 
-    def of_wait(self, start_ns: int, end_ns_: int, hold_ns: int) -> str:
-        """``before|under|after``: calls around a wait; under ``?`` where the release was not seen."""
-        before = int(np.searchsorted(self._ends, np.uint64(start_ns), side="right")) - 1
-        first = int(np.searchsorted(self._enters, np.uint64(end_ns_), side="left"))
-        under, after = "?", first
-        if hold_ns >= 0:
-            after = int(np.searchsorted(self._enters, np.uint64(end_ns_ + hold_ns), side="left"))
-            under = self._label(first) if first < after else ""
-        early = before >= 0 and int(self._ends[before]) + AROUND_NS < start_ns
-        return f"{'' if early else self._label(before)}|{under}|{self._label(after)}"
+    def of_waits(self, start_ns: Times, end_ns_: Times, hold_ns: NDArray[np.int64]) -> list[str]:
+        """``before|under|after``: calls around waits (n,); under ``?`` where the release was not seen."""
+        before = np.searchsorted(self._ends, start_ns, side="right") - 1
+        first = np.searchsorted(self._enters, end_ns_, side="left")
+        released = np.searchsorted(
+            self._enters, end_ns_ + np.maximum(hold_ns, 0).astype(np.uint64), side="left"
+        )
+        early = np.zeros(len(before), dtype=bool)
+        if len(self._ends):
+            early = (before >= 0) & (self._ends[np.maximum(before, 0)] + np.uint64(AROUND_NS) < start_ns)
+        before[early] = -1
+        seen = hold_ns >= 0
+        after = np.where(seen, released, first)
+        name = self._names(before, first, after)
+        under = np.where(seen & (first < after), first, -1)
+        columns = (column.tolist() for column in (before, under, after, seen))
+        return [
+            f"{name.get(b, '')}|{name.get(u, '') if known else '?'}|{name.get(a, '')}"
+            for b, u, a, known in zip(*columns, strict=True)
+        ]
 
-    def of_hold(self, begin_ns: int, stop_ns: int) -> str:
-        """``in:`` or ``old:`` and the last call before ``stop``; in: it ended since ``begin``."""
-        last = int(np.searchsorted(self._ends, np.uint64(stop_ns), side="right")) - 1
-        if last < 0 or int(self._ends[last]) + AROUND_NS < begin_ns:
-            return ""
-        return ("in:" if int(self._ends[last]) > begin_ns else "old:") + self._label(last)
+    def of_holds(self, begin_ns: Times, stop_ns: Times) -> list[str]:
+        """``in:`` or ``old:`` and the last call before each ``stop`` (n,); in: it ended since ``begin``."""
+        if not len(self._ends):
+            return [""] * len(begin_ns)
+        last = np.searchsorted(self._ends, stop_ns, side="right") - 1
+        ended = self._ends[np.maximum(last, 0)]
+        known = (last >= 0) & (ended + np.uint64(AROUND_NS) >= begin_ns)
+        name = self._names(last)
+        columns = (column.tolist() for column in (last, known, ended > begin_ns))
+        return [
+            (("in:" if inside else "old:") + name[at]) if there else ""
+            for at, there, inside in zip(*columns, strict=True)
+        ]
 
-    def _label(self, at: int) -> str:
-        if not 0 <= at < len(self._calls):
-            return ""
-        row = self._calls[at : at + 1]
-        kind, number = int(row["kind"][0]), int(row["op"][0])
-        if kind in (Kind.READ, Kind.WRITE):
-            verb = "read" if kind == Kind.READ else "write"
-            if not int(row["flags"][0]) & Flag.EVENTFD:
-                return f"{verb}.item"
-            use = getattr(self._uses, verb)
-            return f"{verb}.{use(self._tgid, int(view(row, RW)['eventfd_id'][0]))}"
+    def _names(self, *places: NDArray[np.intp]) -> dict[int, str]:
+        """What is at each of these places among the calls, nothing at places where there is no call."""
+        at = np.unique(np.concatenate(places))
+        at = at[(at >= 0) & (at < len(self._calls))]
+        rows = self._calls.take(at)
+        flags = rows["flags"] & Flag.EVENTFD
+        columns = (rows["kind"], rows["op"], flags, view(rows, RW)["eventfd_id"])
+        return dict(zip(at.tolist(), map(self._name, *(column.tolist() for column in columns)), strict=True))
+
+    def _name(self, kind: int, number: int, eventfd: int, eventfd_id: int) -> str:
+        if kind == Kind.READ:
+            return f"read.{self._uses.read(self._tgid, eventfd_id) if eventfd else 'item'}"
+        if kind == Kind.WRITE:
+            return f"write.{self._uses.write(self._tgid, eventfd_id) if eventfd else 'item'}"
         if kind == Kind.RECVMSG or (kind == Kind.SYSCALL and number in _LOOKS_AT_FD):
             return "receive"
         if kind == Kind.SYSCALL:
             return "fcntl" if number == _FCNTL else "other"
         if kind == Kind.FD:
             return "close" if number == _CLOSE else "dup" if number in _DUPS else "other"
-        return {
-            Kind.EPOLL_CTL: "epoll_ctl",
-            Kind.EPOLL_WAIT: "epoll_wait",
-            Kind.FUTEX: "condvar",
-        }.get(Kind(kind), "other")
+        return _PLAIN.get(kind, "other")
 
 
 def tell(lock: str, role: str, sign: str) -> str:

@@ -4,8 +4,8 @@
 The definitions are PipeWire's cycle as seen from outside: the driver starts
 cycle k at S_k (its timerfd read, or its first follower write), signals each follower's eventfd, and cycle
 k's deadline is S_{k+1}. A cycle is missed if no completion written after its
-signal had been *read by the driver* by then. Owns which streams there are and the
-deciding of cycles; each step costs what happened in it, not what there ever was.
+signal had been *read by the driver* by then. Owns which streams there are and their
+pending cycles; each step costs what happened in it, not what there ever was.
 Attributes nothing.
 """
 
@@ -16,12 +16,13 @@ from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
-from numpy.typing import NDArray
 
-from tracer.model import completions, others
-from tracer.model.cycles import CLOSES_NS, GRACE_NS, MIN_COMPLETIONS, SETTLE_NS, Cycle, Stream
-from tracer.model.drivers import Driver
+from tracer.model import completions
+from tracer.model.cycles import GRACE_NS, MIN_COMPLETIONS, SETTLE_NS, Cycle, Stream
+from tracer.model.deciding import decided
+from tracer.model.drivers import Driver, Loops
 from tracer.model.eventfds import Completion, Eventfd, Series
+from tracer.model.filing import Filing
 from tracer.model.inferred import Inferred
 from tracer.model.ownloops import OwnLoops
 from tracer.model.registry import Registry
@@ -53,8 +54,6 @@ KEEP_RESTING: Final = 64
 MIN_CYCLES: Final = 8
 #: Streams of an audio server that was just attached to show within this time; none is inferred till then.
 APPEAR_NS: Final = 1_000_000_000
-#: Syscall number of eventfd2 on x86-64 and arm64: an id's birth.
-EVENTFD2: Final = (290, 19)
 
 
 @dataclass(slots=True)
@@ -77,18 +76,16 @@ class Streams:
 
     def __init__(self, registry: Registry, period: tuple[int, int] | None = None) -> None:
         self._registry = registry
-        self.eventfds: dict[int, Eventfd] = {}
-        self.drivers: dict[tuple[int, int], Driver] = {}
+        self.filing = Filing()
+        self.loops = Loops(registry)
+        self._untimed = Untimed(self.loops.of_thread, self.loops.new)
+        self._own_loops = OwnLoops(registry)
         self.streams: list[Stream] = []
         self.resting: deque[Stream] = deque()
         self.past = Past()
         self.dropped: list[Stream] = []
         self.inferred = Inferred(registry, self._new_stream, period)
         self._by_eventfd: dict[int, Stream] = {}
-        self._loops: dict[int, list[Driver]] = {}  # drivers of a data loop's thread
-        self._untimed = Untimed(self._loops, self._new_driver)
-        self._own_loops = OwnLoops(registry)
-        self._answers: set[int] = set()  # eventfds that the audio server has read
         self._objects: dict[int, str] = {}
         self._serial = 0
         self._trimmed_ns = 0
@@ -124,12 +121,16 @@ class Streams:
         tgids = self._registry.tgids_of(rw["tid"])
         served = {s.tgid for s in self.streams} | {f.stream.tgid for f in self.inferred.followers.values()}
         self._own_loops.step(step, rw, tgids, [tgid for tgid in vmms if tgid not in served])
-        if audio or self._own_loops.tids:
-            self._timers(step.of(Kind.TIMER), rows)
-        own = np.isin(rw["tid"], list(self._own_loops.tids))
-        if len(rw) and (audio or own.any()):
-            touched = self._eventfds(rw, tgids, np.isin(tgids, audio) | own, np.isin(tgids, vmms))
-            self._untimed.step(self.eventfds[number] for number in sorted(touched))
+        own_loops = self._own_loops.tids
+        if audio or own_loops:
+            self.loops.step(step.of(Kind.TIMER), rows, own_loops)
+        by_audio = np.isin(tgids, audio)
+        if own_loops:
+            by_audio |= np.isin(rw["tid"], list(own_loops))
+        if len(rw) and (audio or by_audio.any()):
+            mine = np.flatnonzero(by_audio | np.isin(tgids, vmms))
+            touched = self.filing.step(rw.take(mine), tgids[mine], by_audio[mine])
+            self._untimed.step(self.filing.eventfds[number] for number in sorted(touched))
             self._find_streams(touched)
         exact = {s.tgid for s in self.streams if s.exact}
         blind = [tgid for tgid in vmms if tgid not in exact]
@@ -142,8 +143,7 @@ class Streams:
             if stream.exact and stream.alive:
                 self._take_signals(stream)
         self._match_completions(step.end_ns)
-        for driver in self.drivers.values():
-            driver.update_period()
+        self.loops.update_periods()
         self._objects = {s.completion.id: "completion" for s in self.streams if s.completion is not None}
         self._objects |= {s.wake.id: "stream" for s in self.streams if s.alive}
 
@@ -154,97 +154,12 @@ class Streams:
         return any(step.end_ns < self._audio_since_ns[tgid] + APPEAR_NS for tgid in audio)
 
     def _births(self, rows: Records) -> None:
-        born = ((rows["op"] == EVENTFD2[0]) | (rows["op"] == EVENTFD2[1])) & (rows["eventfd_id"] >= 0)
-        for row in rows.take(np.flatnonzero(born)):
-            number = int(row["eventfd_id"])
-            if number in self.eventfds:
-                stream = self._by_eventfd.pop(number, None)
-                if stream is not None:
-                    self._take_signals(stream)
-                    stream.alive = False
-                self._untimed.forget(number)
-                self.eventfds[number] = Eventfd(number, int(row["enter_ns"]))
-                self._answers.discard(number)
-
-    def _timers(self, settimes: Records, rw: Records) -> None:
-        is_timer = (rw["kind"] == Kind.READ) & ((rw["flags"] & Flag.TIMERFD) != 0)
-        reads = rw.take(np.flatnonzero(is_timer))
-        events = [
-            (
-                int(row["enter_ns"]) + int(row["dur_ns"]),
-                1,
-                int(row["tid"]),
-                int(row["fd"]),
-                int(row["value"]),
-                0,
-                0,
-            )
-            for row in reads[reads["ret"] == 8]
-        ]
-        events += [
-            (
-                int(row["enter_ns"]) + int(row["dur_ns"]),
-                0,
-                int(row["tid"]),
-                int(row["fd"]),
-                int(row["value_ns"]),
-                int(row["interval_ns"]),
-                int(row["timer_flags"]),
-            )
-            for row in settimes[settimes["ret"] == 0]
-        ]
-        for at, read, tid, fd, value, interval, flags in sorted(events):
-            target = self._registry.targets.get(self._registry.tgid(tid))
-            if target is None or (target.role != "audio" and tid not in self._own_loops.tids):
-                continue
-            driver = self.drivers.get((tid, fd)) or self._new_driver(tid, fd)
-            if read:
-                driver.start(at, value)
-            else:
-                driver.settime(at, value, interval, bool(flags & 1))
-
-    def _new_driver(self, tid: int, fd: int) -> Driver:
-        tgid, name = self._registry.tgid(tid), f"{self._registry.comm(tid)}/{tid}"
-        driver = self.drivers[tid, fd] = Driver(name if fd < 0 else f"{name}:{fd}", tgid, tid, fd)
-        self._loops.setdefault(tid, []).append(driver)
-        known = self._registry.fds.get((tgid, fd))
-        if known is not None and known.type == "timerfd":
-            driver.interval_ns = known.interval_ns
-        return driver
-
-    def _eventfds(
-        self,
-        rw: Records,
-        tgids: NDArray[np.uint32],
-        by_audio: NDArray[np.bool_],
-        by_vmm: NDArray[np.bool_],
-    ) -> set[int]:
-        """File events under those eventfds that the audio server touches; the ids that had any."""
-        for number in np.unique(rw["eventfd_id"][by_audio]).tolist():
-            if number not in self.eventfds:
-                self.eventfds[number] = Eventfd(number, 0)
-        known = np.fromiter(self.eventfds, dtype=np.int64, count=len(self.eventfds))
-        keep = np.isin(rw["eventfd_id"], known) & (by_audio | by_vmm)
-        rw, by_audio, tgids = rw.take(np.flatnonzero(keep)), by_audio[keep], tgids[keep]
-        if not len(rw):
-            return set()
-        group = rw["eventfd_id"].astype(np.int64) * 4 + by_audio * 2 + (rw["kind"] == Kind.WRITE)
-        order = np.argsort(group, kind="stable")
-        rw, group, tgids = rw.take(order), group[order], tgids[order]
-        starts = np.flatnonzero(np.r_[True, group[1:] != group[:-1]])
-        stops = np.r_[starts[1:], len(group)]
-        touched = set()
-        for a, b in zip(starts.tolist(), stops.tolist(), strict=True):
-            code = int(group[a])
-            eventfd = self.eventfds[code >> 2]
-            if code & 3 == 1:
-                eventfd.add_written(rw[a:b], tgids[a:b])
-            else:
-                (eventfd.read, eventfd.read, eventfd.taken, eventfd.signals)[code & 3].extend(rw[a:b])
-            touched.add(eventfd.id)
-            if code & 3 == 2:
-                self._answers.add(eventfd.id)
-        return touched
+        for number in self.filing.births(rows):
+            stream = self._by_eventfd.pop(number, None)
+            if stream is not None:
+                self._take_signals(stream)
+                stream.alive = False
+            self._untimed.forget(number)
 
     # --- streams ---------------------------------------------------------------
 
@@ -264,14 +179,14 @@ class Streams:
     def _find_streams(self, touched: set[int]) -> None:
         """A stream is an eventfd that a data loop writes and a VMM's thread reads."""
         for number in sorted(touched):
-            eventfd = self.eventfds[number]
+            eventfd = self.filing.eventfds[number]
             if not eventfd.signals.end or not eventfd.read.end:
                 continue
             known = self._by_eventfd.get(number)
             if known is not None:
                 self._revive(known)
                 continue
-            driver = self._driver_of(eventfd.signals.tid[-1], eventfd.signals.enter[-1])
+            driver = self.loops.driver_of(eventfd.signals.tid[-1], eventfd.signals.enter[-1])
             tgid = self._registry.tgid(eventfd.read.main_tid())
             if driver is None or not tgid:
                 continue
@@ -280,18 +195,13 @@ class Streams:
             stream.held_since_ns = eventfd.signals.end[0]
             self._by_eventfd[number] = stream
 
-    def _driver_of(self, tid: int, at_ns: int) -> Driver | None:
-        """The driver of a thread whose start most recently precedes a time."""
-        found = [(c[2], d.fd, d) for d in self._loops.get(tid, ()) if (c := d.cycle_at(at_ns)) is not None]
-        return max(found, key=lambda f: f[:2])[2] if found else None
-
     def _take_signals(self, stream: Stream) -> None:
         """Turn new signals into pending cycles."""
         signals = stream.wake.signals
         first = len(signals.end) - (signals.total - stream.taken_over)
         for i in range(max(first, 0), len(signals.end)):
             enter, end, tid = signals.enter[i], signals.end[i], signals.tid[i]
-            driver = self._driver_of(tid, enter)
+            driver = self.loops.driver_of(tid, enter)
             cycle = driver.cycle_at(enter) if driver is not None else None
             if driver is None or cycle is None:
                 continue
@@ -331,7 +241,7 @@ class Streams:
 
     def _answered(self, tgid: int, loop: int) -> list[Completion]:
         """Eventfds that a VMM writes and a data loop reads."""
-        found = (self.eventfds[number] for number in sorted(self._answers))
+        found = (self.filing.eventfds[number] for number in sorted(self.filing.answered))
         return [Completion.of(e, tgid) for e in found if tgid in e.written and e.taken.main_tid() == loop]
 
     # --- cycles ------------------------------------------------------------------
@@ -341,84 +251,21 @@ class Streams:
 
         A missed cycle is given back once its window and the settling time have passed.
         """
-        decided: list[Cycle] = []
+        found: list[Cycle] = []
         for stream in self.streams:
             n = 0
             for cycle in stream.pending:
-                if not self._decide(cycle, end_ns, final):
+                if not decided(cycle, self._registry, self.filing, end_ns, final):
                     break
                 n += 1
                 if cycle.leg != "ended":
                     stream.cycles += 1
-                    decided.append(cycle)
+                    found.append(cycle)
             if n:
                 del stream.pending[:n]
-        completions.merge_misses(decided)
-        decided.sort(key=lambda c: (c.deadline_ns, c.stream.wake.id))
-        return decided
-
-    def _decide(self, cycle: Cycle, end_ns: int, final: bool) -> bool:
-        """Fill in a cycle's events; False while it is still open."""
-        stream, driver = cycle.stream, cycle.driver
-        if not cycle.deadline_ns:
-            deadline = driver.deadline(cycle.number, end_ns, final)
-            if deadline is None:
-                # A driver that has stopped leaves its last cycle without a deadline.
-                cycle.leg = "ended"
-                left = stream.pending[-1].driver is not driver  # nothing follows on a driver it has left
-                return final or left or end_ns >= cycle.start_ns + GRACE_NS + SETTLE_NS
-            cycle.deadline_ns = deadline
-        cycle.leg = ""
-        period = driver.interval_ns or driver.period_ns
-        cycle.after_catch_up = bool(period) and cycle.deadline_ns - cycle.start_ns < period // 2
-        expected = stream.completion_expected
-        if not expected and not final and end_ns < stream.held_since_ns + GRACE_NS:
-            return False
-        read = stream.wake.read
-        if stream.exact and (i := read.after(cycle.signal_enter_ns)) < len(read.end):
-            cycle.read_enter_ns, cycle.read_ns, cycle.reader_tid = read.enter[i], read.end[i], read.tid[i]
-        woke_in_time = cycle.read_ns is not None and cycle.read_ns <= cycle.deadline_ns
-        if expected:
-            completions.close(cycle)
-            in_time = cycle.closing_ns is not None and cycle.closing_ns <= cycle.deadline_ns
-            if not in_time and woke_in_time and cycle.closing_ns is not None and cycle.write_ns is None:
-                assert cycle.read_ns is not None
-                # Another finished last; the driver waited for us if we read too late even for our fastest.
-                late = cycle.read_ns + (stream.fastest_ns or 0) > cycle.deadline_ns
-                in_time = not late and not others.waited_for_us(cycle, self.eventfds.values())
-                stream.others_late += in_time
-            elif in_time:
-                others.note(cycle)
-            cycle.leg = "" if in_time else ("completion" if woke_in_time else "wake")
-            if cycle.leg == "wake" and cycle.write_ns is None:
-                cycle.closing_ns = cycle.read_ns  # somebody else finished last: ours is late up to its read
-        else:
-            cycle.closing_ns = cycle.read_ns
-            in_time = woke_in_time
-            cycle.leg = "" if in_time else "wake"
-        cycle.missed = not in_time
-        if in_time:
-            if cycle.write_ns is not None and cycle.read_ns is not None and cycle.write_ns > cycle.read_ns:
-                answer = cycle.write_ns - cycle.read_ns
-                stream.fastest_ns = min(stream.fastest_ns or answer, answer)
-            return True
-        if cycle.closing_ns is not None:
-            return final or end_ns >= cycle.closing_ns + SETTLE_NS
-        if not final and end_ns < cycle.deadline_ns + GRACE_NS + SETTLE_NS:
-            return False
-        if stream.last_signal_ns <= cycle.signal_ns or self._closed(stream, end_ns):
-            cycle.missed, cycle.leg = False, "ended"  # the stream was not signalled again: it ended
-        return True
-
-    def _closed(self, stream: Stream, end_ns: int) -> bool:
-        """Whether a stream's worker exited, and the server stopped signalling it: its client went."""
-        worker = self._registry.threads.get(stream.context)
-        return (
-            worker is not None
-            and worker.exit_ns is not None
-            and stream.last_signal_ns <= worker.exit_ns + CLOSES_NS
-            and end_ns >= stream.last_signal_ns + CLOSES_NS
-        )
+        completions.merge_misses(found)
+        found.sort(key=lambda c: (c.deadline_ns, c.stream.wake.id))
+        return found
 
     # --- forgetting --------------------------------------------------------------
 
@@ -432,18 +279,12 @@ class Streams:
             if stream.pending:
                 horizon = min(horizon, stream.pending[0].start_ns - 1_000_000_000)
         self._rest(end_ns)
-        for number in [n for n, e in self.eventfds.items() if e.trim(horizon) and n not in self._by_eventfd]:
-            del self.eventfds[number]
-            self._answers.discard(number)
+        for number in self.filing.forget(horizon, self._by_eventfd):
             self._untimed.forget(number)
         self.inferred.trim(horizon, end_ns)
         used = {id(s.driver) for s in (*self.streams, *self.resting)}
-        for key, driver in list(self.drivers.items()):
-            driver.trim(horizon)
-            if not driver.starts and id(driver) not in used:
-                del self.drivers[key]
-                self._untimed.drop(driver)
-                self._loops[driver.tid].remove(driver)
+        for driver in self.loops.forget(horizon, used):
+            self._untimed.drop(driver)
 
     def _rest(self, end_ns: int) -> None:
         exited = {t.tgid for t in self._registry.targets.values() if not t.alive}

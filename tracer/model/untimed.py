@@ -60,7 +60,7 @@ class Untimed:
     """Finds loops without a timer and starts their cycles.
 
     Args:
-        loops: each thread's drivers, as streams.py knows them.
+        loops: each thread's drivers, as drivers.py knows them.
         new_driver: makes a driver of (tid, fd) known.
     """
 
