@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tracer import schema
-from tracer.capture import doctor
+from tracer.capture import doctor, doctor_target
 from tracer.capture.doctor import Check
 from tracer.symbols import elf
 
@@ -37,7 +37,7 @@ BARE = elf.Elf("0123456789abcdef0123", "", 0, (), {})
         (doctor.check_bpf(errno.EPERM, "0"), "not permitted"),
         (doctor.check_bpf(errno.ENOSYS, "0"), "refuses"),
         (doctor.check_btf(False, "5.17.0"), "cannot be traced without"),
-        (doctor.check_namespaces({"pid": "pid:[1]"}, {}), "cannot be read"),
+        (doctor_target.check_namespaces({"pid": "pid:[1]"}, {}), "cannot be read"),
     ],
 )
 def test_what_prevents_tracing_is_named_with_its_fix(check: Check, reason: str) -> None:
@@ -70,14 +70,14 @@ def test_what_prevents_tracing_is_named_with_its_fix(check: Check, reason: str) 
         (doctor.check_rt_throttling("-1\n"), "off"),
         (doctor.check_rt_throttling("950000\n"), "950000"),
         (doctor.check_memlock("6.1.0"), "not needed"),
-        (doctor.check_namespaces({"pid": "a", "mnt": "b"}, {"pid": "a", "mnt": "b"}), "the same"),
-        (doctor.check_namespaces({"pid": "a", "mnt": "b"}, {"pid": "c", "mnt": "b"}), "its own: pid"),
-        (doctor.check_symbols(BARE), "stripped"),
-        (doctor.check_symbols(None), "no ELF"),
-        (doctor.check_threads(["gpu worker", "cross domain", "cross domain"]), "2 cross domain"),
-        (doctor.check_threads(["main"]), "by behaviour"),
-        (doctor.check_fds([schema.Fd(1, 3, "eventfd", 7), schema.Fd(1, 4, "io_uring")]), "invisible"),
-        (doctor.check_fds([schema.Fd(1, 3, "file")]), "no audio"),
+        (doctor_target.check_namespaces({"pid": "a", "mnt": "b"}, {"pid": "a", "mnt": "b"}), "the same"),
+        (doctor_target.check_namespaces({"pid": "a", "mnt": "b"}, {"pid": "c", "mnt": "b"}), "its own: pid"),
+        (doctor_target.check_symbols(BARE), "stripped"),
+        (doctor_target.check_symbols(None), "no ELF"),
+        (doctor_target.check_threads(["gpu worker", "cross domain", "cross domain"]), "2 cross domain"),
+        (doctor_target.check_threads(["main"]), "by behaviour"),
+        (doctor_target.check_fds([schema.Fd(1, 3, "eventfd", 7), schema.Fd(1, 4, "io_uring")]), "invisible"),
+        (doctor_target.check_fds([schema.Fd(1, 3, "file")]), "no audio"),
     ],
 )
 def test_what_does_not_prevent_tracing_passes_and_is_described(check: Check, found: str) -> None:
@@ -109,11 +109,11 @@ def test_this_host_is_judged_and_every_failure_has_a_fix() -> None:
 
 
 def test_a_target_that_is_not_there_is_one_failed_check() -> None:
-    (check,) = doctor.target_checks(2**22 + 1)
+    (check,) = doctor_target.target_checks(2**22 + 1)
     assert not check.ok
     assert check.fix
 
 
 def test_a_target_that_is_there_is_described() -> None:
-    found = {check.name: check for check in doctor.target_checks(os.getppid())}
+    found = {check.name: check for check in doctor_target.target_checks(os.getppid())}
     assert found["target"].ok == (len(found) > 1)

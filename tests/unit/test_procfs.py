@@ -15,7 +15,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tracer.capture import procfs
+from tracer.capture import cgroups, procfs
 
 NO_PROCESS = 2**22 + 1  # above PID_MAX_LIMIT: never a pid
 
@@ -71,8 +71,8 @@ def test_no_text_makes_a_parser_fail(text: str) -> None:
     procfs.parse_timerfd(text)
     procfs.parse_epoll(text)
     procfs.parse_syscall(1, text)
-    procfs.parse_cgroup_mounts(text)
-    procfs.parse_throttled_ns(text)
+    cgroups.parse_cgroup_mounts(text)
+    cgroups.parse_throttled_ns(text)
     assert procfs.fd_type(text) in {
         "eventfd", "timerfd", "epoll", "pipe", "socket", "file", "kvm", "io_uring", "other",
     }  # fmt: skip
@@ -135,13 +135,13 @@ def test_cgroup_mounts_of_both_versions_are_found() -> None:
         "31 24 0:27 / /sys/fs/cgroup/cpuset rw - cgroup cgroup rw,cpuset\n"
         "32 24 0:28 / /sys/fs/cgroup/cpu,cpuacct rw - cgroup cgroup rw,cpu,cpuacct\n"
     )
-    assert procfs.parse_cgroup_mounts(info) == ("/sys/fs/cgroup/unified", "/sys/fs/cgroup/cpu,cpuacct")
+    assert cgroups.parse_cgroup_mounts(info) == ("/sys/fs/cgroup/unified", "/sys/fs/cgroup/cpu,cpuacct")
 
 
 def test_throttled_time_is_nanoseconds_in_both_versions() -> None:
-    assert procfs.parse_throttled_ns("usage_usec 9\nnr_throttled 2\nthrottled_usec 17\n") == 17_000
-    assert procfs.parse_throttled_ns("nr_periods 9\nnr_throttled 2\nthrottled_time 17\n") == 17
-    assert procfs.parse_throttled_ns("usage_usec 9\n") == 0
+    assert cgroups.parse_throttled_ns("usage_usec 9\nnr_throttled 2\nthrottled_usec 17\n") == 17_000
+    assert cgroups.parse_throttled_ns("nr_periods 9\nnr_throttled 2\nthrottled_time 17\n") == 17
+    assert cgroups.parse_throttled_ns("usage_usec 9\n") == 0
 
 
 def test_the_fds_of_a_process_are_listed_with_what_they_are() -> None:

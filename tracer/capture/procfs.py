@@ -16,9 +16,9 @@ import os
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 from tracer import schema
+from tracer.capture.cgroups import Cgroups
 
 PROC = "/proc"
 _POLICIES = {0: "OTHER", 1: "FIFO", 2: "RR", 3: "BATCH", 5: "IDLE", 6: "DEADLINE", 7: "EXT"}
@@ -263,7 +263,7 @@ def epolls(tgid: int) -> tuple[schema.EpollEntry, ...]:
 
 def threads(tgid: int) -> tuple[schema.Thread, ...]:
     """Every thread of a process, by tid; () when it is gone."""
-    cgroups = _Cgroups()
+    cgroups = Cgroups(read)
     found = (_thread(tgid, tid, cgroups) for tid in tids(tgid))
     return tuple(item for item in found if item is not None)
 
@@ -271,10 +271,10 @@ def threads(tgid: int) -> tuple[schema.Thread, ...]:
 def thread(tid: int) -> schema.Thread | None:
     """One thread by its tid alone (also of an untraced process), None when it is gone."""
     tgid = status(tid).get("Tgid", "")
-    return _thread(int(tgid), tid, _Cgroups()) if tgid.isdecimal() else None
+    return _thread(int(tgid), tid, Cgroups(read)) if tgid.isdecimal() else None
 
 
-def _thread(tgid: int, tid: int, cgroups: _Cgroups) -> schema.Thread | None:
+def _thread(tgid: int, tid: int, cgroups: Cgroups) -> schema.Thread | None:
     base = f"{PROC}/{tgid}/task/{tid}/"
     found = parse_stat(read(base + "stat"))
     if found is None:
@@ -294,59 +294,3 @@ def blocked_syscalls(tgid: int) -> list[BlockedSyscall]:
     """Threads of a process that sleep inside a syscall now. Needs ptrace permission, else []."""
     found = (parse_syscall(tid, read(f"{PROC}/{tgid}/task/{tid}/syscall")) for tid in tids(tgid))
     return [item for item in found if item is not None]
-
-
-def parse_cgroup_mounts(mountinfo: str) -> tuple[str, str]:
-    """(v2 mount point, mount point of v1's cpu controller) of /proc/self/mountinfo, "" where absent."""
-    unified = legacy = ""
-    for line in mountinfo.splitlines():
-        before, _, after = line.partition(" - ")
-        head, tail = before.split(), after.split()
-        if len(head) < 5 or len(tail) < 3:
-            continue
-        if tail[0] == "cgroup2" and not unified:
-            unified = head[4]
-        elif tail[0] == "cgroup" and "cpu" in tail[2].split(",") and not legacy:
-            legacy = head[4]
-    return unified, legacy
-
-
-def parse_throttled_ns(cpu_stat: str) -> int:
-    """Throttled time in ns of a cpu.stat: throttled_usec (v2) or throttled_time (v1, in ns), else 0."""
-    for line in cpu_stat.splitlines():
-        name, _, value = line.partition(" ")
-        if value.isdecimal() and name in ("throttled_usec", "throttled_time"):
-            return int(value) * (1000 if name == "throttled_usec" else 1)
-    return 0
-
-
-class _Cgroups:
-    """Throttled time by cgroup; reads each cgroup once in its life (one call of threads())."""
-
-    def __init__(self) -> None:
-        self._unified, self._legacy = parse_cgroup_mounts(read(f"{PROC}/self/mountinfo"))
-        self._known: dict[str, int] = {}
-
-    def throttled_ns(self, cgroup: str) -> int:
-        """Sum over a cgroup and its ancestors, as any of them stops the thread; -1 when unknown."""
-        if cgroup not in self._known:
-            self._known[cgroup] = self._sum(cgroup)
-        return self._known[cgroup]
-
-    def _sum(self, cgroup: str) -> int:
-        places = {}
-        for line in cgroup.splitlines():
-            _, controllers, path = line.split(":", 2) if line.count(":") >= 2 else ("", "-", "")
-            if not controllers and self._unified:
-                places[self._unified] = path
-            elif "cpu" in controllers.split(",") and self._legacy:
-                places[self._legacy] = path
-        if not places or any("/.." in path for path in places.values()):
-            return -1
-        return sum(self._up(Path(root), path) for root, path in places.items())
-
-    @staticmethod
-    def _up(root: Path, path: str) -> int:
-        parts = [part for part in path.split("/") if part]
-        levels = (root.joinpath(*parts[:depth]) for depth in range(len(parts) + 1))
-        return sum(parse_throttled_ns(read(str(level / "cpu.stat"))) for level in levels)

@@ -14,9 +14,10 @@ from tracer.errors import HostError
 
 def run_checks(pid: int | None) -> Any:
     """The checks of this host and, with a pid, of that target."""
-    from tracer.capture.doctor import checks
+    from tracer.capture.doctor import host_checks
+    from tracer.capture.doctor_target import target_checks
 
-    return checks(pid)
+    return [*host_checks(), *(target_checks(pid) if pid is not None else ())]
 
 
 def doctor(
