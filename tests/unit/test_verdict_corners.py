@@ -251,9 +251,9 @@ def test_a_cycle_of_a_driver_that_catches_up_is_left_out_of_the_causes() -> None
 class OtherVcpu(World):
     """In late cycles the interrupt and the kick are V2's; V is runnable, not running, all the while."""
 
-    def _round(self, irq: int, guest: int) -> int:
+    def _round(self, irq: int, guest: int, busy: int = 0) -> int:
         if not guest:
-            return super()._round(irq, guest)
+            return super()._round(irq, guest, busy)
         kick = irq + 100 * US + guest
         self.add(
             r.offcpu(V, self.free[V] + 1 * US, kick + 300 * US, woken=irq - 5 * US, waker=1, instead=HOG)
@@ -457,6 +457,16 @@ def test_a_lock_that_g_waits_for_in_another_command_is_the_more_specific_cause()
     (miss,) = origins(analyse(world, records))
     assert any(s.startswith("lock:") for s in miss.sufficient), (miss.detail, miss.segments)
     assert miss.cause == "lock", (miss.detail, miss.sufficient)
+
+
+def test_what_g_computes_before_it_rearms_w_is_another_command() -> None:
+    """Commands that make no syscall do not show; but ours is what comes after the re-arm."""
+    world = World()
+    (miss,) = origins(analyse(world, play_on(world, Delays(gpu_cpu=LATE))))
+    assert (miss.cause, miss.kick) == ("head_of_line", "inferred"), (miss.detail, miss.sufficient)
+    world = World()
+    (miss,) = origins(analyse(world, play_on(world, Delays(write=LATE))))
+    assert (miss.cause, miss.kick) == ("slow_syscall", "exact"), (miss.detail, miss.sufficient)
 
 
 def test_a_thread_stopped_inside_a_syscall_that_goes_on_afterwards_is_blocked() -> None:

@@ -38,6 +38,7 @@ class Delays:
     turn: int = 2 * MS  # how long one such round trip takes in the guest
     guest: int = 0  # the guest computes
     gpu_syscall: int = 0  # G is inside another context's ioctl when the kick comes
+    gpu_cpu: int = 0  # G computes, in no syscall, between the kick and the re-arm
     write: int = 0  # the completion's write takes long
     host_read: int = 0  # D reads late
     pipe_under_lock: int = 0  # G writes a pipe under LOCK while W waits for it
@@ -137,12 +138,12 @@ class World:
         self.free[W] = irq
         return irq
 
-    def _round(self, irq: int, guest: int) -> int:
+    def _round(self, irq: int, guest: int, busy: int = 0) -> int:
         """After an interrupt: guest, kick, G re-arms W; gives when G is done."""
         kick = self._guest(irq, guest)
         self.sleep(G, kick, kick + 4 * US, V, VMM)
         self.add(r.read(G, self.free[G], kick + 5 * US, fd=13, eventfd=KICK_ID))
-        rearm = kick + 12 * US
+        rearm = kick + 12 * US + busy
         self.add(r.wake(G, CONDVAR, rearm, dur=2 * US, count=1))
         self.free[G] = rearm
         self._rearmed(rearm)
@@ -182,7 +183,7 @@ class World:
             self.add(r.wake(G, CONDVAR, rearm, dur=2 * US))
             self._rearmed(rearm)
         else:
-            rearm = self._round(irq, d.guest)
+            rearm = self._round(irq, d.guest, d.gpu_cpu)
         return self._completed(rearm, d.write)
 
     def _rearmed(self, rearm: int) -> None:

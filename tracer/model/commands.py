@@ -156,7 +156,10 @@ class Commands:
         irq = path.irq_ns
         woken = self.woken_before(window, gpu, first)
         low = max(irq, woken)
-        start, others = self._command_start(window, gpu, low, first)
+        start, others, polled = self._command_start(window, gpu, low, first)
+        # A POLL that took so much longer than all of ours usually does had another command before it:
+        # G was woken for that one.
+        others = others or (polled and bool(habits.command_ns) and start - low > 2 * habits.command_ns)
         # Had it come while G slept, G would have been woken by it.
         path.kick_low_ns, path.kick_high_ns = low, start
         if woken > irq and not others:
@@ -177,14 +180,14 @@ class Commands:
         path.phases.append(Phase(start, end, GPU, gpu))
         path.command_ns = end - start
 
-    def _command_start(self, window: Window, gpu: int, low: int, first: int) -> tuple[int, bool]:
+    def _command_start(self, window: Window, gpu: int, low: int, first: int) -> tuple[int, bool, bool]:
         """Where our own command began: the end of G's last act before it that is not ours.
 
         Returns:
-            (start in ns, whether G worked for somebody else since ``low``).
+            (start in ns, whether G worked for somebody else since ``low``, whether it woke W just before).
         """
         tgid, calls = self._registry.tgid(gpu), window.calls(gpu)
-        begin = None
+        begin, polled = None, False
         for i in range(bisect_right(calls, first, key=_end) - 1, -1, -1):
             call = calls[i]
             if call.end <= low:
@@ -193,11 +196,11 @@ class Commands:
             if not at_queue and self._is_own(call, tgid):
                 continue
             if begin is None:
-                begin = call.end
+                begin, polled = call.end, call.is_wake
             # Waking W is the POLL that goes with our command; a read takes the kick.
             if not call.is_wake and not at_queue:
-                return max(begin, low), True
-        return max(begin or low, low), False
+                return max(begin, low), True, polled
+        return max(begin or low, low), False, polled
 
     def _is_own(self, call: Call, tgid: int) -> bool:
         """Whether a syscall of G just before a completion's write belongs to that command."""
