@@ -164,6 +164,20 @@ def test_what_a_remedy_avoids_follows_the_roles_known_now() -> None:
     assert remedies.avoids(origin, "realtime", replace(before, movable=frozenset({W})))
 
 
+def test_an_analysis_that_nobody_asks_for_a_summary_does_not_grow(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A flight recorder runs for weeks and only counts: what was judged is let go with its miss."""
+    monkeypatch.setattr(verdicts, "KEEP_MISSES", 3)
+    monkeypatch.setattr(verdicts, "KEEP_CASES", 1)
+    world = World()
+    for i in range(240):
+        world.cycle(Delays(worker_off=LATE) if i % 20 == 19 else None)
+    analysis = feed(world, world.finish())
+    assert analysis.tally().misses > 10
+    assert 0 < len(analysis._rows._remedies) <= 3
+    asked = len(analysis.summary().misses)
+    assert asked == 3 >= len(analysis._rows._remedies)
+
+
 def episode_state(number: int, stream: Stream, end: int | None, start: int = 1000) -> EpisodeState:
     return EpisodeState(number, stream, start, end, misses=1)
 

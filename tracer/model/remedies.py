@@ -23,19 +23,24 @@ class Remedies:
     """Replays of origins under every remedy."""
 
     def __init__(self) -> None:
-        self._cache: dict[tuple[int, str], tuple[_Relevant, bool]] = {}
+        self._cache: dict[int, dict[str, tuple[_Relevant, bool]]] = {}  # by origin, in the order of their ids
+
+    def __len__(self) -> int:
+        """Origins of which results are kept."""
+        return len(self._cache)
 
     def avoids(self, origin: MissState, remedy: str, names: Names) -> bool:
         """Whether an origin would have met its deadline under a remedy."""
         case = origin.case
-        cached = self._cache.get((origin.id, remedy))
+        results = self._cache.get(origin.id, {})
+        cached = results.get(remedy)
         if case is None:
             return cached[1] if cached is not None else False
         relevant = names.item_state & case.words, names.movable & case.tids, names.gpu & case.tids
         if cached is not None and cached[0] == relevant:
             return cached[1]
         met = origin.judgement is not None and remedied(case, remedy, names) <= case.path.deadline_ns
-        self._cache[origin.id, remedy] = (relevant, met)
+        self._cache.setdefault(origin.id, results)[remedy] = (relevant, met)
         return met
 
     def table(
@@ -73,6 +78,9 @@ class Remedies:
         return table
 
     def forget(self, before_id: int) -> None:
-        """Drop results of misses that are no longer kept."""
-        for key in [k for k in self._cache if k[0] < before_id]:
-            del self._cache[key]
+        """Drop results of misses that are no longer kept: costs what is dropped."""
+        while self._cache:
+            oldest = next(iter(self._cache))
+            if oldest >= before_id:
+                return
+            del self._cache[oldest]

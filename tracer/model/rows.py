@@ -130,6 +130,8 @@ class Rows:
             names = self.remedy_names()
             for remedy in REMEDIES:
                 self._remedies.avoids(miss, remedy, names)
+        # Whoever never asks for a summary (a flight recorder, for weeks) must not grow either.
+        self._remedies.forget(self._a.verdicts.misses[0].id)
 
     def forget_names(self) -> None:
         """No names will follow: the last summary uses all, also in rows made before they were known."""
