@@ -366,7 +366,7 @@ def nothing_yet() -> Summary:
         records=RecordCounts(0, Lost()),
         self=SelfCost(),
         steal_ns=0,
-        verdict="watched for 0 µs; no audio stream yet",
+        verdict="just attached; no audio stream yet",
         todo="watch for 1.0 s or longer",
     )
 

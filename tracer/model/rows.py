@@ -408,8 +408,10 @@ class Rows:
         streams = [s for s in a.streams.all_kept() if s.cycles]
         if not streams and not past.cycles:
             if a.facts.elapsed_ns < PATIENCE_NS:
-                watched = f"watched for {duration(a.facts.elapsed_ns)}; no audio stream yet"
-                return watched, f"watch for {duration(PATIENCE_NS)} or longer"
+                watched = (
+                    f"watched for {duration(a.facts.elapsed_ns)}" if a.facts.elapsed_ns else "just attached"
+                )
+                return f"{watched}; no audio stream yet", f"watch for {duration(PATIENCE_NS)} or longer"
             return "no audio stream seen", PLAY
         cycles, n = past.cycles + sum(s.cycles for s in streams), past.streams + len(streams)
         if not misses:
