@@ -156,29 +156,51 @@ def test_a_run_without_audio_is_refused_not_counted_as_clean() -> None:
     ("changes", "said"),
     [
         ({"host": {"kernel": "5.10"}}, "runs have other kernels"),
-        ({"streams": summary(1).streams * 2}, "runs have other numbers of streams"),
-        ({"streams": (replace(summary(1).streams[0], period_ns=5_333_333),)}, "runs have other periods"),
         ({"streams": (replace(summary(1).streams[0], cycles=100),)}, "runs watched 2 to 60 s of audio"),
-        ({"streams": (replace(summary(1).streams[0], source="inferred"),)}, "periods are inferred"),
         ({"steal_ns": MINUTE}, "the hypervisor took"),
     ],
 )
-def test_runs_that_do_not_compare_are_said_to(changes: dict[str, Any], said: str) -> None:
-    assert any(said in warning for warning in compare([side(1, 1, 1), [run(1, "b", **changes)]]).warnings)
+def test_what_else_may_explain_a_difference_is_said_and_bars_nothing(
+    changes: dict[str, Any], said: str
+) -> None:
+    odd = [run(0, f"b{at}", **changes) for at in range(4)]
+    found = compare([side(*range(20, 25)), odd])
+    assert any(said in warning for warning in found.warnings)
+    assert found.not_comparable == () and primary(found).outcome in ("less", "more")
 
 
-def test_lost_records_and_unfinished_traces_are_said() -> None:
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"streams": summary(1).streams * 2}, "runs have other numbers of streams"),
+        ({"streams": (replace(summary(1).streams[0], period_ns=5_333_333),)}, "runs have other periods"),
+        ({"streams": (replace(summary(1).streams[0], source="inferred"),)}, "periods are inferred"),
+    ],
+)
+def test_of_runs_that_count_other_things_none_is_called_better(changes: dict[str, Any], said: str) -> None:
+    odd = [run(0, f"b{at}", **changes) for at in range(4)]
+    found = compare([side(*range(20, 25)), odd])
+    assert any(said in reason for reason in found.not_comparable)
+    assert not {one.outcome for one in found.contrasts} & {"less", "more"}
+    assert primary(found).outcome == "not_comparable"
+    assert "no claim, the runs are not comparable" in text(found)
+
+
+def test_lost_records_and_unfinished_traces_bar_a_comparison() -> None:
     lossy = summary(1).to_dict()
     lossy["records"]["lost"]["ring"] = 7
     found = compare(
         [side(1, 2), [run_of("lossy", lossy), run_of("cut", summary(1).to_dict(), "it ends early")]]
     )
-    assert any("records were lost in lossy" in warning for warning in found.warnings)
-    assert "cut: it ends early" in found.warnings
+    assert any("records were lost in lossy" in reason for reason in found.not_comparable)
+    assert "cut: it ends early" in found.not_comparable
+    # Nothing was decided, so there is nothing to take back.
+    assert primary(found).outcome == "impossible"
 
 
 def test_alike_runs_have_no_warning() -> None:
-    assert compare([side(1, 2), side(3, 4)]).warnings == ()
+    found = compare([side(1, 2), side(3, 4)])
+    assert (found.warnings, found.not_comparable) == ((), ())
 
 
 def costs(first: int, second: int, correction: int | None) -> Comparison:

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Sides of runs, compared: the run is the unit.
 
-Owns what is compared with what, which outcome a test gives, and what makes runs not comparable. The primary
-measure is fixed here, before anybody looks: missed cycles per minute of audio watched. The statistics are
-runstats.py's; how it reads is a view's.
+Owns what is compared with what and which outcome a test gives. The primary measure is fixed here, before
+anybody looks: missed cycles per minute of audio watched. The statistics are runstats.py's, which runs can be
+compared is comparability.py's; how it reads is a view's.
 """
 
 from __future__ import annotations
@@ -16,16 +16,12 @@ from itertools import combinations
 from typing import Any, Final
 
 from tracer.errors import UsageError
-from tracer.model import runstats
+from tracer.model import comparability, runstats
 from tracer.model.runfigures import EPISODES, EXTRA, EXTRA_CORRECTED, MEASURES, PRIMARY, Measure, Run
 from tracer.model.runstats import Shift
 
 SCHEMA: Final = 1
 SIGNIFICANT: Final = 0.05
-#: Runs that differ by more than this factor in length or records per second are said to.
-_UNLIKE: Final = 1.5
-_BUSIER: Final = 2.0
-_STEAL_APART: Final = 5.0  # percent of all CPUs' time
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,8 +50,8 @@ class Contrast:
     Attributes:
         p_adjusted: by Holm over the contrasts of this kind (primary; episodes; exploratory).
         superiority: how often a run of the second side has the larger value (0 to 1, ties half).
-        outcome: less or more (the second side, at p_adjusted < 0.05), not_shown, or impossible (so few
-            runs cannot give p < 0.05 whatever they say).
+        outcome: less or more (the second side, at p_adjusted < 0.05), not_shown, impossible (so few runs
+            cannot give p < 0.05 whatever they say), or not_comparable (it would be less or more).
         needed: runs a side (pairs if blocked) that would show a difference like the one seen; None: none.
     """
 
@@ -92,12 +88,18 @@ class CostContrast:
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """Everything ``compare`` has to say. ``warnings``: why runs may not be comparable, in words."""
+    """Everything ``compare`` has to say.
+
+    Attributes:
+        not_comparable: why these runs cannot be compared, in words; then no contrast has a winner.
+        warnings: what else may explain a difference, in words.
+    """
 
     sides: tuple[SideFigures, ...]
     blocked: bool
     contrasts: tuple[Contrast, ...]
     costs: tuple[CostContrast, ...]
+    not_comparable: tuple[str, ...]
     warnings: tuple[str, ...]
     schema: int = SCHEMA
 
@@ -137,7 +139,11 @@ def compare(
         adjusted = runstats.holm({str(at): one.p for at, one in enumerate(found)})
         contrasts += [_decided(one, adjusted[str(at)], blocked) for at, one in enumerate(found)]
     costs = tuple(_cost(a, b, blocked) for a, b in pairs)
-    return Comparison(figures, blocked, tuple(contrasts), costs, tuple(_warnings(figures)))
+    runs = [(side.label, side.runs) for side in figures]
+    reasons = tuple(comparability.barred(runs))
+    if reasons:
+        contrasts = [_barred(one) for one in contrasts]
+    return Comparison(figures, blocked, tuple(contrasts), costs, reasons, tuple(comparability.doubts(runs)))
 
 
 def _check(sides: Sequence[Sequence[Run]], blocked: bool) -> None:
@@ -229,6 +235,10 @@ def _decided(one: Contrast, p_adjusted: float, blocked: bool) -> Contrast:
     return dataclasses.replace(one, p_adjusted=p_adjusted, outcome=outcome)
 
 
+def _barred(one: Contrast) -> Contrast:
+    return dataclasses.replace(one, outcome="not_comparable") if one.outcome in ("less", "more") else one
+
+
 def _cost(first: SideFigures, second: SideFigures, blocked: bool) -> CostContrast:
     found = []
     for measure in (EXTRA, EXTRA_CORRECTED):
@@ -241,66 +251,3 @@ def _cost(first: SideFigures, second: SideFigures, blocked: bool) -> CostContras
     correction = statistics.median(share[1]) - statistics.median(share[0])
     resolvable = abs(correction) <= abs(raw.estimate) / 2
     return CostContrast(first.label, second.label, raw, corrected, correction, resolvable)
-
-
-def _warnings(sides: Sequence[SideFigures]) -> list[str]:
-    """Why the runs may not be comparable."""
-    runs = [run for side in sides for run in side.runs]
-    found: list[str] = []
-    twice = sorted({run.name for run in runs if sum(other.name == run.name for other in runs) > 1})
-    if twice:
-        found.append(f"a run is named more than once, and counts each time: {', '.join(twice)}")
-    for what, of in (
-        ("periods", {", ".join(sorted({_period(ns) for ns in run.periods_ns})) for run in runs}),
-        ("numbers of streams", {str(run.streams) for run in runs}),
-        ("kernels", {run.kernel for run in runs}),
-        ("numbers of CPUs", {str(run.cpus) for run in runs}),
-        ("summary schemas", {str(run.schema) for run in runs}),
-    ):
-        if len(of) > 1:
-            found.append(f"runs have other {what}: {'; '.join(sorted(of))}")
-    lengths = [run.audio_s for run in runs]
-    if max(lengths) > _UNLIKE * min(lengths):
-        found.append(
-            f"runs watched {min(lengths):.3g} to {max(lengths):.3g} s of audio: rates still compare, "
-            "shares of runs with any miss do not"
-        )
-    lossy = [run.name for run in runs if run.lost]
-    if lossy:
-        found.append(f"records were lost in {', '.join(lossy)}: misses there may lack their cause")
-    guessed = {run.inferred for run in runs}
-    if len(guessed) > 1:
-        found.append("in some runs the audio server was not seen and periods are inferred, in others not")
-    found += [f"{run.name}: {run.note}" for run in runs if run.note]
-    medians = [
-        (
-            side.label,
-            statistics.median(run.records_per_s for run in side.runs),
-            statistics.median(run.steal_percent for run in side.runs),
-            [run.load for run in side.runs if run.load >= 0],
-        )
-        for side in sides
-    ]
-    for (a, busy, steal, load), (b, busy2, steal2, load2) in combinations(medians, 2):
-        if max(busy, busy2) > _BUSIER * min(busy, busy2):
-            found.append(
-                f"{a} has {busy:,.0f} records a second, {b} {busy2:,.0f}: another load, or a remedy's effect"
-            )
-        if abs(steal - steal2) > _STEAL_APART:
-            found.append(f"the hypervisor took {steal:.1f} % of the CPUs in {a}, {steal2:.1f} % in {b}")
-        if load and load2 and _apart(statistics.median(load), statistics.median(load2)):
-            found.append(
-                f"the machine's load at the start was {statistics.median(load):.1f} in {a}, "
-                f"{statistics.median(load2):.1f} in {b}"
-            )
-    return found
-
-
-def _period(ns: int) -> str:
-    """To three digits: the median of measured cycles differs in the fourth."""
-    return f"{ns / 1e6:.3g} ms"
-
-
-def _apart(one: float, other: float) -> bool:
-    """Whether two load averages are of different machines' days: more than 1 and a factor of two apart."""
-    return abs(one - other) > 1 and max(one, other) > _BUSIER * min(one, other)

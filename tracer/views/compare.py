@@ -80,6 +80,9 @@ def _head(found: Comparison) -> Block:
         else "run labels are permuted"
     )
     parts = [(f"Compared: {sides}; the run is the unit, {how}", "")]
+    if found.not_comparable:
+        parts.append(("✗ Not comparable, so no side is called better; leave runs out, or record anew:", BAD))
+        parts += [(f"  {text}", BAD) for text in found.not_comparable]
     parts += [(f"! {text}", WARN) for text in found.warnings]
     return _lines(parts)
 
@@ -153,6 +156,8 @@ def _sentence(one: Contrast, measure: Measure, blocked: bool) -> tuple[str, str]
     if one.outcome in ("less", "more"):
         style = "" if measure.exploratory else GOOD if one.outcome == "less" else BAD
         return f"{text}{one.second} has {one.outcome}", style
+    if one.outcome == "not_comparable":
+        return f"{text}no claim, the runs are not comparable", WARN
     if measure.exploratory:
         return f"{text}not shown", DIM
     unit = "pairs" if blocked else "runs a side"
