@@ -9,9 +9,10 @@ Never interprets a record and never touches a live host: what goes in as a
 
 from tracer.trace.archive import pack
 from tracer.trace.flight import Flight
+from tracer.trace.folder import check_place, make_private_folder
 from tracer.trace.format import FORMAT_VERSION, MAX_BATCH_RECORDS, READ_LIMIT_BYTES
 from tracer.trace.reader import TraceReader
-from tracer.trace.writer import TraceWriter, check_place, make_private_folder
+from tracer.trace.writer import TraceWriter
 
 __all__ = [
     "FORMAT_VERSION",

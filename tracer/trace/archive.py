@@ -17,7 +17,7 @@ from pathlib import Path
 
 from tracer.errors import OutputError, TraceError
 from tracer.trace import format as fmt
-from tracer.trace.writer import owner
+from tracer.trace.folder import owner
 
 _READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
 _BLOCK = tarfile.BLOCKSIZE

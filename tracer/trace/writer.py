@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Writes a trace folder, batch by batch.
 
-Owns the order of writes (side tables, events, index: format.py says why) and the
-folder's safety: it is made by us, 0700, and nothing in it is ever reached through
-a symbolic link. Never reads a trace.
+Owns the order of writes (side tables, events, index: format.py says why); nothing
+in the folder (folder.py) is ever reached through a symbolic link. Never reads a trace.
 """
 
 from __future__ import annotations
@@ -11,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import stat
 import struct
 import time
 import zlib
@@ -25,11 +23,10 @@ import pyarrow as pa
 
 from tracer import schema
 from tracer.errors import OutputError, TraceError
+from tracer.trace import folder, messages
 from tracer.trace import format as fmt
-from tracer.trace import messages
 
 _CREATE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
 def index_checksum(row: Mapping[str, Any], crc: int) -> int:
@@ -63,7 +60,7 @@ class TraceWriter:
         self.path = path = Path(os.path.abspath(path))
         self._fds: dict[str, int] = {}
         self._ends = {name: len(fmt.SCHEMA_MESSAGES[name]) for name in fmt.STREAMS}
-        self._owner = owner()
+        self._owner = folder.owner()
         self._broken = False
         self._targets: dict[int, schema.Target] = {}
         self._losses = schema.Losses()
@@ -80,7 +77,7 @@ class TraceWriter:
             "records": 0,
             "watermark_ns": 0,
         }
-        self._dir = self._make_folder(force)
+        self._dir = folder.make_trace_folder(path, self._owner, force=force)
         try:
             self._write_meta()
             for name in (*fmt.STREAMS, fmt.INDEX):
@@ -191,62 +188,14 @@ class TraceWriter:
 
     # --- files ---
 
-    def _make_folder(self, force: bool) -> int:
-        path = self.path
-        try:
-            parent = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        except OSError as error:
-            raise OutputError(
-                f"cannot write to {path.parent}: {error.strerror}", "name a folder that exists"
-            ) from error
-        try:
-            existed = False
-            try:
-                os.mkdir(path.name, 0o700, dir_fd=parent)
-            except FileExistsError as error:
-                existed = True
-                if not force:
-                    raise _exists(path) from error
-            folder = os.open(path.name, _DIRECTORY, dir_fd=parent)
-        except OSError as error:
-            raise OutputError(
-                f"cannot make {path}: {error.strerror}", "choose another name; it must be no link and no file"
-            ) from error
-        finally:
-            os.close(parent)
-        try:
-            self._take(folder, existed)
-        except BaseException:
-            os.close(folder)
-            raise
-        return folder
-
-    def _take(self, folder: int, existed: bool) -> None:
-        """Make sure that the open folder is ours, and empty it of an old trace."""
-        owners = {os.geteuid(), self._owner[0]} if existed else {os.geteuid()}
-        if os.fstat(folder).st_uid not in owners:
-            raise OutputError(f"{self.path} belongs to somebody else", "choose another name")
-        present = os.listdir(folder)
-        if present and not (existed and _is_trace(present)):
-            raise _foreign(self.path)
-        for name in present:
-            if not stat.S_ISDIR(os.stat(name, dir_fd=folder, follow_symlinks=False).st_mode):
-                os.unlink(name, dir_fd=folder)
-        os.fchmod(folder, 0o700)
-        self._give(folder)
-
     def _create(self, name: str) -> int:
         try:
             fd = os.open(name, _CREATE, 0o600, dir_fd=self._dir)
         except OSError as error:
             kind = TraceError if fmt.INDEX in self._fds else OutputError  # while recording, the disk is full
             raise kind(f"cannot make {self.path}/{name}: {error.strerror}", "choose another name") from error
-        self._give(fd)
+        folder.give(fd, self._owner)
         return fd
-
-    def _give(self, fd: int) -> None:
-        if self._owner != (os.geteuid(), os.getegid()):
-            os.fchown(fd, *self._owner)
 
     def _write(self, name: str, data: bytes | memoryview | pa.Buffer) -> None:
         try:
@@ -280,87 +229,6 @@ class TraceWriter:
         for fd in (*self._fds.values(), self._dir):
             os.close(fd)
         self._fds, self._dir = {}, -1
-
-
-_KNOWN = (*fmt.FILES, fmt.META + ".new")
-
-
-def _is_trace(present: Iterable[str]) -> bool:
-    return fmt.META in present and not set(present) - set(_KNOWN)
-
-
-def _exists(path: Path) -> OutputError:
-    return OutputError(f"{path} exists", "choose another name, or replace it with --force")
-
-
-def _foreign(path: Path) -> OutputError:
-    return OutputError(f"{path} holds files that are no trace", "choose another name")
-
-
-def check_place(path: Path, *, force: bool = False, shared: bool = False) -> None:
-    """Refuse early, and without making anything, what TraceWriter or make_private_folder would refuse.
-
-    Only spares the user the wait: making it checks again.
-
-    Args:
-        force: as for TraceWriter.
-        shared: the folder is one for traces (make_private_folder) and may exist.
-
-    Raises:
-        OutputError: the folder exists or cannot be made.
-    """
-    path = Path(os.path.abspath(path))
-    if not path.parent.is_dir():
-        raise OutputError(f"there is no folder {path.parent}", "make it first, or name another")
-    try:
-        mode = os.lstat(path).st_mode
-    except FileNotFoundError:
-        if not os.access(path.parent, os.W_OK | os.X_OK):
-            raise OutputError(f"{path.parent} may not be written to", "name a folder of your own") from None
-        return
-    except OSError as error:
-        raise OutputError(f"cannot make {path}: {error.strerror}", "choose another name") from error
-    if not stat.S_ISDIR(mode):
-        raise OutputError(f"{path} exists and is no folder", "choose another name")
-    if shared:
-        return
-    if not force:
-        raise _exists(path)
-    if os.access(path, os.R_OK | os.X_OK) and (present := os.listdir(path)) and not _is_trace(present):
-        raise _foreign(path)
-
-
-def make_private_folder(path: Path) -> None:
-    """Make a folder for traces, 0700 and owned as they are, unless there is one already.
-
-    Raises:
-        OutputError: it cannot be made, or it is a link or a file.
-    """
-    try:
-        try:
-            os.mkdir(path, 0o700)
-        except FileExistsError:
-            os.close(os.open(path, _DIRECTORY))
-            return
-        folder = os.open(path, _DIRECTORY)
-        try:
-            if owner() != (os.geteuid(), os.getegid()):
-                os.fchown(folder, *owner())
-        finally:
-            os.close(folder)
-    except OSError as error:
-        raise OutputError(
-            f"cannot use {path} as a folder: {error.strerror}", "name a folder of your own, no link"
-        ) from error
-
-
-def owner() -> tuple[int, int]:
-    """Who shall own the trace: the user behind sudo, else ourselves."""
-    ours = os.geteuid(), os.getegid()
-    texts = os.environ.get("SUDO_UID", ""), os.environ.get("SUDO_GID", "")
-    if ours[0] != 0 or not all(text.isascii() and text.isdecimal() and len(text) <= 10 for text in texts):
-        return ours
-    return int(texts[0]), int(texts[1])
 
 
 def _write_all(fd: int, data: bytes | memoryview | pa.Buffer) -> None:
