@@ -7,7 +7,9 @@ Owns small variations of the scripted world: starts, drivers, completions, and w
 from __future__ import annotations
 
 import numpy as np
+import pytest
 import records as r
+from records import WAIT, WAKE
 from test_verdicts import analyse, origins
 from world import (
     CONDVAR,
@@ -34,7 +36,7 @@ from world import (
 )
 
 from tracer.model.analysis import Analysis
-from tracer.schema import OFFCPU, RW, Flag, Kind, Records, end_ns
+from tracer.schema import FUTEX, OFFCPU, RW, Flag, Kind, Records, end_ns, view
 
 # --- nominal starts and drivers -------------------------------------------------------
 
@@ -467,6 +469,52 @@ def test_what_g_computes_before_it_rearms_w_is_another_command() -> None:
     world = World()
     (miss,) = origins(analyse(world, play_on(world, Delays(write=LATE))))
     assert (miss.cause, miss.kick) == ("slow_syscall", "exact"), (miss.detail, miss.sufficient)
+
+
+def of_glibc(records: Records, lock: int, unlock: int) -> Records:
+    """The same calls on LOCK, as glibc makes them (FUTEX_WAIT for 2, or with priority inheritance)."""
+    records = records.copy()
+    futex = view(records, FUTEX)
+    on_lock = (records["kind"] == int(Kind.FUTEX)) & (futex["word"] == LOCK)
+    futex["op"][on_lock & (records["op"] == WAIT)] = lock
+    futex["op"][on_lock & (records["op"] == WAKE)] = unlock
+    if lock == INHERITING[0]:
+        futex["expected"][on_lock] = 0  # the kernel locks; no value is given
+    return records
+
+
+GLIBC, INHERITING = (128, 129), (134, 135)
+
+
+@pytest.mark.parametrize("ops", [GLIBC, INHERITING])
+def test_a_lock_of_glibc_is_a_lock(ops: tuple[int, int]) -> None:
+    world = World()
+    records = of_glibc(play_on(world, *[Delays(lock=MS)] * 8, Delays(lock=LATE)), *ops)
+    (miss,) = origins(analyse(world, records))
+    assert miss.cause == "lock", (miss.detail, miss.sufficient)
+
+
+class LockInTurn(World):
+    """W waits for LOCK while it serves its channel, before the interrupt."""
+
+    def _channel(self, t: int, d: Delays) -> int:
+        if not d.channel_turns:
+            return super()._channel(t, d)
+        back = t + 5 * US
+        self.add(r.epoll_wait(W, self.free[W], back, data=0))
+        self.add(r.recvmsg(W, back + 2 * US, back + 5 * US, eventfds=(7, 8)))
+        irq = self._lock(back + 10 * US, d.turn, preempted=False, pipe=False) + 20 * US
+        self.add(r.write(W, irq - 2 * US, irq, fd=12, eventfd=IRQ_ID))
+        self.free[W] = irq
+        return self._round(irq, 0) + 8 * US
+
+
+@pytest.mark.parametrize("ops", [(WAIT, WAKE), GLIBC, INHERITING])
+def test_a_wait_for_a_lock_in_the_turn_of_another_event_is_no_rearm(ops: tuple[int, int]) -> None:
+    world = LockInTurn()
+    plan = [*[Delays(lock=MS)] * 8, Delays(channel_turns=1, turn=LATE)]
+    (miss,) = origins(analyse(world, of_glibc(play_on(world, *plan), *ops)))
+    assert f"lock:lock@{LOCK:#x}" in miss.sufficient, (miss.detail, miss.sufficient, miss.segments)
 
 
 def test_a_thread_stopped_inside_a_syscall_that_goes_on_afterwards_is_blocked() -> None:

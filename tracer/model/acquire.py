@@ -5,7 +5,8 @@ Owns the rule of what one acquisition is. std's lock_contended and glibc's lll_l
 word to 2 before each wait and leave it at 2 when they get the lock, so that an unlock after
 a contended acquisition always wakes. Hence, exactly: consecutive futex calls of a thread
 that are waits for 2 on one word are one acquisition; its own wake, or any other futex call,
-says that it went on. Whether a word is a lock at all is decided in locks.py.
+says that it went on. Whether a word is a lock at all is decided in locks.py. A mutex with priority
+inheritance is locked and unlocked by the kernel: all of model/ sees it as glibc's plain one.
 """
 
 from __future__ import annotations
@@ -16,11 +17,24 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tracer.model.words import join
-from tracer.schema import FUTEX_CMD_MASK, FUTEX_PRIVATE, FUTEX_WAIT, FUTEX_WAIT_BITSET, Records
+from tracer.schema import (
+    FUTEX,
+    FUTEX_CMD_MASK,
+    FUTEX_PRIVATE,
+    FUTEX_WAIT,
+    FUTEX_WAIT_BITSET,
+    FUTEX_WAKE,
+    Kind,
+    Records,
+    view,
+)
 
 STD_WAIT = FUTEX_WAIT_BITSET | FUTEX_PRIVATE  # 137
 PTHREAD_WAIT = FUTEX_WAIT | FUTEX_PRIVATE  # 128
 CONTENDED = 2
+# FUTEX_LOCK_PI, FUTEX_LOCK_PI2 and FUTEX_UNLOCK_PI, private ones
+_PI_LOCKS, _PI_UNLOCK = (6 | FUTEX_PRIVATE, 13 | FUTEX_PRIVATE), 7 | FUTEX_PRIVATE
+_WITHOUT_CLOCK = 0xFF
 
 # What a futex call is, here.
 LOCK_WAIT, OTHER_WAIT, WAKE = 1, 2, 3
@@ -46,6 +60,19 @@ ACQ = np.dtype(
         ("hold_ns", "<i8"),
     ]
 )
+
+
+def without_inheritance(records: Records) -> Records:
+    """Records (n,) with calls on mutexes that inherit priority as waits and wakes on plain ones."""
+    op = np.where(records["kind"] == int(Kind.FUTEX), records["op"] & _WITHOUT_CLOCK, 0)
+    locks, unlocks = np.isin(op, _PI_LOCKS), op == _PI_UNLOCK
+    if not locks.any() and not unlocks.any():
+        return records
+    records = records.copy()
+    futex = view(records, FUTEX)
+    futex["op"][locks], futex["expected"][locks] = PTHREAD_WAIT, CONTENDED
+    futex["op"][unlocks] = FUTEX_WAKE | FUTEX_PRIVATE
+    return records
 
 
 def classify(op: NDArray[np.uint16], expected: NDArray[np.uint32]) -> NDArray[np.uint8]:

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import islice
 
+from tracer.model.acquire import without_inheritance
 from tracer.model.between import Between
 from tracer.model.counterfactual import Names as RemedyNames
 from tracer.model.facts import Facts
@@ -110,7 +111,7 @@ class Analysis:
             batch.targets, batch.threads, batch.fds, batch.epolls, batch.sites, batch.lock_symbols
         )
         self.facts.learn(batch, self.registry)
-        for records, end_ns in self.sequencer.feed(batch.records, batch.watermark_ns):
+        for records, end_ns in self.sequencer.feed(without_inheritance(batch.records), batch.watermark_ns):
             self._step(Step(records, end_ns))
 
     def finish(self) -> None:

@@ -205,7 +205,7 @@ class Commands:
     def _is_own(self, call: Call, tgid: int) -> bool:
         """Whether a syscall of G just before a completion's write belongs to that command."""
         if call.kind == _FUTEX:
-            return not call.is_wake or self._locks.is_mutex(tgid, call.word)
+            return not call.is_wake or self._locks.is_lock(tgid, call.word)
         if call.kind == _FD:
             return call.op not in CLOSE  # a close ends an earlier dup
         # A command ends with what it writes: what it reads before that is its own.

@@ -155,7 +155,7 @@ class Failures:
         irqs = sorted(self._roles.irq_ids.get(tgid, set()))
         writes = (kind == Kind.WRITE) & ~np.isin(rw["eventfd_id"], irqs)
         wakes = (kind == Kind.FUTEX) & np.isin(spans["op"] & FUTEX_CMD_MASK, (FUTEX_WAKE, FUTEX_WAKE_BITSET))
-        words = [w for w in np.unique(futex["word"][wakes]).tolist() if not self._locks.is_mutex(tgid, w)]
+        words = [w for w in np.unique(futex["word"][wakes]).tolist() if not self._locks.is_lock(tgid, w)]
         rearms = wakes & np.isin(futex["word"], np.array(words, dtype=np.uint64))
         # A close is a command (a hang-up), but not of what was just written to or taken off epoll.
         closes = (kind == Kind.FD) & np.isin(spans["op"], sorted(CLOSE))

@@ -142,7 +142,7 @@ def _is_lock(seen: Evidence, tid: int, word: int, start_ns: int, whole: bool) ->
     """
     tgid = seen.registry.tgid(tid)
     if (tgid, word) in seen.locks.words:
-        return seen.locks.is_mutex(tgid, word)
+        return seen.locks.is_lock(tgid, word)
     ours = whole and seen.registry.role(tid) in ("W", "G")
     return ours and not seen.locks.wakes(tgid, word, 0, start_ns)
 

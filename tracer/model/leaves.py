@@ -167,7 +167,7 @@ class LeafCutter:
         if call is None or not call.is_wait or call.expected != 2:
             return None
         word = (self._registry.tgid(tid), call.word)
-        return word if self._locks.is_mutex(*word) or self._locks.kind(*word) == "pthread" else None
+        return word if self._locks.is_lock(*word) else None
 
     def _lock(
         self, leaves: list[Leaf], start: int, end: int, word: Word, tid: int, index: int, window: Window

@@ -230,6 +230,10 @@ class Locks:
         """Whether a word is a std mutex by all that was seen so far."""
         return self.kind(tgid, word) == "mutex"
 
+    def is_lock(self, tgid: int, word: int) -> bool:
+        """Whether a word is a lock of any kind: of std, or of glibc."""
+        return self.kind(tgid, word) in ("mutex", "pthread")
+
     def wakes(self, tgid: int, word: int, start_ns: int, end_ns: int) -> list[tuple[int, int]]:
         """(end_ns, tid) of the wakes on a word that began in [start, end), in order of their begin.
 
@@ -269,11 +273,7 @@ class Locks:
         if len(found) > 1 and found[-2].open:
             del found[-2]
         return [
-            a
-            for a in found
-            if a.start_ns < end_ns
-            and a.end_ns > start_ns
-            and self.kind(a.tgid, a.word) in ("mutex", "pthread")
+            a for a in found if a.start_ns < end_ns and a.end_ns > start_ns and self.is_lock(a.tgid, a.word)
         ]
 
     def _open_wait(self, tid: int, pending: Acquisition | None) -> Iterable[Acquisition]:
@@ -339,7 +339,7 @@ class Locks:
 
     def _cells(self) -> list[Cell]:
         cells = self.holders.cells_now(self._acquirer.pending()).cells.values()
-        return [c for c in cells if self.kind(c.tgid, c.word) in ("mutex", "pthread")]
+        return [c for c in cells if self.is_lock(c.tgid, c.word)]
 
     def label(self, tgid: int, word: int) -> str:
         """A lock's name with its instance, as tables show it."""

@@ -145,7 +145,7 @@ def _sleeps(registry: Registry, locks: Locks) -> Iterator[Finding]:
     for cell in locks.holders.cells.cells.values():
         if not cell.syscall or cell.syscall.startswith("futex") or cell.max_ns < SLEEP_NS:
             continue
-        if cell.total_ns >= SLEEPS_NS and registry.is_vmm(cell.tgid) and locks.is_mutex(cell.tgid, cell.word):
+        if cell.total_ns >= SLEEPS_NS and registry.is_vmm(cell.tgid) and locks.is_lock(cell.tgid, cell.word):
             found = cell.total_ns, cell.max_ns, cell.holder_tid, cell.syscall
             worst[cell.tgid, cell.word] = max(worst.get((cell.tgid, cell.word), found), found)
     for (tgid, word), (total, longest, tid, syscall) in sorted(worst.items()):

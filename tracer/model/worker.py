@@ -31,7 +31,7 @@ class Worker:
         self.choice_ends = [end for _, end in self.choices]
         self.irqs = [c.end for c in calls if is_eventfd_write(c)]
         self.parked = [
-            c for c in calls if c.is_wait and not (c.expected == 2 and locks.is_mutex(tgid, c.word))
+            c for c in calls if c.is_wait and not (c.expected == 2 and locks.is_lock(tgid, c.word))
         ]
 
     def irq_before(self, after_ns: int, before_ns: int) -> int:
