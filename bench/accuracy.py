@@ -115,20 +115,22 @@ def json_lines(path: Path) -> list[dict[str, Any]]:
 
 def truth(folder: Path) -> tuple[list[Cycle], list[Injection]]:
     """What the audio server and the injector wrote down."""
+    rows = [row for row in json_lines(folder / "log") if row["type"] == "cycle"]
+    starts = {(row["stream"], row["cycle"]): row["start_ns"] for row in rows}
     cycles = [
         Cycle(
             row["wake_eventfd"],
             row["cycle"],
             row["start_ns"],
-            row["deadline_ns"],
+            # Of a cycle in time the log has no deadline: it is the next one's start.
+            row["deadline_ns"] or starts.get((row["stream"], row["cycle"] + 1), 0),
             row["closing_ns"],
             row["leg"],
             row["stream"],
             row.get("closer", ""),
             row.get("at_work", False),
         )
-        for row in json_lines(folder / "log")
-        if row["type"] == "cycle"
+        for row in rows
     ]
     injections = [
         Injection(
