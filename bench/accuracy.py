@@ -10,8 +10,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import platform
 import shutil
 import sys
 import tempfile
@@ -28,6 +26,7 @@ import numpy as np
 if __package__ in (None, ""):  # run as a file
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
+from bench.common import host
 from bench.figures import figures, table
 from bench.matrix import Trial, in_a_round, trials
 from bench.played import play
@@ -278,12 +277,7 @@ def main() -> None:
         total.add(score)
     result = figures(total)
     result["runs"], result["failed_runs"] = len(scores), failed
-    result["host"] = {
-        "kernel": platform.release(),
-        "cpus": os.cpu_count(),
-        "date": time.strftime("%Y-%m-%d", time.gmtime()),
-        "command": "./dev bench " + " ".join(["accuracy", *sys.argv[1:]]),
-    }
+    result["host"] = host("./dev bench accuracy")
     print(json.dumps({"bench": "accuracy", **result}) if options.json else table(result))
 
 

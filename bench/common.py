@@ -42,6 +42,18 @@ def options(about: str, pieces: bool = False) -> argparse.Namespace:
     return parser.parse_args()
 
 
+def host(command: str) -> dict[str, object]:
+    """Where and when figures were made, and by which command (without its options)."""
+    return {
+        "kernel": platform.release(),
+        "machine": platform.machine(),
+        "cpus": os.cpu_count(),
+        "load_average": round(os.getloadavg()[0], 2),
+        "date": time.strftime("%Y-%m-%d", time.gmtime()),
+        "command": " ".join([command, *sys.argv[1:]]),
+    }
+
+
 class Results:
     """Samples by (row, column), printed as median [least–greatest]."""
 
@@ -62,17 +74,10 @@ class Results:
 
     def say(self, as_json: bool) -> None:
         """Print the table, or one JSON line."""
-        machine = {
-            "kernel": platform.release(),
-            "machine": platform.machine(),
-            "cpus": os.cpu_count(),
-            "load_average": round(os.getloadavg()[0], 2),
-            "date": time.strftime("%Y-%m-%d", time.gmtime()),
-            "command": "python -m bench " + " ".join([self.name, *sys.argv[1:]]),
-        }
+        where = host(f"./dev bench {self.name}")
         if as_json:
             rows = {row: dict(columns) for row, columns in self.samples.items()}
-            print(json.dumps({"bench": self.name, "host": machine, "samples": rows, "notes": self.notes}))
+            print(json.dumps({"bench": self.name, "host": where, "samples": rows, "notes": self.notes}))
             return
         columns = list(dict.fromkeys(name for row in self.samples.values() for name in row))
         table = [["", *columns]]
@@ -81,7 +86,7 @@ class Results:
         widths = [max(len(line[at]) for line in table) for at in range(len(table[0]))]
         for line in table:
             print("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
-        for text in (*self.notes, "median [least–greatest]; " + str(machine)):
+        for text in (*self.notes, "median [least–greatest]; " + str(where)):
             print(text)
 
 

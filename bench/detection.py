@@ -11,12 +11,9 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import platform
 import shutil
 import sys
 import tempfile
-import time
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, replace
 from itertools import product
@@ -25,6 +22,7 @@ from pathlib import Path
 if __package__ in (None, ""):  # run as a file
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
+from bench.common import host
 from bench.compared import detection, markdown
 from bench.runs import Condition, Run, traced
 from bench.series import absolute, add_options, measure, saved
@@ -143,18 +141,13 @@ def main() -> None:
         if chosen.keep:
             chosen.keep.mkdir(mode=0o700, parents=True, exist_ok=True)
         runs = measure(wanted, rounds, chosen, lambda c, n: _watched(c, n, chosen.seconds, chosen.keep))
-    host = {
-        "kernel": platform.release(),
-        "cpus": os.cpu_count(),
-        "date": time.strftime("%Y-%m-%d", time.gmtime()),
-        "command": "./dev bench detection " + " ".join(sys.argv[1:]),
-    }
+    where = host("./dev bench detection")
     if chosen.json:
         kept = [asdict(run) for run in runs]
-        print(json.dumps({"bench": "detection", "host": host, "runs": kept, "sums": detection(runs)}))
+        print(json.dumps({"bench": "detection", "host": where, "runs": kept, "sums": detection(runs)}))
         return
     print(render(runs, shown, variants))
-    print(host)
+    print(where)
 
 
 if __name__ == "__main__":

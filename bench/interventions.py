@@ -11,10 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import platform
 import sys
-import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -22,6 +19,7 @@ from pathlib import Path
 if __package__ in (None, ""):  # run as a file
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
+from bench.common import host
 from bench.compared import Comparison, detection, render
 from bench.runs import Condition, Run, traced
 from bench.series import absolute, add_options, measure, saved
@@ -234,12 +232,7 @@ def main() -> None:
         for name in (one.prediction, one.contrast)
         if name and sides[str(one.before)] and sides[str(one.after)]
     ]
-    machine = {
-        "kernel": platform.release(),
-        "cpus": os.cpu_count(),
-        "date": time.strftime("%Y-%m-%d", time.gmtime()),
-        "command": "./dev bench interventions " + " ".join(sys.argv[1:]),
-    }
+    machine = host("./dev bench interventions")
     if chosen.json:
         rows = [asdict(row) for row in compared]
         found = detection(runs)

@@ -13,8 +13,6 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import os
-import platform
 import sys
 import tempfile
 import time
@@ -31,6 +29,7 @@ if __package__ in (None, ""):  # run as a file
 
 from bench import played
 from bench.accuracy import json_lines
+from bench.common import host
 from bench.runs import Condition
 from bench.series import order
 from bench.told import Side, checked, compared, figures, predictions, told
@@ -197,17 +196,13 @@ def main() -> None:
     kept = [of for of in kept if len(of) > 1 and of[0].side.remedy == ""]
     found = [one for of in kept for one in compared(of)]
     rows = [checked(of[0], other) for of in kept for other in of[1:]]
-    host = {
-        "kernel": platform.release(),
-        "cpus": os.cpu_count(),
-        "load_average": round(os.getloadavg()[0], 2),
-        "date": time.strftime("%Y-%m-%d", time.gmtime()),
-        "command": "./dev story " + " ".join(sys.argv[1:]),
-    }
+    where = host("./dev story")
     if chosen.json:
         compared_json = [one.to_dict() for one in found]
         predicted = [vars(row) for row in rows]
-        print(json.dumps({"bench": "story", "host": host, "compared": compared_json, "predicted": predicted}))
+        print(
+            json.dumps({"bench": "story", "host": where, "compared": compared_json, "predicted": predicted})
+        )
         return
     least = min((len(one.runs) for of in kept for one in of), default=0)
     print(
@@ -218,7 +213,7 @@ def main() -> None:
     print("\n" + "\n".join(predictions(rows)))
     for comparison in found:
         print("\n" + render_comparison(comparison).plain(118), end="")
-    print(host)
+    print(where)
 
 
 if __name__ == "__main__":

@@ -13,12 +13,9 @@ from __future__ import annotations
 import argparse
 import difflib
 import json
-import os
-import platform
 import random
 import sys
 import tempfile
-import time
 from bisect import bisect_left
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -31,6 +28,7 @@ if __package__ in (None, ""):  # run as a file
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from bench.accuracy import json_lines
+from bench.common import host
 from bench.played import play
 from bench.runs import realtime
 from tracer.capture.session import Session, Settings
@@ -299,13 +297,7 @@ def main() -> None:
     chosen = parser.parse_args()
     rounds = chosen.rounds or (1 if chosen.quick else 5)
     result = measure(rounds, chosen.seconds or (5.0 if chosen.quick else 8.0), chosen.seed)
-    result["host"] = {
-        "kernel": platform.release(),
-        "cpus": os.cpu_count(),
-        "load_average": round(os.getloadavg()[0], 2),
-        "date": time.strftime("%Y-%m-%d", time.gmtime()),
-        "command": "./dev bench " + " ".join(["whatif", *sys.argv[1:]]),
-    }
+    result["host"] = host("./dev bench whatif")
     print(json.dumps({"bench": "whatif", **result}) if chosen.json else table(result))
 
 

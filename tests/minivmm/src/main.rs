@@ -116,83 +116,66 @@ fn run(args: Args) -> std::io::Result<i32> {
             Some(pid) => others.push(pid),
             None => {
                 inject::set_vmm(index);
-                let (pid, signals) = (std::process::id() as i32, process::signals()?);
-                let others = Vec::new();
                 drop(control);
                 let control = sys::event(false)?;
-                vmm::run_beside(vmm::Vmm {
-                    args,
-                    control,
-                    channels,
-                    shared,
-                    fds,
-                    hooks,
-                    signals,
-                    index,
-                    others,
-                    pid,
-                    audio,
-                })?;
+                vmm::run_beside(
+                    Run { args, shared, fds, hooks, audio }.vmm(control, channels, index, None)?,
+                )?;
                 std::process::exit(0);
             }
         }
     }
     children.extend(&others);
-    let code = if args.userns {
-        run_in_namespaces(args, control, channels, shared, fds, hooks, audio)
+    let run = Run { args, shared, fds, hooks, audio };
+    let code = if run.args.userns {
+        run_in_namespaces(run, control, channels)
     } else {
-        let (pid, signals) = (std::process::id() as i32, process::signals()?);
-        vmm::run(vmm::Vmm {
-            args,
-            control,
-            channels,
-            shared,
-            fds,
-            hooks,
-            signals,
-            index: 0,
-            others,
-            pid,
-            audio,
+        run.vmm(control, channels, 0, None).and_then(|mut vmm| {
+            vmm.others = others;
+            vmm::run(vmm)
         })
     };
     end_children(&children);
     code
 }
 
-/// The VMM as first process of a pid namespace; this process only relays signals.
-fn run_in_namespaces(
+/// What all VMMs of a run have in common.
+struct Run {
     args: Args,
-    control: OwnedFd,
-    channels: Vec<OwnedFd>,
     shared: &'static Shared,
     fds: Arc<LoadFds>,
     hooks: Hooks,
     audio: i32,
-) -> std::io::Result<i32> {
+}
+
+impl Run {
+    /// This process's VMM; `pid`: as seen from outside, where that is another.
+    fn vmm(
+        self,
+        control: OwnedFd,
+        channels: Vec<OwnedFd>,
+        index: usize,
+        pid: Option<i32>,
+    ) -> std::io::Result<vmm::Vmm> {
+        let Run { args, shared, fds, hooks, audio } = self;
+        let signals = process::signals()?;
+        let (pid, others) = (pid.unwrap_or(std::process::id() as i32), Vec::new());
+        Ok(vmm::Vmm { args, control, channels, shared, fds, hooks, signals, index, others, pid, audio })
+    }
+}
+
+/// The VMM as first process of a pid namespace; this process only relays signals.
+fn run_in_namespaces(run: Run, control: OwnedFd, channels: Vec<OwnedFd>) -> std::io::Result<i32> {
     let signals = process::signals()?;
     process::enter_namespaces()?;
     let (told, tell) = sys::pipe(4096)?;
     let child = match process::spawn_process("minivmm")? {
         Some(pid) => pid,
         None => {
-            let signals = process::signals()?;
             let mut pid = [0; 4];
             sys::read_bytes(&told, &mut pid)?;
-            let pid = i32::from_ne_bytes(pid);
-            let code = vmm::run(vmm::Vmm {
-                args,
-                control,
-                channels,
-                shared,
-                fds,
-                hooks,
-                signals,
-                index: 0,
-                others: Vec::new(),
-                pid,
-                audio,
-            });
+            let vmm = run.vmm(control, channels, 0, Some(i32::from_ne_bytes(pid)));
+            let code = vmm.and_then(vmm::run);
             std::process::exit(code.unwrap_or(1));
         }
     };
