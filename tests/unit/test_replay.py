@@ -197,3 +197,21 @@ def test_what_holds_a_lock_up_that_gs_other_commands_wait_for_moves_those_too() 
     found = judge(case, none_usual)
     assert found.key == ("slow_syscall", W, int(Kind.WRITE), 1)
     assert case.replay({0: 1.0}, freed=case.freed([found.key])) == (112 - (100 - 10)) + 8
+
+
+@pytest.mark.parametrize(("completes", "cause"), [(False, "lock"), (True, "head_of_line")])
+def test_a_lock_that_g_holds_over_anothers_command_is_the_cause_where_nothing_else_needs_g(
+    completes: bool, cause: str
+) -> None:
+    """W waits for G's lock for 100; then nobody answers (an asynchronous stream), or G does."""
+    held = Holder(G, "running", None, (LOCK_WORD,), (G,))
+    leaves = [Leaf(0, 100, "lock", W, 0, word=LOCK_WORD, holder=held), Leaf(100, 110, "on_cpu", W, 1)]
+    phases = [Phase(0, 100, WORKER, W), Phase(100, 110, WORKER, W)]
+    if completes:
+        leaves.append(Leaf(110, 112, "on_cpu", G, 2))
+        phases.append(Phase(110, 112, GPU, G))
+    path = Path(phases, 105, gpu_tid=G)
+    path.foreign = [(0, 100)]
+    found = judge(Case(path, leaves), none_usual)
+    assert {("lock", *LOCK_WORD), (HEAD_OF_LINE,)} <= set(found.sufficient)
+    assert found.cause == cause

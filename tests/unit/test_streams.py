@@ -219,6 +219,19 @@ def test_streams_that_one_target_waits_for_share_its_completion() -> None:
     assert misses(found) == []
 
 
+def test_a_late_completion_that_several_streams_share_names_them_all() -> None:
+    parts: list[Records] = []
+    for k in range(40):
+        at = START + k * T
+        done = at + MS + (T - MS // 2 if k == 30 else 0)
+        parts += [tick(at), signal(at, 41), signal(at, 43), serve(at + 50 * US, 41), serve(at + 90 * US, 43)]
+        parts += [complete(done), taken(done + 5 * US)]
+    _, found = decided(*parts, tick(START + 40 * T))
+    missed = [c for c in found if c.missed]
+    assert [(c.stream.wake.id, c.leg) for c in missed] == [(43, "completion")]
+    assert [s.wake.id for s in missed[0].candidates] == [41, 43]
+
+
 def _served(rng: random.Random, answers: dict[int, int]) -> tuple[list[Stream], list[Completion]]:
     """Four streams served one after another in each of 80 cycles, completions per stream (index: eventfd)."""
     driver = Driver("d", AUDIO, D, 4)

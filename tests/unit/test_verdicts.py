@@ -111,6 +111,13 @@ def test_it_is_said_what_a_time_was_held_against(warm: int, said: str) -> None:
     assert (said in miss.detail) if said else ("baseline" not in miss.detail), miss.detail
 
 
+@pytest.mark.parametrize(("turns", "turn", "avoided"), [(12, 3 * MS, 1), (2, 30 * MS, 0)])
+def test_a_fair_worker_lets_each_other_event_go_first_once(turns: int, turn: int, avoided: int) -> None:
+    summary = analyse(*play(Delays(channel_turns=turns, turn=turn)))
+    assert [m.cause for m in origins(summary)] == ["serialised"]
+    assert summary.counterfactual["fair"].episodes_avoided == avoided
+
+
 def test_went_first_counts_the_channel() -> None:
     (miss,) = origins(analyse(*play(Delays(channel_turns=12, turn=3 * MS))))
     assert miss.went_first == {"channel": 12}

@@ -199,6 +199,12 @@ _MISS_COLUMNS = (
     C("audible", "category", "–", "yes, no or unknown"),
     C("evidence", "category", "–", "complete, or degraded where records are missing"),
     C("todo", "text", "–", "the one thing to do"),
+    C(
+        "candidates",
+        "texts",
+        "ids",
+        "streams that share the completion, any of which may have been late; [] if known",
+    ),
 )
 
 _SEGMENT_COLUMNS = (

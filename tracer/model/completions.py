@@ -254,7 +254,10 @@ def close(cycle: Cycle) -> None:
 
 
 def merge_misses(decided: Sequence[Cycle]) -> None:
-    """A completion miss belongs to (driver, cycle): keep the VMM's stream last served before the write."""
+    """A completion miss belongs to (driver, cycle): keep the VMM's stream last served before the write.
+
+    Any of those that were served and share the completion may have been late: they are its candidates.
+    """
     groups: dict[tuple[int, int, int, int], list[Cycle]] = {}
     for cycle in decided:
         done = cycle.stream.completion
@@ -272,5 +275,6 @@ def merge_misses(decided: Sequence[Cycle]) -> None:
             before = [c for c in late if c.read_ns is not None]
             keep = max(before, key=lambda c: (c.read_ns or 0, c.stream.wake.id)) if before else late[0]
             spare = [c for c in late if c is not keep]
+            keep.candidates = tuple(sorted((c.stream for c in late), key=lambda s: s.serial))
         for cycle in spare:
             cycle.missed, cycle.leg = False, ""

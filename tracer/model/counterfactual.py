@@ -12,7 +12,7 @@ from itertools import combinations
 from typing import Final
 
 from tracer.model.leaves import LOCK, NOT_SCHEDULED, STOLEN, Word
-from tracer.model.phases import HEAD_OF_LINE, NOT_REARMED, SERIALISED
+from tracer.model.phases import GPU, HEAD_OF_LINE, NOT_REARMED, SERIALISED
 from tracer.model.replay import CAUSE_OF, EVERYWHERE, GROUPS, MEASURED, Case, Key, Removal, keys_of, own_key
 from tracer.schema import Kind
 
@@ -163,6 +163,8 @@ def _more_specific(case: Case, one: Key, other: Key) -> Key:
     """Of two candidates that are the same milliseconds: leaf before group, a holder's CPU before its lock."""
     if {one[0], other[0]} == {HEAD_OF_LINE, LOCK}:
         group, lock = (one, other) if one[0] == HEAD_OF_LINE else (other, one)
+        if not any(phase.who == GPU and not phase.via for phase in case.path.phases):
+            return lock  # no command of ours needs G (nothing completes this stream): only its lock did
         both = [case.leaves[i] for i in set(case.members[group]).intersection(case.members[lock])]
         for_gpu = sum(leaf.ns for leaf in both if leaf.holder and leaf.holder.tid == case.path.gpu_tid)
         # The lock's holder was busy for others; or G, and whoever else, waited for a lock of somebody else's.
@@ -265,6 +267,7 @@ def _remedied(case: Case, remedy: str, names: Names) -> Iterable[int]:
             ]
         return gone
     if remedy == "fair":
+        # Each other ready event goes first once ("round"); what W chose beyond that is gone.
         return [i for i in members.get((SERIALISED,), ()) if phases[leaves[i].phase].sub == "chosen"]
     if remedy == "own_context":
         kept = [i for i in members.get((NOT_REARMED,), ()) if phases[leaves[i].phase].sub != "own"]

@@ -31,7 +31,8 @@ class Cycle:
 
     ``signal_*`` is the driver's write of e_n, ``read_*`` W's read of it, ``write_*`` the
     completion's write that the closing read covers, ``closing_ns`` the end of that read (of that
-    write, where the driver cannot be seen).
+    write, where the driver cannot be seen). ``candidates``: streams that share the completion and were
+    all pending, any of which may have been late; none where it is known.
     """
 
     stream: Stream
@@ -52,6 +53,7 @@ class Cycle:
     missed: bool = False
     leg: str = ""
     after_catch_up: bool = False
+    candidates: tuple[Stream, ...] = ()
 
     @property
     def end_ns(self) -> int:

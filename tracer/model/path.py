@@ -121,14 +121,19 @@ class PathFinder:
             path.phases.append(Phase(signal, exits[-1], WORKER, worker.tid, via, sub))
             return
         self._wait_phases(path, worker, signal, exits[0], gpu, via, sub, habits, turn_began)
+        served_before = set()
         if via == SERIALISED:
             _count(path, worker.served(turn_began, exits[0])[0])
+            served_before.add(worker.served(turn_began, exits[0]))
         if direct and len(exits) > 1:
             path.phases.append(Phase(exits[0], exits[-1], WORKER, worker.tid, SERIALISED, "chosen"))
             return
         for begin, end in itertools.pairwise(exits):
-            _count(path, worker.served(begin, end)[0])
-            self._wait_phases(path, worker, begin, end, gpu, SERIALISED, "chosen", habits, begin)
+            what = worker.served(begin, end)
+            _count(path, what[0])
+            sub = "chosen" if what in served_before else "round"
+            served_before.add(what)
+            self._wait_phases(path, worker, begin, end, gpu, SERIALISED, sub, habits, begin)
         if not served:
             self._wait_phases(path, worker, exits[-1], until, gpu, SERIALISED, "chosen", habits, exits[-1])
 

@@ -25,7 +25,8 @@ class Phase:
         who: HOST, WORKER, GUEST, GPU or TASK.
         tid: the responsible thread, 0 where unseen.
         via: SERIALISED, HEAD_OF_LINE, NOT_REARMED or "".
-        sub: sub-label of via (in_progress, chosen, own, guest, G, irq_by_G ...).
+        sub: sub-label of via (in_progress, round, chosen, own, guest, G, irq_by_G ...); round: chosen, though
+            e_n was ready, for the first time since: a fair worker serves each other ready fd once too.
         queued: G may be busy with foreign commands when the kick comes: replay decides its length.
     """
 

@@ -295,6 +295,7 @@ class Rows:
             segments=segments,
             start_ns=cycle.nominal_ns,
             todo=TODO.get(miss.cause, "").format(object=thing or "the threads concerned"),
+            candidates=tuple(s.id for s in cycle.candidates),
         )
 
     def _lock_of(self, origin: MissState) -> str | None:

@@ -353,6 +353,7 @@ class Miss:
     segments: tuple[Segment, ...]
     start_ns: int = 0
     todo: str = ""
+    candidates: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -228,8 +228,10 @@ class Predictor:
             if path.kind in self._what.remedies:
                 notes.append(f"process {tgid} writes that way already ({path.why})")
         if "fair" in self._what.remedies:
+            notes.append("fair: each other event that W served meanwhile still goes first, once")
+        if "realtime" in self._what.remedies:
             notes.append(
-                "fair is a bound: a really fair worker still lets each other ready event go first once"
+                "realtime leaves arrivals as recorded; under churn it avoids more (the sender waits too)"
             )
         if set(self._what.remedies) & {"dup", "refcount", "task"}:
             notes.append("only the write path is changed; a device that has it may differ in more")

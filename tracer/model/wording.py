@@ -166,6 +166,8 @@ def sentence(miss: MissState, registry: Registry, lock_name: LockName, period_ns
     late = "never answered" if cycle.late_ns is None else f"{duration(cycle.late_ns)} late"
     leg = "wake" if miss.leg == "wake" else "completion"
     head = f"{leg} {late}"
+    if cycle.candidates:
+        head += f" ({', '.join(s.id for s in cycle.candidates)} share it: whose is not known)"
     if miss.origin is not None:
         return f"{head}: carried over from miss {miss.origin.id} ({miss.cause})"
     if miss.driver_fault or miss.judgement is None:
