@@ -12,6 +12,7 @@ import hashlib
 import importlib.util
 import os
 import re
+import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -68,6 +69,13 @@ def bcc_package() -> str:
     return "install your distribution's bcc for python3 (python3-bpfcc, python3-bcc or python-bcc)"
 
 
+def bcc_fix() -> str:
+    """What to do where Python sees no bcc: its package, or a virtual environment that sees the system's."""
+    if sys.prefix != sys.base_prefix and any(Path("/usr").glob("lib*/python3*/*-packages/bcc/__init__.py")):
+        return "make the virtual environment with --system-site-packages (so does pipx): the system has bcc"
+    return bcc_package()
+
+
 @contextlib.contextmanager
 def _stderr_taken() -> Iterator[list[str]]:
     """Take what clang and libbpf write to fd 2: it belongs into the error, not onto the screen."""
@@ -88,7 +96,7 @@ def _import_bcc() -> Any:
     try:
         import bcc  # lazily: everything but live capture works without it
     except ImportError as error:
-        raise HostError(f"bcc is missing ({error})", bcc_package()) from error
+        raise HostError(f"bcc is missing ({error})", bcc_fix()) from error
     if not hasattr(bcc, "BPF"):
         raise HostError(
             f"the module named bcc in {getattr(bcc, '__file__', '?')} is not the BPF compiler collection",

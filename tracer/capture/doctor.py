@@ -25,7 +25,7 @@ from pathlib import Path
 
 from tracer import resources
 from tracer.capture import btf, procfs
-from tracer.capture.compiler import bcc_package
+from tracer.capture.compiler import bcc_fix, bcc_package
 from tracer.errors import XdtraceError
 
 _CAP_SYS_ADMIN, _CAP_PERFMON, _CAP_BPF, _CAP_SYS_PTRACE = 21, 38, 39, 19  # uapi/linux/capability.h
@@ -96,11 +96,11 @@ def _bcc() -> list[Check]:
 
 def check_bcc(version: str | None, genuine: bool) -> Check:
     """Judge the module bcc: its version (None: there is none) and whether it is the BPF compiler."""
-    fix = bcc_package()
     if version is None:
-        return Check("bcc", False, f"the Python of {sys.prefix} does not see it", fix)
+        return Check("bcc", False, f"the Python of {sys.prefix} does not see it", bcc_fix())
     if not genuine:
-        return Check("bcc", False, "a module of that name is there, but it is something else", fix)
+        what = "a module of that name is there, but it is something else"
+        return Check("bcc", False, what, bcc_package())
     if _numbers(version) < _MIN_BCC and version:
         return Check("bcc", False, f"{version} is older than 0.18", "update the distribution's bcc")
     return Check("bcc", True, version or "there, of an unknown version")

@@ -23,6 +23,8 @@ from tracer.capture.forms import TRACEPOINTS, Form, forms
 from tracer.capture.machine import this_machine
 from tracer.errors import HostError
 
+_RINGBUF = 27  # BPF_MAP_TYPE_RINGBUF, uapi/linux/bpf.h
+
 
 @dataclass(frozen=True, slots=True)
 class ProbeConfig:
@@ -101,6 +103,7 @@ class Probes:
         )
         self.times.btf = time.perf_counter() - start
         self._compiler = Compiler(config.kernel_headers, config.cache)
+        _check_bpf()
         try:
             self.form = self._first_that_works(forms(self.offsets, config.form))
         except BaseException:
@@ -166,10 +169,7 @@ class Probes:
                     function, code, form.btf_ids.get(tracepoint, 0)
                 )
         except OSError as error:
-            raise HostError(
-                f"the kernel refuses {place}: {error.strerror}",
-                "run `xdtrace doctor`: it names the setting or the kernel version that is missing",
-            ) from error
+            raise _refused(place, error) from error
         self.times.load = time.perf_counter() - start
 
     def _attach(self, form: Form) -> None:
@@ -224,3 +224,18 @@ class Probes:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+def _refused(what: str, error: OSError) -> HostError:
+    return HostError(
+        f"the kernel refuses {what}: {error.strerror}",
+        "run `xdtrace doctor`: it names the setting or the kernel version that is missing",
+    )
+
+
+def _check_bpf() -> None:
+    """Ask the kernel before the compiler, which makes maps too and would blame the probes' text."""
+    try:
+        os.close(bpfsys.map_create("xd_ring", _RINGBUF, 0, 0, mmap.PAGESIZE))
+    except OSError as error:
+        raise _refused("the ring and maps", error) from error
