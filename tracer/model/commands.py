@@ -27,11 +27,18 @@ MEMORY_CALLS: Final = frozenset({9, 10, 11, 12, 28})
 CLOSE: Final = frozenset({3, 57})
 #: What a G idles in: a blocking read of its queue (libkrun), or epoll_wait before the read (crosvm).
 IDLE_CALLS: Final = (int(Kind.READ), int(Kind.EPOLL_WAIT))
+#: poll, select, pselect6, ppoll on x86-64; pselect6, ppoll on arm64. In G they wait for a device: work.
+POLLS: Final = frozenset({7, 23, 270, 271, 72, 73})
 _READ, _EVENTFD = int(Kind.READ), int(Flag.EVENTFD)
 _FD, _FUTEX, _SYSCALL = int(Kind.FD), int(Kind.FUTEX), int(Kind.SYSCALL)
 _WRITE: Final = int(Kind.WRITE)
 #: Syscalls that end a command of G.
 _ENDS: Final = (_FD, _WRITE, int(Kind.EPOLL_CTL), _FUTEX)
+
+
+def is_idle(call: Call) -> bool:
+    """Whether a G may be idle in a call, as far as that alone tells."""
+    return call.kind in IDLE_CALLS and (call.kind == _READ or call.op not in POLLS)
 
 
 def _woken(sleep: tuple[int, int]) -> int:
@@ -85,7 +92,7 @@ class Commands:
         read may be one.)
         """
         if self._kicks is None or self._kicks[0] is not window or self._kicks[1] != gpu:
-            reads = [c for c in window.calls(gpu) if c.kind in IDLE_CALLS]
+            reads = [c for c in window.calls(gpu) if is_idle(c)]
             flagged = [c for c in reads if c.kind != _READ or c.flags & _EVENTFD]
             self._kicks = (window, gpu, flagged or reads)
         return self._kicks[2]
@@ -93,7 +100,7 @@ class Commands:
     def _takes_kick(self, call: Call, window: Window, gpu: int) -> bool:
         """Whether G is at its queue in a call, not at work."""
         if call.kind != _READ or call.flags & _EVENTFD:
-            return call.kind in IDLE_CALLS
+            return is_idle(call)
         kicks = self.kicks_of(window, gpu)
         return not kicks or (not kicks[0].flags & _EVENTFD and kicks[0].kind == _READ)
 
@@ -234,7 +241,7 @@ class Commands:
                 begin = max(begin, idle[gap][1])
                 gap += 1
             kind = call.kind
-            if kind in IDLE_CALLS:
+            if is_idle(call):
                 if self._takes_kick(call, window, gpu):
                     # Woken by somebody's kick, G is that command's, even while it waits for a CPU.
                     woken = self.woken_before(window, gpu, call.end)

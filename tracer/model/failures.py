@@ -12,7 +12,7 @@ from typing import Final, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from tracer.model.commands import CLOSE
+from tracer.model.commands import CLOSE, POLLS
 from tracer.model.locks import Locks
 from tracer.model.registry import Registry
 from tracer.model.roles import Roles
@@ -137,7 +137,7 @@ class Failures:
         kind, rw = spans["kind"], view(spans, RW)
         enters, ends = spans["enter_ns"].astype(np.int64), end_ns(spans).astype(np.int64)
         queue = (kind == Kind.READ) & ((spans["flags"] & Flag.EVENTFD) != 0)
-        idle = queue | (kind == Kind.EPOLL_WAIT)
+        idle = queue | ((kind == Kind.EPOLL_WAIT) & ~np.isin(spans["op"], sorted(POLLS)))
         out = enters[(kind == Kind.OFFCPU) & (enters > start_ns) & (enters <= stop_ns)]
         at = np.searchsorted(ends[idle], out, side="right")
         asleep = out[np.append(enters[idle], np.iinfo(np.int64).max)[at] <= out]

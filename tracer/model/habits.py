@@ -14,7 +14,7 @@ from typing import Final, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from tracer.model.commands import CLOSE, IDLE_CALLS, MEMORY_CALLS
+from tracer.model.commands import CLOSE, IDLE_CALLS, MEMORY_CALLS, POLLS
 from tracer.model.roles import Roles
 from tracer.model.spans import OFF_BY_ITSELF
 from tracer.model.streams import Cycle
@@ -101,7 +101,7 @@ def _interrupts(spans: Records, read: NDArray[np.int64], first: NDArray[np.int64
 def _kicks(spans: Records) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """When G was woken out of its idle call, and the ends of what it did for somebody else."""
     kind, ends, enters = spans["kind"], end_ns(spans).astype(np.int64), spans["enter_ns"].astype(np.int64)
-    idle = np.isin(kind, IDLE_CALLS)
+    idle = np.isin(kind, IDLE_CALLS) & ((kind == Kind.READ) | ~np.isin(spans["op"], sorted(POLLS)))
     flagged = idle & ((kind != Kind.READ) | ((spans["flags"] & Flag.EVENTFD) != 0))
     calls = flagged if flagged.any() else idle
     off = view(spans.take(np.flatnonzero(kind == Kind.OFFCPU)), OFFCPU)
