@@ -109,11 +109,12 @@ class Held:
         self._samples = np.zeros(64, dtype=np.int64)
         self._held = np.zeros(64, dtype=np.int64)
         self._last = np.zeros(64, dtype=np.int64)
-        # Counter indices (m, 16) by mask bit for each combination of columns met since the last refresh,
-        # found by its mixed key (m,), sorted.
+        # Combinations of columns met since the last refresh: found by their mixed keys (m,), sorted; each has
+        # one of the rows (p, 16) of counter indices by mask bit.
         self._known = np.zeros(0, dtype=np.int64)
+        self._row_of = np.zeros(0, dtype=np.intp)
         self._table = np.zeros((0, _BITS), dtype=np.int64)
-        self._places: dict[tuple[int, int, int, int, str], NDArray[np.int64]] = {}
+        self._places: dict[tuple[int, int, int, int, str], int] = {}
         self._cache_until = 0
         self.eventfds: set[str] = set()  # what eventfds were called so far
 
@@ -151,40 +152,39 @@ class Held:
         # One 64-bit key each: they do not fit side by side, so mix (collisions: ~1e-13).
         key = tid * _MIX[0] + fd * _MIX[1]
         key ^= (generation | (kind << 16) | (number << 24)) * _MIX[2]
-        group = self._find(key)
-        if group is None:
-            self._enlist(key, columns)
-            group = self._find(key)
-            assert group is not None
+        group, known = self._find(key)
+        if not known.all():
+            fresh = np.flatnonzero(~known)
+            self._enlist(key[fresh], columns[:5, fresh])
+            group, _ = self._find(key)
         used = int(np.bitwise_or.reduce(readable))
+        row = self._row_of[group]
         for bit in range(_BITS):
             if used >> bit & 1:
                 at = self._table[:, bit]
-                n = np.bincount(group, weights=readable >> bit & 1, minlength=len(at)).astype(np.int64)
+                n = np.bincount(row, weights=readable >> bit & 1, minlength=len(at)).astype(np.int64)
                 np.add.at(self._samples, at, n)
-                n_held = np.bincount(group, weights=held >> bit & 1, minlength=len(at)).astype(np.int64)
+                n_held = np.bincount(row, weights=held >> bit & 1, minlength=len(at)).astype(np.int64)
                 np.add.at(self._held, at, n_held)
                 self._last[at[n > 0]] = now_ns
 
-    def _find(self, key: NDArray[np.int64]) -> NDArray[np.intp] | None:
-        """Rows of the table for keys (n,), None if some are not there yet."""
+    def _find(self, key: NDArray[np.int64]) -> tuple[NDArray[np.intp], NDArray[np.bool_]]:
+        """Where keys (n,) are among the known ones, and whether they are."""
         if not len(self._known):
-            return None
+            return np.zeros(len(key), dtype=np.intp), np.zeros(len(key), dtype=bool)
         at = np.minimum(np.searchsorted(self._known, key), len(self._known) - 1)
-        return at if bool((self._known[at] == key).all()) else None
+        return at, self._known[at] == key
 
     def _enlist(self, key: NDArray[np.int64], columns: NDArray[np.int64]) -> None:
-        """Add the keys that are not in the table yet."""
+        """Make keys (n,) known that are not yet."""
         new, first = np.unique(key, return_index=True)
-        fresh = ~np.isin(new, self._known, assume_unique=True)
-        new, rows = new[fresh], columns[:5, first[fresh]].T.tolist()
-        known = np.concatenate((self._known, new))
+        rows = [self._place(*row) for row in columns[:, first].T.tolist()]
+        known, row_of = np.concatenate((self._known, new)), np.concatenate((self._row_of, rows))
         order = np.argsort(known)
-        table = np.array([self._place(*row) for row in rows], dtype=np.int64).reshape(-1, _BITS)
-        self._known, self._table = known[order], np.concatenate((self._table, table))[order]
+        self._known, self._row_of = known[order], row_of[order].astype(np.intp)
 
-    def _place(self, tid: int, kind: int, number: int, generation: int, fd: int) -> NDArray[np.int64]:
-        """Counter indices (16,) by mask bit of one combination of columns; 0: nowhere."""
+    def _place(self, tid: int, kind: int, number: int, generation: int, fd: int) -> int:
+        """The row of counter indices of one combination of columns; index 0: nowhere."""
         tgid = self.registry.tgid(tid)
         if kind == Kind.FD:
             obj = "eventfd" if fd else ""
@@ -192,13 +192,15 @@ class Held:
             eventfd_id = fd - _EVENTFD_KEY if fd >= _EVENTFD_KEY else -1
             obj = self._object(tgid, Kind(kind), fd if eventfd_id < 0 else 0, eventfd_id)
         place = tid, generation, kind, number, obj
-        at = self._places.get(place)
-        if at is None:
-            at = self._places[place] = np.zeros(_BITS, dtype=np.int64)
+        row = self._places.get(place)
+        if row is None:
+            row = self._places[place] = len(self._table)
+            at = np.zeros((1, _BITS), dtype=np.int64)
             for bit, word in enumerate(self.words_of(tgid, generation)):
                 if word:
-                    at[bit] = self._index((tgid, word, tid, kind, number, obj))
-        return at
+                    at[0, bit] = self._index((tgid, word, tid, kind, number, obj))
+            self._table = np.concatenate((self._table, at))
+        return row
 
     def _object(self, tgid: int, kind: Kind, fd: int, eventfd_id: int) -> str:
         if fd < 0 and eventfd_id < 0:
@@ -237,7 +239,7 @@ class Held:
         self._forget_places()
 
     def _forget_places(self) -> None:
-        self._known, self._table = self._known[:0], self._table[:0]
+        self._known, self._row_of, self._table = self._known[:0], self._row_of[:0], self._table[:0]
         self._places.clear()
 
     def adopt(self, other: Held) -> None:

@@ -84,14 +84,15 @@ class Symptoms:
     def _balance(self, step: Step) -> None:
         received, fds = step.of(Kind.RECVMSG), step.of(Kind.FD)
         bucket = step.end_ns // BUCKET_NS
+        receivers, users = self.registry.tgids_of(received["tid"]), self.registry.tgids_of(fds["tid"])
+        closes = (fds["op"] == _CLOSE[0]) | (fds["op"] == _CLOSE[1])
+        made, closed_well = ~closes & (fds["ret"] >= 0), closes & (fds["ret"] == 0)
         for tgid, target in self.registry.targets.items():
             if target.role != "vmm":
                 continue
-            mine = self.registry.tgids_of(fds["tid"]) == tgid
-            closes = np.isin(fds["op"], _CLOSE)
-            taken = int(received["nfds"][self.registry.tgids_of(received["tid"]) == tgid].sum())
-            taken += int((mine & ~closes & (fds["ret"] >= 0)).sum())
-            closed = int((mine & closes & (fds["ret"] == 0)).sum())
+            mine = users == tgid
+            taken = int(received["nfds"][receivers == tgid].sum()) + int((mine & made).sum())
+            closed = int((mine & closed_well).sum())
             rows = self._fds.setdefault(tgid, deque(maxlen=BUCKETS + 1))
             if not rows or rows[-1][0] != bucket:
                 rows.append([bucket, 0, 0])

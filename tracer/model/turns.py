@@ -68,13 +68,17 @@ class Turns:
         fits = (reads["ret"] > 0) & (reads["generation"] == writes["generation"])
         fits &= writes["enter_ns"] < reads["enter_ns"] + reads["dur_ns"] + np.uint64(_TURN_NS)
         tgid = self.registry.tgid(tid)
-        for i in np.flatnonzero(fits).tolist():
-            seen = int(reads["readable_in"][i]) & int(writes["readable_in"][i])
-            if seen:
-                words = self.held.words_of(tgid, int(reads["generation"][i]))
-                self._add(tgid, tid, words, seen, int(reads["held_in"][i]), int(writes["held_in"][i]))
+        at = np.flatnonzero(fits)
+        seen = reads["readable_in"] & writes["readable_in"]
+        alike: dict[tuple[int, int, int, int], int] = {}  # turns, those of the last one behind all others
+        columns = (reads["generation"], seen, reads["held_in"], writes["held_in"])
+        for turn in zip(*(column[at].tolist() for column in columns), strict=True):
+            alike[turn] = alike.pop(turn, 0) + 1
+        for (generation, both, read, irq), n in alike.items():
+            if both:
+                self._add(tgid, tid, self.held.words_of(tgid, generation), both, read, irq, n)
 
-    def _add(self, tgid: int, tid: int, words: list[int], seen: int, read: int, irq: int) -> None:
+    def _add(self, tgid: int, tid: int, words: list[int], seen: int, read: int, irq: int, n: int) -> None:
         for bit, word in enumerate(words):
             if not word or not seen >> bit & 1:
                 continue
@@ -82,10 +86,10 @@ class Turns:
             turn = self._counts.pop(key, None) or Turn()
             self._counts[key] = turn  # the one counted last goes last
             held_read, held_irq = read >> bit & 1, irq >> bit & 1
-            turn.n += 1
-            turn.at_read += held_read
-            turn.at_irq += held_irq
-            turn.at_both += held_read & held_irq
+            turn.n += n
+            turn.at_read += n * held_read
+            turn.at_irq += n * held_irq
+            turn.at_both += n * (held_read & held_irq)
         while len(self._counts) > _MAX_COUNTS:
             del self._counts[next(iter(self._counts))]
 

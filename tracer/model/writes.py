@@ -104,13 +104,16 @@ class Writes:
         until_ns: int,
     ) -> bool:
         """Take a writer's calls (n,) and its spans off the CPU (m,); whether it wrote a completion."""
-        rw, fdop, futex, stop = view(rows, RW), view(rows, FD), view(rows, FUTEX), end_ns(rows)
-        kind = rows["kind"]
-        wrote = (kind == Kind.WRITE) & _among(rw["eventfd_id"], ids) & (rw["ret"] > 0)
+        rw, stop = view(rows, RW), end_ns(rows)
+        wrote = (rows["kind"] == Kind.WRITE) & _among(rw["eventfd_id"], ids) & (rw["ret"] > 0)
         at = np.flatnonzero(wrote & (stop > after_ns) & (stop <= until_ns))
         if not len(at):
             return False
         seen = self.of.setdefault(tgid, Seen())
+        first = max(0, int(at[0]) - _AROUND - 1)
+        rows, at = rows[first : int(at[-1]) + _AROUND + 2], at - first
+        rw, fdop, futex = view(rows, RW), view(rows, FD), view(rows, FUTEX)
+        stop, kind = end_ns(rows), rows["kind"]
         fd = rw["fd"][at]
         is_dup = (kind == Kind.FD) & ~_among(fdop["op"], _NOT_DUP) & (fdop["ret"] >= 0)
         is_close = (kind == Kind.FD) & _among(fdop["op"], _CLOSE)

@@ -169,9 +169,10 @@ def bar(parts: Sequence[tuple[str, int]], width: int) -> Text:
     for name, ns in parts:
         done += ns
         end = (2 * done * width + total) // (2 * total)
-        letter, style, _ = SEGMENT_MARKS.get(name, SEGMENT_MARKS["unknown"])
-        line.append(letter * (end - drawn), style)
-        drawn = end
+        if end > drawn:  # of thousands of parts a few dozen are
+            letter, style, _ = SEGMENT_MARKS.get(name, SEGMENT_MARKS["unknown"])
+            line.append(letter * (end - drawn), style)
+            drawn = end
     return line
 
 

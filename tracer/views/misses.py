@@ -81,6 +81,7 @@ def groups(misses: Sequence[Miss]) -> list[tuple[Miss, list[Miss]]]:
 def render_misses(summary: Summary) -> Block:
     """The last misses, newest first: a sentence each, with its bar of segments."""
     names = _names(summary)
+    bars: dict[tuple[int, int], Text] = {}  # a screen asks twice: how many lines, and for them
 
     def build(width: int, height: int | None) -> list[Text]:
         if not summary.misses:
@@ -91,12 +92,14 @@ def render_misses(summary: Summary) -> Block:
         left = len(rows)
         keys: set[str] = set()
         for miss, carried in reversed(rows):
-            entry = _entry(miss, carried, names, width)
+            key = miss.id, _bar_width(width)
+            drawn = bars[key] = bars.get(key) or bar(_parts(miss), key[1])
+            entry = _entry(miss, drawn, carried, names, width)
             below = 1 if left == 1 else 2  # the legend, and how many more there are
             if height is not None and len(lines) > 1 and len(lines) + len(entry) + below > height:
                 break
             lines.extend(entry)
-            keys.update(_drawn(miss, width))
+            keys.update(_marks(drawn))
             left -= 1
         if left:
             lines.append(Text(cut(f"  … {count(left)} earlier", width), DIM))
@@ -120,19 +123,17 @@ def _bar_width(width: int) -> int:
     return 40 if width >= 120 else 24 if width >= 78 else 12
 
 
-def _drawn(miss: Miss, width: int) -> set[str]:
+def _marks(drawn: Text) -> set[str]:
     """The marks that a miss's bar really shows: a short segment may take no cell."""
-    letters = set(bar(_parts(miss), _bar_width(width)).plain)
+    letters = set(drawn.plain)
     return {name for name, (letter, _, _) in SEGMENT_MARKS.items() if letter in letters}
 
 
-def _entry(miss: Miss, carried: Sequence[Miss], names: dict[str, str], width: int) -> list[Text]:
-    bar_width = _bar_width(width)
+def _entry(miss: Miss, drawn: Text, carried: Sequence[Miss], names: dict[str, str], width: int) -> list[Text]:
     style = DIM if miss.carried_from is not None else ""
     line = Text(no_wrap=True)
-    drawn = bar(_parts(miss), bar_width)
     line.append_text(drawn)
-    line.append(" " * (bar_width - drawn.cell_len) + " ")
+    line.append(" " * (_bar_width(width) - drawn.cell_len) + " ")
     line.append(f"{_late(miss)}  ", style or BAD)
     line.append(_cause(miss), style or "bold")
     rest = [names.get(miss.stream, clean(miss.stream) or "no stream"), f"cycle {count(miss.cycle)}", miss.leg]
