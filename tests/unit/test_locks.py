@@ -7,10 +7,12 @@ import itertools
 import random
 from dataclasses import dataclass, field
 
+import pytest
 import records as r
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tracer.model.holders import MOST_HOLDERS
 from tracer.model.locks import MAX_WORDS, Locks
 from tracer.model.registry import Registry
 from tracer.model.step import Step
@@ -252,6 +254,17 @@ def test_blame_names_the_holders_longest_syscall_and_counts_misses() -> None:
     )
     assert (blamed.waits, blamed.wait_ns_total, blamed.wait_ns_max, blamed.misses) == (1, 8_000, 8_000, 1)
     assert row(locks).misses_caused == 1  # type: ignore[attr-defined]
+
+
+def test_of_a_convoy_the_last_holders_are_told_and_no_nanosecond_is_lost() -> None:
+    """A wait during which a lock went through hundreds of hands: thousands of such waits are many pieces."""
+    handed = [r.wake(1 + i % 8, WORD, 1_000 * (i + 1), dur=100) for i in range(400)]
+    locks = run(r.trace(r.wait(9, WORD, 500, 400_050, caller=0x40), *handed), known=registry(10))
+    blamed = locks.blame()
+    told = [b for b in blamed if b.holder_operation != "unknown"]
+    assert sum(b.wait_ns_total for b in blamed) == 400_000 - 500  # to the last wake
+    assert sum(b.wait_ns_total for b in told) == pytest.approx(1_000 * MOST_HOLDERS, abs=1_000)
+    assert sum(b.waits for b in blamed) == 1
 
 
 def test_locks_rank_by_misses_then_by_time_never_by_count() -> None:

@@ -26,6 +26,8 @@ RETAIN_NS: Final = 8_000_000_000
 SETTLE_NS: Final = 20_000_000  # blame waits this long for the holder's wake to return
 SETTLE_EVERY_NS: Final = 1_000_000_000  # and is done for many at once (RECENT_NS leaves room for it)
 AROUND_ENOUGH: Final = 300  # acquisitions per word whose surroundings are looked at
+#: Holders told of one wait; of a convoy of hundreds the last, the earlier together are nobody.
+MOST_HOLDERS: Final = 32
 
 
 class Holders:
@@ -109,18 +111,22 @@ class Holders:
         wakes = wakes.take(np.flatnonzero(quick))
         lo = np.searchsorted(wakes["enter_ns"], acq["start_ns"], side="left")
         hi = np.searchsorted(wakes["enter_ns"], acq["end_ns"], side="left")
-        count = np.maximum(hi - lo, 0)
-        # Pieces: one per wake (to its return), and the rest of the wait, whose holder is unknown.
-        of = np.repeat(np.arange(len(acq)), count + 1)
-        first = np.cumsum(count + 1) - (count + 1)
-        rank = np.arange(len(of)) - first[of]
-        rest = rank == count[of]
-        at = np.minimum(lo[of] + rank, max(0, len(wakes) - 1))
+        handed = np.maximum(hi - lo, 0)
+        count = np.minimum(handed, MOST_HOLDERS)
+        lo, before = hi - count, (handed > count).astype(np.int64)
+        # Pieces: the holders before the last ones as one, one per wake (to its return), and the rest of
+        # the wait, whose holder is unknown.
+        of = np.repeat(np.arange(len(acq)), before + count + 1)
+        first = np.cumsum(before + count + 1) - (before + count + 1)
+        rank = np.arange(len(of)) - first[of] - before[of]
+        rest, early = rank == count[of], rank < 0
+        at = np.clip(lo[of] + rank, 0, max(0, len(wakes) - 1))
         stop = acq["end_ns"][of].copy()
         holder = np.zeros(len(of), dtype=np.uint32)
         if len(wakes):
             stop[~rest] = np.minimum(stop[~rest], wakes["end_ns"][at[~rest]])
-            holder[~rest] = wakes["tid"][at[~rest]]
+            told = ~rest & ~early
+            holder[told] = wakes["tid"][at[told]]
         rank_ns = (stop - acq["start_ns"][of]).astype(np.int64) + (of << 43)  # a long wake covers later ones
         stop = acq["start_ns"][of] + (np.maximum.accumulate(rank_ns) - (of << 43)).astype(np.uint64)
         begin = acq["start_ns"][of].copy()
