@@ -36,6 +36,12 @@ _WRITE: Final = int(Kind.WRITE)
 _ENDS: Final = (_FD, _WRITE, int(Kind.EPOLL_CTL), _FUTEX)
 
 
+def _computed(window: Window, tid: int, start_ns: int, stop_ns: int) -> int:
+    """How long a thread ran in user space within an interval, ns."""
+    pieces = window.pieces(tid, start_ns, stop_ns)
+    return sum(piece.end - piece.start for piece in pieces if piece.state is State.ON_CPU)
+
+
 def is_idle(call: Call) -> bool:
     """Whether a G may be idle in a call, as far as that alone tells."""
     return call.kind in IDLE_CALLS and (call.kind == _READ or call.op not in POLLS)
@@ -164,9 +170,10 @@ class Commands:
         woken = self.woken_before(window, gpu, first)
         low = max(irq, woken)
         start, others, polled = self._command_start(window, gpu, low, first)
-        # A POLL that took so much longer than all of ours usually does had another command before it:
-        # G was woken for that one.
-        others = others or (polled and bool(habits.command_ns) and start - low > 2 * habits.command_ns)
+        # A POLL before which G computed so much longer than all of ours usually takes had another command
+        # before it: G was woken for that one. (Time without a CPU is no computing.)
+        limit = 2 * habits.command_ns
+        others = others or (polled and 0 < limit < start - low and limit < _computed(window, gpu, low, start))
         # Had it come while G slept, G would have been woken by it.
         path.kick_low_ns, path.kick_high_ns = low, start
         if woken > irq and not others:
