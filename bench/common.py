@@ -21,7 +21,11 @@ from collections import defaultdict
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import TYPE_CHECKING, Self
+
+if TYPE_CHECKING:
+    from tracer.model.analysis import Analysis
+    from tracer.model.streams import Cycle
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -132,6 +136,29 @@ def pieces(
             results.note(text)
     if left:
         results.note(f"{len(left)} of {len(steps)} steps are left: run it again with the same --save")
+
+
+class Judging:
+    """The CPU that an analysis spends on episodes, paths, leaves and replays; made before it is fed."""
+
+    def __init__(self, analysis: Analysis) -> None:
+        self.cpu_s = 0.0
+        take = analysis.verdicts.take
+
+        def timed(cycles: list[Cycle]) -> None:
+            start = time.process_time()
+            take(cycles)
+            self.cpu_s += time.process_time() - start
+
+        setattr(analysis.verdicts, "take", timed)  # noqa: B010 (a method is replaced, to time it)
+
+
+def record(out: Path, *more: str, churn: int = 200) -> Path:
+    """Ten seconds of the mini-VMM under churn, recorded as a user would; ``more``: options of demo."""
+    command = ("demo", "--churn", str(churn), "--duration", "10", "-o", str(out), "--json", *more)
+    code = "import sys; from tracer.cli.main import main; sys.argv[0] = 'xdtrace'; sys.exit(main())"
+    subprocess.run([sys.executable, "-c", code, *command], check=True, cwd=ROOT, stdout=subprocess.DEVNULL)
+    return out
 
 
 class Load:

@@ -23,8 +23,8 @@ if __package__ in (None, ""):  # run as a file
 
 import psutil
 
-from bench.common import Results
-from bench.offline import load, record, repeated
+from bench.common import Results, record
+from bench.offline import load, repeated
 from tracer.model.analysis import Analysis
 from tracer.schema import end_ns
 from tracer.trace import Flight, TraceWriter
@@ -53,7 +53,7 @@ def main() -> None:
     results, process = Results("flight"), psutil.Process()
     with tempfile.TemporaryDirectory(prefix="xdtrace-bench-") as name:
         folder = Path(name)
-        trace = chosen.trace or record(folder, churn=5)
+        trace = chosen.trace or record(folder / "minivmm.xdt", churn=5)
         first, records = load(trace)
         ends = end_ns(records)
         rate = len(records) / ((int(ends[-1]) - int(ends[0])) / 1e9)

@@ -28,7 +28,7 @@ if __package__ in (None, ""):  # run as a file
 
 import numpy as np
 
-from bench.common import ROOT, Results
+from bench.common import ROOT, Judging, Results, record
 from tracer.schema import FUTEX, Batch, Flag, Kind, Records, end_ns, view
 
 _MILLION = 1_000_000
@@ -45,26 +45,6 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--one", type=int, help=argparse.SUPPRESS)
     parser.add_argument("--peer", action="store_true", help=argparse.SUPPRESS)
     return parser.parse_args()
-
-
-def record(folder: Path, churn: int = 200) -> Path:
-    """Record ten seconds of the mini-VMM under churn, as a user would."""
-    out = folder / "minivmm.xdt"
-    command = (
-        "demo",
-        "--write-path",
-        "locked",
-        "--churn",
-        str(churn),
-        "--duration",
-        "10",
-        "-o",
-        str(out),
-        "--json",
-    )
-    code = "import sys; from tracer.cli.main import main; sys.argv[0] = 'xdtrace'; sys.exit(main())"
-    subprocess.run([sys.executable, "-c", code, *command], check=True, cwd=ROOT, stdout=subprocess.DEVNULL)
-    return out
 
 
 def load(trace: Path) -> tuple[Batch, Records]:
@@ -111,22 +91,13 @@ def _one(trace: Path, wanted: int) -> None:
     """Analyse ``wanted`` records in this process; print what it took."""
     from tracer.cli.run import collect_seldom
     from tracer.model.analysis import Analysis
-    from tracer.model.streams import Cycle
 
     first, records = load(trace)
     collect_seldom()  # as every command does
     before_kib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     cpu, wall = time.process_time(), time.perf_counter()
     analysis = Analysis()
-    judge, judging = analysis.verdicts.take, 0.0
-
-    def timed(cycles: list[Cycle]) -> None:
-        nonlocal judging
-        start = time.process_time()
-        judge(cycles)
-        judging += time.process_time() - start
-
-    setattr(analysis.verdicts, "take", timed)  # noqa: B010 (a method is replaced, to time it)
+    judging = Judging(analysis)
     for batch in repeated(first, records, wanted):
         analysis.feed(batch)
     analysis.finish()
@@ -140,9 +111,9 @@ def _one(trace: Path, wanted: int) -> None:
         "cpu_s": cpu,
         "wall_s": wall,
         "us_per_record": cpu / wanted * 1e6,
-        "us_unjudged": (fed - judging) / wanted * 1e6,
+        "us_unjudged": (fed - judging.cpu_s) / wanted * 1e6,
         "misses": (misses := sum(stream.misses for stream in summary.streams)),
-        "ms_per_miss": judging * 1e3 / max(1, misses),
+        "ms_per_miss": judging.cpu_s * 1e3 / max(1, misses),
         "summary_s": cpu - fed,
         "peak_mib": peak_kib / 1024,
         "grown_mib": (peak_kib - before_kib) / 1024,
@@ -208,7 +179,7 @@ def main() -> None:
         return
     results = Results("offline")
     with tempfile.TemporaryDirectory(prefix="xdtrace-bench-") as folder:
-        trace = chosen.trace or record(Path(folder))
+        trace = chosen.trace or record(Path(folder) / "minivmm.xdt")
         _, records = load(trace)
         text = Path(folder) / "perf.txt"
         futexes = _text(records[:_PEER_RECORDS], text)

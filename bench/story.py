@@ -107,7 +107,7 @@ def play(side: Side, remedies: Sequence[str], seconds: float, seed: int) -> dict
         summary["story"] = {
             "side": side.name,
             "bursts": len(audio.analyse(folder / "heard.wav").bursts),
-            "truth": dict(target.ground_truth),
+            "truth": dict(target.ground_truth or {}),
             "remain": {n: p.misses - p.avoided for n, one in predictors.items() if (p := one.prediction())},
         }
         return summary
