@@ -284,3 +284,25 @@ def test_imports_come_late(code: str, absent: tuple[str, ...]) -> None:
         [sys.executable, "-c", code, *absent], cwd=ROOT, capture_output=True, text=True, check=True
     )
     assert done.stdout == "[]\n"
+
+
+@pytest.mark.parametrize("name", ["locked-1", "real-device", "slow-pipe"])
+def test_the_documented_keys_find_one_row_each(name: str) -> None:
+    trace = tracer.open(Path(__file__).parents[2] / "notebooks" / "data" / f"{name}.xdt.tar")
+    misses, periods = trace.df_misses(), trace.df_periods()
+    both = misses.merge(periods, on=["stream", "cycle"], suffixes=("", "_p"), validate="one_to_one")
+    assert len(both) == len(misses) == periods["missed"].sum() > 0
+    assert (both["deadline_ns"] == both["deadline_ns_p"]).all()
+    assert ((both["closing_ns"] - both["deadline_ns"]).dropna() == both["late_ns"].dropna()).all()
+    assert str(both["stream"].dtype) == "category"
+    segments = trace.df_segments().merge(misses, left_on="miss", right_on="id", validate="many_to_one")
+    assert len(segments) == len(trace.df_segments())
+    waits = trace.df_waits().merge(
+        trace.df_acquisitions(),
+        left_on=["tid", "address", "acquisition_ns"],
+        right_on=["tid", "address", "start_ns"],
+        validate="many_to_one",
+    )
+    assert len(waits) == len(trace.df_waits())
+    streams = periods.merge(trace.df_streams(), left_on="stream", right_on="id", validate="many_to_one")
+    assert len(streams) == len(periods)

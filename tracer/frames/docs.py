@@ -38,6 +38,19 @@ session.df_misses()  # the same frames, also while it runs, except df_records
 `tracer.attach(pid, output="x.xdt")` records too; then `session.trace()` opens what was recorded. The
 notebooks in notebooks/ use all of this.
 
+Rows of two frames belong together where these agree (and `merge` finds at most one):
+
+| from | to | on |
+|---|---|---|
+| `df_misses` | `df_periods` | `stream`, `cycle` |
+| `df_segments` | `df_misses` | `miss` = `id`; `carried_from` = `id` too |
+| `df_waits` | `df_acquisitions` | `tid`, `address`, `acquisition_ns` = `start_ns` |
+| `df_periods`, `df_misses` | `df_streams` | `stream` = `id` |
+
+Numbers of cycles, streams and misses are a trace's own: concatenate traces with a key
+(`pd.concat({"a": …, "b": …})`). Where two traces have different categories pandas makes plain text of the
+column; `.astype("category")` makes one again.
+
 Names are those of the records (records.md) and of the summary (summary.md), with units as suffixes; what
 ends in `_ns` has a resolution of 1 ns. This page is written by `python -m tracer.frames.docs`, from the list
 that gives the frames their types.
