@@ -12,6 +12,7 @@ import records as r
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tracer.model import holders
 from tracer.model.holders import MOST_HOLDERS
 from tracer.model.locks import MAX_WORDS, Locks
 from tracer.model.registry import Registry
@@ -295,3 +296,21 @@ def test_an_exited_thread_keeps_its_acquisition() -> None:
 def test_nothing_comes_of_no_records() -> None:
     locks = run(empty_records())
     assert locks.rows() == () and locks.blame() == () and locks.watch_order(VMM) == []
+
+
+def test_of_a_crowd_s_waits_as_many_pieces_are_told_as_there_is_room_for(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    parts = []
+    for i in range(10):  # the i-th waits through i wakes of others
+        parts.append(r.wait(10 + i, 0x1000, 1_000_000 + i, 2_000_000 + 100_000 * i))
+        parts.append(r.wake(20 + i, 0x1000, 2_000_000 + 100_000 * i - 1_000))
+        parts.append(r.wake(10 + i, 0x1000, 9_000_000 + 10_000 * i))
+    trace = r.trace(*parts)
+
+    whole = run(trace).blame(1000)
+    monkeypatch.setattr(holders, "MAX_PIECES", 10)
+    monkeypatch.setattr(holders, "MAX_THREADS", 2)
+    told = run(trace).blame(1000)
+    assert len(told) < len(whole)
+    assert sum(row.waits for row in told) == sum(row.waits for row in whole) == 10

@@ -28,6 +28,10 @@ SETTLE_EVERY_NS: Final = 1_000_000_000  # and is done for many at once (RECENT_N
 AROUND_ENOUGH: Final = 300  # acquisitions per word whose surroundings are looked at
 #: Holders told of one wait; of a convoy of hundreds the last, the earlier together are nobody.
 MOST_HOLDERS: Final = 32
+#: Bounds of what one settling looks at per word where thousands of threads meet: pieces of waits, and
+#: threads whose calls are looked up (those with most time). Beyond them nobody, and no operation, is told.
+MAX_PIECES: Final = 20_000
+MAX_THREADS: Final = 256
 
 
 class Holders:
@@ -112,7 +116,7 @@ class Holders:
         lo = np.searchsorted(wakes["enter_ns"], acq["start_ns"], side="left")
         hi = np.searchsorted(wakes["enter_ns"], acq["end_ns"], side="left")
         handed = np.maximum(hi - lo, 0)
-        count = np.minimum(handed, MOST_HOLDERS)
+        count = np.minimum(handed, max(1, min(MOST_HOLDERS, MAX_PIECES // len(acq))))
         lo, before = hi - count, (handed > count).astype(np.int64)
         # Pieces: the holders before the last ones as one, one per wake (to its return), and the rest of
         # the wait, whose holder is unknown.
@@ -177,9 +181,7 @@ class Holders:
         """Per piece the holder's longest syscall, where it took the lock (if contended), its sign."""
         labels, callers, held = [""] * len(holder), [0] * len(holder), [""] * len(holder)
         recent = closed - stop <= np.uint64(RECENT_NS // 2)
-        for tid in np.unique(holder).tolist():
-            if not tid:
-                continue
+        for tid in _busiest(holder[holder != 0], (stop - begin)[holder != 0]):
             at = np.flatnonzero((holder == tid) & recent)
             if not len(at):
                 continue
@@ -227,7 +229,7 @@ class Holders:
         if not self.registry.is_vmm(tgid):
             return [""] * len(acq)
         plain = acq["cond"] == 0
-        for tid in np.unique(acq["tid"][plain]).tolist():
+        for tid in _busiest(acq["tid"][plain], (acq["end_ns"] - acq["start_ns"])[plain]):
             at = np.flatnonzero(plain & (acq["tid"] == tid))
             rows = acq.take(at)
             signs = self._signs_of(
@@ -270,3 +272,12 @@ class Holders:
         rest = [rows for rows in (*self._unsettled, pending) if len(rows)]
         if rest:
             self._blame(join(rest, ACQ), cells, tap)
+
+
+def _busiest(tids: NDArray[np.uint32], ns: NDArray[np.uint64]) -> list[int]:
+    """The distinct threads of (n,) pieces, at most ``MAX_THREADS``: those with most time, ascending."""
+    found, of = np.unique(tids, return_inverse=True)
+    if len(found) > MAX_THREADS:
+        spent = np.bincount(of, weights=ns.astype(np.float64))
+        found = np.sort(found[np.argsort(-spent, kind="stable")[:MAX_THREADS]])
+    return [int(tid) for tid in found.tolist()]
