@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import pytest
 import records as r
 from test_verdicts import analyse, origins
-from world import KICK_ID, MS, US, V2, VMM, Delays, F, G, V, World
+from world import KICK_ID, MS, US, V2, VMM, Delays, F, G, V, World, feed
 
 from tracer.model.summary import Miss
 
@@ -104,3 +104,22 @@ def test_a_kick_was_not_ours_where_whom_it_was_for_may_have_needed_no_waking(awa
         world.cycle()
     (miss,) = origins(analyse(world, world.finish()))
     assert miss.cause == cause
+
+
+def test_a_run_of_g_that_began_before_the_wakeup_was_served_is_no_evidence() -> None:
+    """G may take several commands at once; the kicks of those it has taken already are read later."""
+    world = Kicks()
+    for _ in range(20):
+        world.cycle()
+    asleep, begin = world.free[G], world.free[G] + MS
+    world.kick(begin, V)
+    world.add(r.read(G, begin + 59 * US, begin + 60 * US, fd=13, eventfd=KICK_ID))
+    world.free[G] = begin + 80 * US
+    world.kick(begin + 90 * US, V)
+    analysis = feed(world, world.finish())
+    failures = analysis.verdicts._failures
+    runs = failures._runs(G, VMM, asleep, begin + 100 * US)
+    assert runs.spare.tolist() == [2]
+    served = begin + 30 * US  # between the two kicks
+    assert failures._traceless(runs, served) == (0, 0)
+    assert failures._traceless(runs, begin)[0] == begin + 5 * US

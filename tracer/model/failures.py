@@ -42,7 +42,7 @@ BEFORE_NS: Final = 5_000_000
 
 
 class Runs(NamedTuple):
-    """G awake, run by run (n,): its last kick, asleep again (ns), kicks taken beyond commands ended."""
+    """G awake, run by run (n,): its first kick, asleep again (ns), kicks taken beyond commands ended."""
 
     kick: NDArray[np.int64]
     end: NDArray[np.int64]
@@ -146,7 +146,7 @@ class Failures:
         done = ends[self._ended(spans, tgid)]
         first = np.searchsorted(taken, asleep, side="right")
         spare = np.diff(values[first]) - np.diff(np.searchsorted(done, asleep, side="right"))
-        kick = np.append(0, taken)[first[1:]]
+        kick = np.append(taken, 0)[first[:-1]]
         return Runs(kick, asleep[1:], spare)
 
     def _ended(self, spans: Records, tgid: int) -> NDArray[np.bool_]:
