@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import select
 import signal
 import subprocess
@@ -190,4 +191,5 @@ def test_an_output_folder_is_whole_after_a_signal(
         check=False,
     )
     assert (report.returncode, report.stderr) == (0, "")
-    assert "no audio stream seen" in report.stdout
+    # Ended within a second nothing is said to be absent yet (which of the two it is, is the machine's pace).
+    assert re.search("no audio stream (seen|yet)", report.stdout)
