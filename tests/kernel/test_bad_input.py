@@ -229,7 +229,7 @@ def test_no_bpf(start: Start, kept: bool) -> None:
 
 def test_no_btf_traces_all_the_same_and_says_what_is_unseen(start: Start) -> None:
     hidden = ("unshare", "--mount", "sh", "-c", 'mount -t tmpfs none /sys/kernel/btf && exec "$@"', "sh")
-    outcome = xdtrace("attach", str(start()), "--duration", "1", before=hidden)
+    outcome = xdtrace("attach", str(start()), "--duration", "1.5", before=hidden)
     traces(outcome)
     assert "no eventfd ids in the kernel" in outcome.out and "no BTF" in outcome.out
 
@@ -240,7 +240,11 @@ def test_no_tracefs_is_no_matter_and_none_is_left_mounted(start: Start) -> None:
     mounts = f"/tmp/xdtrace-mounts-{os.getpid()}"
     try:
         outcome = xdtrace(
-            "attach", str(start()), "--duration", "1", before=("unshare", "--mount", "sh", "-c", bare, mounts)
+            "attach",
+            str(start()),
+            "--duration",
+            "1.5",
+            before=("unshare", "--mount", "sh", "-c", bare, mounts),
         )
         traces(outcome)
         places = {line.split()[1] for line in Path(mounts).read_text().splitlines()}
@@ -250,7 +254,7 @@ def test_no_tracefs_is_no_matter_and_none_is_left_mounted(start: Start) -> None:
 
 
 def test_a_target_without_locks_and_eventfds(start: Start) -> None:
-    outcome = xdtrace("attach", str(start()), "--duration", "1")
+    outcome = xdtrace("attach", str(start()), "--duration", "1.5")
     traces(outcome)
     assert "no thread waited for a lock" in outcome.out
     assert "0 misses" not in outcome.out and "0 of 0" not in outcome.out
@@ -276,7 +280,7 @@ def test_names_of_threads_can_neither_move_the_cursor_nor_paint(start: Start, wi
 def test_a_target_in_a_namespace_of_its_own(start: Start, namespace: str, before: Sequence[str]) -> None:
     target = start(before=before)
     assert os.readlink(f"/proc/{target}/ns/{namespace}") != os.readlink(f"/proc/self/ns/{namespace}")
-    traces(xdtrace("attach", str(target), "--duration", "1"))
+    traces(xdtrace("attach", str(target), "--duration", "1.5"))
 
 
 def test_the_command_is_the_one_that_users_get() -> None:
