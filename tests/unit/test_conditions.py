@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import views_data
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from tracer.cli.live import make_analysis
@@ -314,6 +314,8 @@ def test_the_caret_stands_below_what_is_to_blame(text: str, data: st.DataObject)
 
 
 @given(st.text(max_size=300), st.integers(0, 300), st.integers(1, 300))
+@example("0" * 72 + "\u0300", 0, 1)  # a combining mark takes no cell
+@example("\u4e00" * 300, 250, 40)  # these take two
 def test_a_long_or_hostile_expression_is_shown_on_one_short_line(text: str, at: int, length: int) -> None:
     line, mark = pointed_at(text, min(at, len(text)), length)
     assert line.isprintable() and len(line) <= 72 and len(mark) <= 73

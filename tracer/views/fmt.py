@@ -79,10 +79,13 @@ def pointed_at(text: str, at: int, length: int, width: int = 72) -> tuple[str, s
     """An expression as one printable line of at most ``width`` cells, and a caret below what is to blame."""
     before, blamed, after = (clean(part) for part in (text[:at], text[at : at + length], text[at + length :]))
     room = width * 2 // 3
-    if cell_len(before) > room:
-        before = "…" + before[-room:]
+    if len(before) > room or cell_len(before) > room:
+        before = before[-room:]
+        while cell_len(before) > room:
+            before = before[1:]
+        before = "…" + before
     mark = " " * cell_len(before) + "^" + "~" * (min(cell_len(blamed), width // 3) - 1)
-    return cut(before + blamed + after, width), mark
+    return cut(before + blamed + after, width)[:width], mark  # marks that take no cell are cut as well
 
 
 def duration(ns: int | None) -> str:
