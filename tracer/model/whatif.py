@@ -231,7 +231,8 @@ class Predictor:
             notes.append("fair: each other event that W served meanwhile still goes first, once")
         if "realtime" in self._what.remedies:
             notes.append(
-                "realtime leaves arrivals as recorded; under churn it avoids more (the sender waits too)"
+                "realtime leaves arrivals as recorded: less than real where it holds the sender back, "
+                "more in a burst"
             )
         if set(self._what.remedies) & {"dup", "refcount", "task"}:
             notes.append("only the write path is changed; a device that has it may differ in more")
