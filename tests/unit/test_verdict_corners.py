@@ -268,12 +268,7 @@ class OtherVcpu(World):
         rearm = kick + 12 * US
         self.add(r.wake(G, CONDVAR, rearm, dur=2 * US, count=1))
         self.free[G] = rearm
-        self.sequence += 1
-        park = self.free[W] + 3 * US
-        self.add(r.wait(W, CONDVAR, park, rearm + 5 * US, expected=self.sequence * 3))
-        self.free[W] = park
-        self.sleep(W, rearm - 1 * US, rearm + 4 * US, G, VMM)
-        self.free[W] = rearm + 6 * US
+        self._rearmed(rearm)
         return rearm
 
 
