@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """The incident replayed: a sine beside 200 short-lived streams, with each write path and remedy in turn.
 
-On the real device where it builds (locked, dup, refcount, a context of its own), and on the mini-VMM what
-only that has (task, a fair worker); where it does not build, all of it on the mini-VMM. Runs are
-interleaved in random order. ``--full`` takes 20 rounds; without it three, which is an illustration. Each
-run leaves its summary in ``--save DIR``: `xdtrace compare` takes those, and the same command goes on
-where the folder ends.
+On the real device where it builds (locked, dup, refcount, a context of its own, real-time priority), and on
+the mini-VMM what only that has (task, a fair worker); where it does not build, all of it on the mini-VMM.
+Runs are interleaved in random order. ``--full`` takes 20 rounds; without it three, which is an illustration.
+Each run leaves its summary in ``--save DIR``: `xdtrace compare` takes those, the same command goes on where
+the folder ends, and DIR/story.md is what it says so far.
 """
 
 from __future__ import annotations
@@ -30,40 +30,46 @@ if __package__ in (None, ""):  # run as a file
 from bench import played
 from bench.accuracy import json_lines
 from bench.common import host
-from bench.runs import Condition
+from bench.runs import Condition, realtime
 from bench.series import order
-from bench.told import Side, checked, compared, figures, predictions, told
+from bench.told import Side, checked, compared, page, told
 from tracer import audio
 from tracer.capture.session import Session, Settings
 from tracer.cli import realdevice
 from tracer.cli.minivmm import MiniVmm, binary
-from tracer.errors import HostError, XdtraceError
+from tracer.errors import HostError, UsageError, XdtraceError
 from tracer.model.analysis import Analysis
 from tracer.model.whatif import Predictor, WhatIf
 from tracer.views.compare import render_comparison
 
 RATE, QUANTUM, TONE_HZ = 48_000, 1024, 997
 CHURN = ("--churn", "200")
+#: W, G and the vCPUs, by how their names begin: what real-time priority is a prediction of.
+_FIFO = ("cross domain", "gpu worker", "fc_vcpu")
 
 
 def sides_of(program: str, *, only_there: bool) -> list[Side]:
     """Sides of one program, the first one being the incident."""
 
-    def of(name: str, path: str, *words: str, remedy: str = "") -> Side:
+    def of(name: str, path: str, *words: str, remedy: str = "", fifo: bool = False) -> Side:
         if program == "minivmm":
-            return Side(f"mini-{name}", Condition(program, ("--write-path", path, *CHURN, *words)), remedy)
-        return Side(name, Condition(path, (*CHURN, *words)), remedy)
+            condition = Condition(program, ("--write-path", path, *CHURN, *words), fifo)
+            return Side(f"mini-{name}", condition, remedy)
+        return Side(name, Condition(path, (*CHURN, *words, *(("--realtime",) * fifo)), fifo), remedy)
 
     first = of("locked", "locked")
     paths = [of("dup", "dup", remedy="dup"), of("refcount", "refcount", remedy="refcount")]
-    own = of("own-context", "locked", "--topology", "per-client", remedy="own_context")
+    others = [
+        of("own-context", "locked", "--topology", "per-client", remedy="own_context"),
+        of("realtime", "locked", remedy="realtime", fifo=True),
+    ]
     mini = [
         of("task", "task", remedy="task"),
         of("fair", "locked", "--worker", "fair", remedy="fair"),
     ]
     if program != "minivmm":
-        return [first, *paths, own]
-    return [first, *mini] if only_there else [first, *paths, own, *mini]
+        return [first, *paths, *others]
+    return [first, *mini] if only_there else [first, *paths, *others, *mini]
 
 
 def groups() -> list[list[Side]]:
@@ -96,6 +102,8 @@ def play(side: Side, remedies: Sequence[str], seconds: float, seed: int) -> dict
         words += ["--log", str(folder / "log"), *(("--wav", str(folder / "heard.wav")) if mini else ())]
         target = stack.enter_context(MiniVmm(program, words))
         session = stack.enter_context(Session([target.vmm], Settings()))
+        if side.condition.realtime_vcpus:
+            realtime(target.vmm, _FIFO)
         played.play(target, session, analysis, seconds)
         session.stop()
         analysis.finish()
@@ -106,6 +114,8 @@ def play(side: Side, remedies: Sequence[str], seconds: float, seed: int) -> dict
             heard(folder / "log", folder / "heard.wav")
         summary["story"] = {
             "side": side.name,
+            "seconds": seconds,
+            "ended": time.time(),
             "bursts": len(audio.analyse(folder / "heard.wav").bursts),
             "truth": dict(target.ground_truth or {}),
             "remain": {n: p.misses - p.avoided for n, one in predictors.items() if (p := one.prediction())},
@@ -120,6 +130,21 @@ def heard(log: Path, wav: Path) -> None:
     tone = 0.5 * np.sin(2 * math.pi * TONE_HZ / RATE * np.arange(len(missed) * QUANTUM))
     tone[np.repeat(missed, QUANTUM)] = 0
     soundfile.write(wav, tone, RATE, subtype="FLOAT")
+
+
+def same_length(folder: Path, seconds: float) -> None:
+    """Refuse a folder whose runs are of another length: a side would be a mixture.
+
+    Raises:
+        UsageError: it has one.
+    """
+    for path in sorted(folder.glob("*-*.json")):
+        kept = json.loads(path.read_text(encoding="utf-8")).get("story", {}).get("seconds", seconds)
+        if kept != seconds:
+            raise UsageError(
+                f"{path}: a run of {kept:g} s, and {seconds:g} s are asked for",
+                f"say --seconds {kept:g}, or name another folder",
+            )
 
 
 def record(chosen: argparse.Namespace, sides: Sequence[Sequence[Side]], rounds: int) -> None:
@@ -191,12 +216,15 @@ def main() -> None:
             chosen.save = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="xdtrace-story-")))
         chosen.save = chosen.save.absolute()
         chosen.save.mkdir(parents=True, exist_ok=True)
+        same_length(chosen.save, chosen.seconds)
         record(chosen, sides, rounds)
         kept = [[one for side in of if (one := told(chosen.save, side, rounds)).runs] for of in sides]
-    kept = [of for of in kept if len(of) > 1 and of[0].side.remedy == ""]
-    found = [one for of in kept for one in compared(of)]
-    rows = [checked(of[0], other) for of in kept for other in of[1:]]
-    where = host("./dev story")
+        kept = [of for of in kept if len(of) > 1 and of[0].side.remedy == ""]
+        found = [one for of in kept for one in compared(of)]
+        rows = [checked(of[0], other) for of in kept for other in of[1:]]
+        where = host("./dev story")
+        said = "\n".join(page([one for of in kept for one in of], found, rows, where)) + "\n"
+        (chosen.save / "story.md").write_text(said, encoding="utf-8")
     if chosen.json:
         compared_json = [one.to_dict() for one in found]
         predicted = [vars(row) for row in rows]
@@ -204,16 +232,9 @@ def main() -> None:
             json.dumps({"bench": "story", "host": where, "compared": compared_json, "predicted": predicted})
         )
         return
-    least = min((len(one.runs) for of in kept for one in of), default=0)
-    print(
-        f"{least} run{'s' * (least != 1)} a side"
-        + ("" if least >= 20 else ": an illustration, which proves nothing")
-    )
-    print("\n".join(figures([one for of in kept for one in of])))
-    print("\n" + "\n".join(predictions(rows)))
+    print(said, end="")
     for comparison in found:
         print("\n" + render_comparison(comparison).plain(118), end="")
-    print(where)
 
 
 if __name__ == "__main__":

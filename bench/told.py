@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import math
 import statistics
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,11 +20,15 @@ from scipy.stats import bootstrap
 
 from bench.runs import Condition
 from tracer.model.comparison import Comparison, compare
-from tracer.model.runfigures import Run, run_of
+from tracer.model.runfigures import PRIMARY, Run, run_of
+from tracer.model.runstats import Shift
+from tracer.views.compare import signed
 from tracer.views.fmt import duration
 
-#: A prediction of a rate is called validated if the interval of predicted / real lies within.
+#: A prediction of a rate is called validated if the interval of predicted / real lies within, over this
+#: many runs a side at least.
 WITHIN = (0.5, 2.0)
+ENOUGH = 20
 
 
 @dataclass(frozen=True)
@@ -106,9 +111,13 @@ class Checked:
     """A rate predicted from the first side against the one that the remedy gave.
 
     Attributes:
-        predicted, real: misses per minute, one value a run.
+        predicted: misses per minute that xdtrace predicted to remain, one value a run of the first side.
+        real: misses per minute that the audio server counted, one value a run of the remedy's side.
         ratio: predicted / real, of means; low, high: its 95 % interval over runs; None: nothing was missed.
-        validated: whether that interval lies within WITHIN.
+            (Percentile bootstrap: of simulated lognormal rates and bursts it covers 93 % at 20 runs a side,
+            86 % at five.)
+        gone: shares of the first side's misses avoided, as predicted and really; None: it had none.
+        verdict: in words.
     """
 
     remedy: str
@@ -117,7 +126,13 @@ class Checked:
     ratio: float | None
     low: float | None
     high: float | None
-    validated: bool
+    gone: tuple[float, float] | None
+    verdict: str
+
+    @property
+    def validated(self) -> bool:
+        """Whether the interval lies within WITHIN, over ENOUGH runs a side."""
+        return self.verdict == "validated"
 
 
 def checked(first: Told, other: Told) -> Checked:
@@ -125,8 +140,11 @@ def checked(first: Told, other: Told) -> Checked:
     minutes = [run.audio_s / 60 for run in first.runs]
     remain = [story["remain"].get(other.side.remedy, 0) for story in first.stories]
     predicted = [n / m for n, m in zip(remain, minutes, strict=True)]
-    real = _known(other.runs, "misses")
-    ratio = low = high = None
+    real, before = _counted(other), _counted(first)
+    ratio = low = high = gone = None
+    if sum(before) > 0:
+        was = statistics.fmean(before)
+        gone = (1 - statistics.fmean(predicted) / was, 1 - statistics.fmean(real) / was)
     if len(predicted) > 1 and len(real) > 1 and sum(real) > 0 and sum(predicted) > 0:
         ratio = statistics.fmean(predicted) / statistics.fmean(real)
         with np.errstate(invalid="ignore"):
@@ -139,8 +157,22 @@ def checked(first: Told, other: Told) -> Checked:
             ).confidence_interval
         low = float(resampled.low)
         high = float(resampled.high) if math.isfinite(resampled.high) else math.inf
-    good = low is not None and high is not None and WITHIN[0] <= low and high <= WITHIN[1]
-    return Checked(other.side.remedy, predicted, real, ratio, low, high, good)
+    verdict = "validated"
+    if min(len(predicted), len(real)) < ENOUGH:
+        verdict = f"not validated ({len(predicted)} against {len(real)} runs)"
+    elif low is None or high is None:
+        verdict = "not validated (no ratio: nothing missed)"
+    elif low < WITHIN[0] or high > WITHIN[1]:
+        verdict = f"not validated (not within {WITHIN[0]:g} to {WITHIN[1]:g})"
+    return Checked(other.side.remedy, predicted, real, ratio, low, high, gone, verdict)
+
+
+def _counted(one: Told) -> list[float]:
+    """Misses per minute as the audio server counted them, a value a run."""
+    minute = 60 / one.side.condition.period_s
+    return [
+        story["truth"]["missed_cycles"] * minute / max(1, story["truth"]["cycles"]) for story in one.stories
+    ]
 
 
 def _over(a: Any, b: Any) -> np.ndarray:
@@ -151,18 +183,22 @@ def _over(a: Any, b: Any) -> np.ndarray:
 
 def predictions(rows: Sequence[Checked]) -> Iterator[str]:
     """What was predicted from the incident's runs, and what the remedy's runs gave; as Markdown."""
-    yield "| remedy | predicted to remain/min | really missed/min | predicted / real | |"
-    yield "|---|---|---|---|---|"
+    head = ["remedy", "predicted to remain/min", "really missed/min", "predicted / real"]
+    yield f"| {' | '.join(head)} | avoided: predicted, really | |"
+    yield "|---" * 6 + "|"
     for row in rows:
         ratio = (
             "–"
             if row.ratio is None
             else f"{row.ratio:.2g} [{row.low:.2g}–{row.high:.2g}]".replace("inf", "∞")
         )
-        verdict = "validated" if row.validated else "not validated"
-        if min(len(row.predicted), len(row.real)) < 20:
-            verdict = f"{verdict} ({len(row.predicted)} against {len(row.real)} runs)"
-        yield f"| {row.remedy} | {_range(row.predicted)} | {_range(row.real)} | {ratio} | {verdict} |"
+        gone = (
+            "–"
+            if row.gone is None
+            else ", ".join(f"{round(100 * share)} %".replace("-", "−") for share in row.gone)
+        )
+        cells = [row.remedy, _range(row.predicted), _range(row.real), ratio, gone, row.verdict]
+        yield f"| {' | '.join(cells)} |"
 
 
 def compared(sides: Sequence[Told]) -> list[Comparison]:
@@ -172,3 +208,67 @@ def compared(sides: Sequence[Told]) -> list[Comparison]:
     if {"dup", "refcount"} <= set(by_name):
         pairs.append([by_name["refcount"], by_name["dup"]])
     return [compare([one.runs for one in of], names=[one.side.name for one in of]) for of in pairs]
+
+
+def against(found: Sequence[Comparison]) -> Iterator[str]:
+    """Each comparison's primary measure, then what a write costs beyond write(2); as Markdown."""
+    yield "| missed/min | difference | interval | p | |"
+    yield "|---" * 5 + "|"
+    for one in found:
+        called = {side.label: side.what for side in one.sides}
+        for row in one.contrasts:
+            if row.measure == PRIMARY.name:
+                needed = "" if row.needed is None else f"; about {row.needed:,} runs a side would show it"
+                less = f"**{row.outcome}**" if row.outcome in ("less", "more") else "not shown" + needed
+                names = f"{called[row.second]} against {called[row.first]}"
+                yield f"| {names} | {_shift(row.shift, '/min')} | {row.p_adjusted:.2g} | {less} |"
+    yield ""
+    for one in found:
+        called = {side.label: side.what for side in one.sides}
+        for cost in one.costs:
+            if cost.raw is None or cost.corrected is None or not cost.correction_ns:
+                continue  # not calibrated, or the same syscalls on both sides
+            names = f"{called[cost.second]} against {called[cost.first]}"
+            raw, corrected = (
+                _shift(shift, "ns").replace(" | ", ", ") for shift in (cost.raw, cost.corrected)
+            )
+            share = f"the probes' share {_number(cost.correction_ns, 'ns')}"
+            yield f"- a write of {names}: raw {raw}; {share}; " + (
+                f"corrected {corrected}" if cost.resolvable else "not resolvable here"
+            )
+
+
+def _shift(shift: Shift, unit: str) -> str:
+    """Estimate | interval."""
+    if shift.low is None or shift.high is None or shift.level is None:
+        return f"{_number(shift.estimate, unit)} | none at 95 %"
+    ends = f"{_number(shift.low, unit)} to {_number(shift.high, unit)}"
+    return f"{_number(shift.estimate, unit)} | {100 * shift.level:.1f} %: {ends}"
+
+
+def _number(number: float, unit: str) -> str:
+    return signed(number, "ns" if unit == "ns" else "")
+
+
+def page(
+    kept: Sequence[Told], found: Sequence[Comparison], rows: Sequence[Checked], where: Mapping[str, object]
+) -> Iterator[str]:
+    """All that a story's runs say, as Markdown: what docs/story.md keeps."""
+    least = min((len(one.runs) for one in kept), default=0)
+    stories = [story for one in kept for story in one.stories]
+    ended = [time.gmtime(story["ended"]) for story in stories if "ended" in story]
+    load = [run.load for one in kept for run in one.runs]
+    yield f"{least} run{'s' * (least != 1)} a side" + (
+        "" if least >= ENOUGH else ": an illustration, which proves nothing"
+    )
+    if ended:
+        first, last = time.strftime("%Y-%m-%d %H:%M", min(ended)), time.strftime("%H:%M", max(ended))
+        length = sorted({f"{story['seconds']:g} s" for story in stories if "seconds" in story})
+        yield f"{len(stories)} runs of {', '.join(length)}, {first} to {last} UTC, load {_range(load)}"
+    yield str(dict(where))
+    yield ""
+    yield from figures(kept)
+    yield ""
+    yield from against(found)
+    yield ""
+    yield from predictions(rows)

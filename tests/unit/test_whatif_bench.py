@@ -9,11 +9,12 @@ from pathlib import Path
 import pytest
 
 from bench.series import order
-from bench.story import chosen_sides, heard, options
-from bench.told import WITHIN, Side, Told, checked, compared, figures, predictions, told
+from bench.story import chosen_sides, heard, options, same_length
+from bench.told import ENOUGH, WITHIN, Side, Told, checked, compared, figures, page, predictions, told
 from bench.whatif import UNCHANGED, Delay, Outcome, Tally, paired
 from bench.whatif import figures as whatif_figures
 from tracer import audio
+from tracer.errors import UsageError
 
 MISSED, TIME = (True, False, False), (False, False, False)
 
@@ -119,7 +120,9 @@ def told_side(side: Side, folder: Path, *misses: int, remain: int = 0) -> Told:
     for number, n in enumerate(misses, start=1):
         kept = summary(n).to_dict()
         remedies = {one.remedy: remain for one in sides() if one.remedy}
-        kept["story"] = {"side": side.name, "bursts": n, "truth": {}, "remain": remedies}
+        truth = {"cycles": round(60 / side.condition.period_s), "missed_cycles": n}  # of a minute
+        kept["story"] = {"side": side.name, "bursts": n, "truth": truth, "remain": remedies}
+        kept["story"] |= {"seconds": 60.0, "ended": 1.8e9 + 3600 * number}
         (folder / f"{side.name}-{number}.json").write_text(json.dumps(kept))
     return told(folder, side, len(misses))
 
@@ -127,7 +130,7 @@ def told_side(side: Side, folder: Path, *misses: int, remain: int = 0) -> Told:
 def test_the_sides_differ_from_the_incident_in_one_thing_each() -> None:
     first, *others = sides()
     assert first.remedy == ""
-    assert {one.remedy for one in others} == {"dup", "refcount", "task", "fair", "own_context"}
+    assert {one.remedy for one in others} == {"dup", "refcount", "task", "fair", "own_context", "realtime"}
     names = [str(one.condition) for one in (first, *others)]
     assert len(set(names)) == len(names)
     conditions = [one.condition for one in (first, *others)]
@@ -145,14 +148,32 @@ def test_sides_can_be_chosen_and_the_incident_stays_with_them() -> None:
 
 def test_a_prediction_is_validated_only_within_half_and_double(tmp_path: Path) -> None:
     first, dup = sides()[:2]
-    real = (90, 100, 110, 95, 105)
-    close = checked(told_side(first, tmp_path, *[200] * 5, remain=110), told_side(dup, tmp_path, *real))
+    real = told_side(dup, tmp_path, *(90, 100, 110, 95, 105) * 4)
+    close = checked(told_side(first, tmp_path, *[200] * ENOUGH, remain=110), real)
     assert close.validated
     assert close.low is not None
     assert WITHIN[0] < close.low < 1.1 < (close.high or 0) < WITHIN[1]
-    far = checked(told_side(first, tmp_path, *[200] * 5, remain=20), told_side(dup, tmp_path, *real))
-    assert not far.validated
-    assert "not validated (5 against 5 runs)" in "\n".join(predictions([far]))
+    far = checked(told_side(first, tmp_path, *[200] * ENOUGH, remain=20), real)
+    assert "| not validated (not within 0.5 to 2) |" in "\n".join(predictions([far]))
+
+
+def test_too_few_runs_validate_nothing_however_well_they_agree(tmp_path: Path) -> None:
+    first, dup = sides()[:2]
+    real = told_side(dup, tmp_path, *[100] * ENOUGH)
+    found = checked(told_side(first, tmp_path, *[200] * (ENOUGH - 1), remain=100), real)
+    assert found.ratio == pytest.approx(1, rel=0.01)
+    assert not found.validated
+    assert f"not validated ({ENOUGH - 1} against {ENOUGH} runs)" in "\n".join(predictions([found]))
+
+
+def test_what_really_happened_is_the_servers_count_not_ours(tmp_path: Path) -> None:
+    first, dup = sides()[:2]
+    before, after = told_side(first, tmp_path, 200, 200, remain=100), told_side(dup, tmp_path, 50, 50)
+    for story in after.stories:
+        story["truth"]["missed_cycles"] = 100
+    found = checked(before, after)
+    assert found.ratio == pytest.approx(1, rel=0.01)
+    assert found.gone == pytest.approx((0.5, 0.5), abs=0.01)
 
 
 def test_nothing_missed_on_either_side_validates_nothing(tmp_path: Path) -> None:
@@ -172,7 +193,7 @@ def test_a_side_that_is_mostly_clean_has_no_upper_end(tmp_path: Path) -> None:
 def test_the_story_compares_with_the_incident_and_dup_with_refcount(tmp_path: Path) -> None:
     kept = [told_side(side, tmp_path, 1, 2, 3) for side in sides()]
     found = compared(kept)
-    assert [len(one.sides) for one in found] == [6, 2]
+    assert [len(one.sides) for one in found] == [7, 2]
     table = "\n".join(figures(kept))
     assert all(f"| {side.name} | 3 | 2 [1–3] |" in table for side in sides())
 
@@ -182,3 +203,25 @@ def test_a_run_that_is_missing_is_no_run(tmp_path: Path) -> None:
     told_side(side, tmp_path, 1, 2, 3)
     (tmp_path / f"{side.name}-2.json").unlink()
     assert len(told(tmp_path, side, 3).runs) == 2
+
+
+def test_a_folder_with_runs_of_another_length_is_refused(tmp_path: Path) -> None:
+    told_side(sides()[0], tmp_path, 1)
+    same_length(tmp_path, 60)
+    with pytest.raises(UsageError) as raised:
+        same_length(tmp_path, 8)
+    assert (raised.value.message, raised.value.hint) == (
+        f"{tmp_path}/mini-locked-1.json: a run of 60 s, and 8 s are asked for",
+        "say --seconds 60, or name another folder",
+    )
+
+
+def test_the_page_says_when_how_long_and_each_side_against_the_incident(tmp_path: Path) -> None:
+    kept = [told_side(side, tmp_path, *[at] * 4) for at, side in enumerate(sides(), start=1)]
+    rows = [checked(kept[0], other) for other in kept[1:]]
+    lines = list(page(kept, compared(kept), rows, {"cpus": 2}))
+    assert lines[0] == "4 runs a side: an illustration, which proves nothing"
+    assert lines[1].startswith("28 runs of 60 s, 2027-01-15 09:00 to 12:00 UTC, load ")
+    assert "| mini-dup against mini-locked | +1 | 97.1 %: +1 to +1 | 0.17 | not shown" in "\n".join(lines)
+    assert "| mini-dup against mini-refcount | −1 | 97.1 %: −1 to −1 | 0.029 | **less** |" in lines
+    assert sum("not validated (4 against 4 runs) |" in line for line in lines) == 6

@@ -137,15 +137,16 @@ def _range(values: Sequence[float], unit: str) -> str:
 def _shift(shift: Shift, unit: str, n_first: int, n_second: int) -> str:
     """``−320 /min, 96.8 % interval −512 to −150 (differences 3 and 23 of 25)``."""
     suffix = "" if unit == "ns" else f" {unit}"
-    text = f"{_signed(shift.estimate, unit)}{suffix}"
+    text = f"{signed(shift.estimate, unit)}{suffix}"
     if shift.low is None or shift.high is None or shift.level is None:
         return f"{text}; no interval exists at 95 % for {n_first} against {n_second}"
-    ends = f"{_signed(shift.low, unit)} to {_signed(shift.high, unit)}"
+    ends = f"{signed(shift.low, unit)} to {signed(shift.high, unit)}"
     of = f"ordered differences {shift.low_rank} and {shift.high_rank} of {shift.of}"
     return f"{text}, {100 * shift.level:.1f} % interval {ends} ({of})"
 
 
-def _signed(number: float, unit: str) -> str:
+def signed(number: float, unit: str) -> str:
+    """The same with its sign, both of them in print."""
     text = value(number, unit)
     return f"+{text}" if number > 0 else text.replace("-", "−")
 
@@ -207,7 +208,7 @@ def _cost(one: CostContrast, found: Comparison) -> Iterator[tuple[str, str]]:
         yield "  how much of it is the probes' was not calibrated in these runs", WARN
         return
     n = [sum(run.values[EXTRA_CORRECTED.name] is not None for run in side.runs) for side in (first, second)]
-    share = f"the probes' own share of that difference is {_signed(one.correction_ns, 'ns')}"
+    share = f"the probes' own share of that difference is {signed(one.correction_ns, 'ns')}"
     if not one.resolvable:
         yield f"  {share}, more than half of it: what the write path costs is not resolvable here", WARN
     elif one.corrected is not None:
