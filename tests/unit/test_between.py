@@ -7,6 +7,7 @@ from types import SimpleNamespace
 from typing import Any, cast
 
 from tracer.model.between import Between
+from tracer.model.candidates import Cut
 from tracer.model.counterfactual import Judgement
 from tracer.model.cycles import Cycle, Stream
 from tracer.model.drivers import Driver
@@ -59,7 +60,7 @@ class Misses:
         cut = [Leaf(0, ms * 1_000_000, kind, 0, 0, instead=instead) for kind, ms, instead in leaves]
         made = MissState(self.made, cycle, EpisodeState(1, stream, 0, None), "wake", cause, origin=origin)
         made.judgement = Judgement(cause, None, ((enough or cause,),), (), {})
-        made.case = cast(Any, SimpleNamespace(leaves=cut)) if origin is None else None
+        made.case = cast(Any, SimpleNamespace(cuts=[Cut(cut)])) if origin is None else None
         self.between.take([made])
         return made
 

@@ -15,10 +15,10 @@ from itertools import islice
 from tracer.model.acquire import without_inheritance
 from tracer.model.between import Between
 from tracer.model.counterfactual import Names as RemedyNames
+from tracer.model.cutter import LeafCutter
 from tracer.model.facts import Facts
 from tracer.model.findings import Evidence, RunDelay, Stuck, findings
 from tracer.model.held import Held
-from tracer.model.leaves import LeafCutter
 from tracer.model.locks import Locks
 from tracer.model.names import Names
 from tracer.model.path import PathFinder

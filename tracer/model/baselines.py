@@ -14,9 +14,9 @@ from dataclasses import dataclass
 from statistics import median_low
 from typing import Final
 
-from tracer.model.counterfactual import Key, keys_of
+from tracer.model.candidates import Key
+from tracer.model.cutter import LeafCutter
 from tracer.model.habits import Answers
-from tracer.model.leaves import LeafCutter
 from tracer.model.path import PathFinder
 from tracer.model.phases import DEFAULT_COMMAND_NS, DEFAULT_GUEST_NS, Habits, Path
 from tracer.model.streams import Cycle
@@ -137,7 +137,7 @@ class Baselines:
                 entry.guest_ns, entry.command_ns = answer.guest_ns, answer.command_ns
 
     def _find(self, entry: OnTime) -> tuple[Path, Window]:
-        window = self._finder.window(entry.cycle, BASELINE_BEFORE_NS)
+        window = self._finder.window(entry.cycle, BASELINE_BEFORE_NS, alone=True)
         path = self._finder.find(entry.cycle, window, Habits(), direct=True)
         entry.path_known = True
         if path.kick == "exact":
@@ -148,7 +148,7 @@ class Baselines:
     def _cut(self, entry: OnTime, found: tuple[Path, Window]) -> None:
         path, window = found
         totals: dict[Key, int] = {}
-        for leaf in self._cutter.cut(path, window, self._vcpu(entry.cycle, path), direct=True):
-            for key in keys_of(leaf, ""):
-                totals[key] = totals.get(key, 0) + leaf.ns
+        for cut in self._cutter.direct(path, window, self._vcpu(entry.cycle, path)):
+            for key, (ns, _) in cut.by_key("").items():
+                totals[key] = totals.get(key, 0) + ns
         entry.totals = totals

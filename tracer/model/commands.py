@@ -9,46 +9,31 @@ took our command. Commands end with a write, a close, an epoll_ctl or a condvar'
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
+from collections.abc import Sequence
 from typing import Final
 
 from tracer.model.locks import Locks
 from tracer.model.phases import GPU, GUEST, HEAD_OF_LINE, Habitual, Path, Phase
+from tracer.model.pieces import State
+from tracer.model.readings import CLOSE, GpuReading
 from tracer.model.registry import Registry
 from tracer.model.roles import Roles
-from tracer.model.spans import Call
+from tracer.model.spans import Call, Off
 from tracer.model.streams import Cycle
-from tracer.model.window import BEFORE_NS, State, Window
+from tracer.model.track import Track
+from tracer.model.window import BEFORE_NS, Window
 from tracer.model.worker import Worker
-from tracer.schema import Flag, Kind
+from tracer.schema import Kind
 
 #: Memory syscalls belong to whatever command runs (mmap, mprotect, munmap, brk, madvise on x86-64).
 MEMORY_CALLS: Final = frozenset({9, 10, 11, 12, 28})
-#: close on x86-64 and arm64: it ends a command that wrote to a dup.
-CLOSE: Final = frozenset({3, 57})
-#: What a G idles in: a blocking read of its queue (libkrun), or epoll_wait before the read (crosvm).
-IDLE_CALLS: Final = (int(Kind.READ), int(Kind.EPOLL_WAIT))
-#: poll, select, pselect6, ppoll on x86-64; pselect6, ppoll on arm64. In G they wait for a device: work.
-POLLS: Final = frozenset({7, 23, 270, 271, 72, 73})
-_READ, _EVENTFD = int(Kind.READ), int(Flag.EVENTFD)
-_FD, _FUTEX, _SYSCALL = int(Kind.FD), int(Kind.FUTEX), int(Kind.SYSCALL)
-_WRITE: Final = int(Kind.WRITE)
-#: Syscalls that end a command of G.
-_ENDS: Final = (_FD, _WRITE, int(Kind.EPOLL_CTL), _FUTEX)
+_READ, _FD, _FUTEX, _SYSCALL = int(Kind.READ), int(Kind.FD), int(Kind.FUTEX), int(Kind.SYSCALL)
 
 
 def _computed(window: Window, tid: int, start_ns: int, stop_ns: int) -> int:
     """How long a thread ran in user space within an interval, ns."""
     pieces = window.pieces(tid, start_ns, stop_ns)
     return sum(piece.end - piece.start for piece in pieces if piece.state is State.ON_CPU)
-
-
-def is_idle(call: Call) -> bool:
-    """Whether a G may be idle in a call, as far as that alone tells."""
-    return call.kind in IDLE_CALLS and (call.kind == _READ or call.op not in POLLS)
-
-
-def _woken(sleep: tuple[int, int]) -> int:
-    return sleep[1]
 
 
 def _end(call: Call) -> int:
@@ -62,59 +47,41 @@ class Commands:
         self._registry = registry
         self._locks = locks
         self._roles = roles
+        self._known: dict[int, tuple[Track, GpuReading]] = {}
+        self._last: tuple[Window, int, GpuReading] | None = None
 
     # --- kicks ------------------------------------------------------------------
 
-    def idle(self, window: Window, gpu: int) -> list[tuple[int, int]]:
-        """When G slept idle, as (out, woken), in order."""
-        reads = self.kicks_of(window, gpu)
-        found = []
-        i, n = 0, len(reads)
-        for off in window.offs(gpu):
-            woken = off.woken
-            if not woken or not off.slept:
-                continue
-            if i and reads[i - 1].end >= woken:
-                i = bisect_left(reads, woken, key=_end)  # spans that overlap: records are missing
-            while i < n and reads[i].end < woken:
-                i += 1
-            if i < n and reads[i].enter <= off.out:
-                found.append((off.out, woken))
+    def reading(self, window: Window, gpu: int) -> GpuReading:
+        """G's spans in a window, read once for all windows that overlap it."""
+        if self._last is not None and self._last[0] is window and self._last[1] == gpu:
+            return self._last[2]
+        (low, high), offs = window.bounds(gpu)
+        found: GpuReading | None = None
+        if not window.alone:
+            track = window.track(gpu)
+            known = self._known.get(gpu)
+            if known is None or known[0] is not track or known[1].first > low:
+                calls = track.calls[low:]
+                known = self._known[gpu] = (track, self._read(calls, low, track.offs[offs[0] :], gpu))
+            found = known[1]
+        if found is None or not found.kicked(low, high):
+            found = self._read(window.calls(gpu), low, window.offs(gpu), gpu)
+        self._last = (window, gpu, found)
         return found
+
+    def _read(self, calls: Sequence[Call], first: int, offs: Sequence[Off], gpu: int) -> GpuReading:
+        tgid = self._registry.tgid(gpu)
+        return GpuReading(calls, first, offs, lambda call: self._is_own(call, tgid))
+
+    def forget(self) -> None:
+        """There are more records, or more is known of locks."""
+        self._known.clear()
+        self._last = None
 
     def woken_before(self, window: Window, gpu: int, before_ns: int) -> int:
         """When G was last woken out of its idle read, at or before a time; 0 where not seen."""
-        idle = self.idle_of(window, gpu)
-        i = bisect_right(idle, before_ns, key=_woken) - 1
-        return idle[i][1] if i >= 0 else 0
-
-    _cache: tuple[Window, int, list[tuple[int, int]]] | None = None
-    _kicks: tuple[Window, int, list[Call]] | None = None
-
-    def kicks_of(self, window: Window, gpu: int) -> list[Call]:
-        """G's calls for its queue, by end.
-
-        Kicks come by eventfd, so a read of anything else is work. (Without BTF nothing is flagged, and every
-        read may be one.)
-        """
-        if self._kicks is None or self._kicks[0] is not window or self._kicks[1] != gpu:
-            reads = [c for c in window.calls(gpu) if is_idle(c)]
-            flagged = [c for c in reads if c.kind != _READ or c.flags & _EVENTFD]
-            self._kicks = (window, gpu, flagged or reads)
-        return self._kicks[2]
-
-    def _takes_kick(self, call: Call, window: Window, gpu: int) -> bool:
-        """Whether G is at its queue in a call, not at work."""
-        if call.kind != _READ or call.flags & _EVENTFD:
-            return is_idle(call)
-        kicks = self.kicks_of(window, gpu)
-        return not kicks or (not kicks[0].flags & _EVENTFD and kicks[0].kind == _READ)
-
-    def idle_of(self, window: Window, gpu: int) -> list[tuple[int, int]]:
-        """``idle``, remembered for the window last asked about."""
-        if self._cache is None or self._cache[0] is not window or self._cache[1] != gpu:
-            self._cache = (window, gpu, self.idle(window, gpu))
-        return self._cache[2]
+        return self.reading(window, gpu).woken_before(before_ns)
 
     def kick_before(self, window: Window, gpu: int, irq_ns: int, done_ns: int, habits: Habitual) -> int:
         """When the guest's kick came whose command ended at ``done_ns``."""
@@ -200,13 +167,13 @@ class Commands:
         Returns:
             (start in ns, whether G worked for somebody else since ``low``, whether it woke W just before).
         """
-        tgid, calls = self._registry.tgid(gpu), window.calls(gpu)
+        tgid, calls, reading = self._registry.tgid(gpu), window.calls(gpu), self.reading(window, gpu)
         begin, polled = None, False
         for i in range(bisect_right(calls, first, key=_end) - 1, -1, -1):
             call = calls[i]
             if call.end <= low:
                 break
-            at_queue = self._takes_kick(call, window, gpu)
+            at_queue = reading.takes_kick(call)
             if not at_queue and self._is_own(call, tgid):
                 continue
             if begin is None:
@@ -234,37 +201,20 @@ class Commands:
 
         Ours are those that wake our W or write our completion.
         """
-        tgid = self._registry.tgid(gpu)
         done = cycle.stream.completion.id if cycle.stream.completion is not None else -1
         rearms = sorted(worker.rearmed(wait)[0] for wait in worker.parked)
         commands: list[tuple[int, int]] = []
-        begin = cycle.nominal_ns - BEFORE_NS
-        idle = self.idle_of(window, gpu)
-        gap = 0
-        for call in window.calls(gpu):
-            if call.enter > stop:
+        earliest = cycle.nominal_ns - BEFORE_NS
+        for _, enter, end, begin, last_enter, eventfd, wakes in self.reading(window, gpu).acts_in(
+            *window.bounds(gpu)[0]
+        ):
+            if last_enter > stop:
                 break
-            while gap < len(idle) and idle[gap][1] <= call.enter:
-                begin = max(begin, idle[gap][1])
-                gap += 1
-            kind = call.kind
-            if is_idle(call):
-                if self._takes_kick(call, window, gpu):
-                    # Woken by somebody's kick, G is that command's, even while it waits for a CPU.
-                    woken = self.woken_before(window, gpu, call.end)
-                    begin = max(begin, woken if woken > call.enter else call.end)
-                continue
-            if kind not in _ENDS:
-                continue
-            if kind == _FUTEX and self._is_own(call, tgid):
-                continue
-            if kind == _FD and call.op not in CLOSE:
-                continue
-            ours = kind == _WRITE and call.eventfd == done
-            if kind == _FUTEX:
-                i = bisect_left(rearms, call.enter)
-                ours = i < len(rearms) and rearms[i] <= call.end
-            if not ours and call.end > begin:
-                commands.append((begin, call.end))
-            begin = max(begin, call.end)
+            ours = eventfd == done if eventfd is not None else False
+            if wakes:
+                i = bisect_left(rearms, enter)
+                ours = i < len(rearms) and rearms[i] <= end
+            begin = max(begin, earliest)
+            if not ours and end > begin:
+                commands.append((begin, end))
         return commands

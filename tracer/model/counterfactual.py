@@ -11,9 +11,10 @@ from dataclasses import dataclass
 from itertools import combinations
 from typing import Final
 
+from tracer.model.candidates import CAUSE_OF, EVERYWHERE, GROUPS, MEASURED, Key, keys_of, own_key
 from tracer.model.leaves import LOCK, NOT_SCHEDULED, STOLEN, Word
 from tracer.model.phases import GPU, HEAD_OF_LINE, NOT_REARMED, SERIALISED
-from tracer.model.replay import CAUSE_OF, EVERYWHERE, GROUPS, MEASURED, Case, Key, Removal, keys_of, own_key
+from tracer.model.replay import Case, Removal
 from tracer.schema import Kind
 
 __all__ = [
@@ -119,8 +120,7 @@ def _jointly(case: Case, order: list[Key], share: Mapping[Key, float]) -> tuple[
 
 
 def _overlap(case: Case, one: Key, other: Key) -> int:
-    both = set(case.members[one]).intersection(case.members[other])
-    return sum(case.leaves[i].ns for i in both)
+    return case.ns_of(set(case.members_of(one)).intersection(case.members_of(other)))
 
 
 def _label(case: Case, sufficient: list[Key], excess: Mapping[Key, int]) -> Key | None:
@@ -144,17 +144,17 @@ def _only_with(case: Case, group: Key, leaf: Key) -> bool:
     """Whether a group of turns is enough only because it holds what is enough by itself."""
     if group[0] not in (SERIALISED, NOT_REARMED) or leaf[0] in GROUPS:
         return False
-    parts = set(case.members[leaf])
-    rest = [i for i in case.members[group] if i not in parts]
-    return len(rest) < len(case.members[group]) and not case.meets(dict.fromkeys(rest, 1.0))
+    parts, whole = set(case.members_of(leaf)), case.members_of(group)
+    rest = [i for i in whole if i not in parts]
+    return len(rest) < len(whole) and not case.meets(dict.fromkeys(rest, 1.0))
 
 
 def _is_holder(case: Case, lock: Key, missing: Key) -> bool:
     """Whether a not_scheduled candidate is the missing CPU of a lock's holder, and that part is enough."""
     held = [
         i
-        for i in set(case.members[lock]).intersection(case.members[missing])
-        if case.leaves[i].off_tid == missing[1]
+        for i in set(case.members_of(lock)).intersection(case.members_of(missing))
+        if case.leaf(i).off_tid == missing[1]
     ]
     return bool(held) and case.meets(dict.fromkeys(held, 1.0), freed=case.freed([missing]))
 
@@ -165,7 +165,7 @@ def _more_specific(case: Case, one: Key, other: Key) -> Key:
         group, lock = (one, other) if one[0] == HEAD_OF_LINE else (other, one)
         if not any(phase.who == GPU and not phase.via for phase in case.path.phases):
             return lock  # no command of ours needs G (nothing completes this stream): only its lock did
-        both = [case.leaves[i] for i in set(case.members[group]).intersection(case.members[lock])]
+        both = [case.leaf(i) for i in set(case.members_of(group)).intersection(case.members_of(lock))]
         for_gpu = sum(leaf.ns for leaf in both if leaf.holder and leaf.holder.tid == case.path.gpu_tid)
         # The lock's holder was busy for others; or G, and whoever else, waited for a lock of somebody else's.
         return group if 2 * for_gpu > sum(leaf.ns for leaf in both) else lock
@@ -182,7 +182,7 @@ def _more_specific(case: Case, one: Key, other: Key) -> Key:
 
 def _waited_for(case: Case, lock: Key) -> bool:
     """Whether the path's own thread waited for a lock (not only the lock's holder)."""
-    return any(own_key(case.leaves[i]) == lock for i in case.members[lock])
+    return any(own_key(case.leaf(i)) == lock for i in case.members_of(lock))
 
 
 # --- remedies ---------------------------------------------------------------------
@@ -223,27 +223,24 @@ def remedy_removal(case: Case, remedy: str, names: Names) -> Removal:
     """What a remedy takes out of a path, as a removal for ``Case.replay``."""
     taken = dict.fromkeys(_remedied(case, remedy, names), 1.0)
     if remedy in ("dup", "refcount", "task"):
-        leaves = case.leaves
         for i in _under(case, names.item_state):
-            if leaves[i].after is not None and i - 1 in taken and leaves[i - 1].word == leaves[i].after:
+            after = case.leaf(i).after
+            if after is not None and i - 1 in taken and case.leaf(i - 1).word == after:
                 taken[i] = 1.0  # woken by an unlock that it would not have waited for
     return taken
 
 
 def _under(case: Case, words: frozenset[Word]) -> list[int]:
     """Leaves that wait for one of these locks themselves, or for a CPU after it; in order."""
-    leaves = case.leaves
-    found = {i for word in words & case.words for i in case.members.get((LOCK, *word), ())}
-    return sorted(
-        i for i in found if (leaves[i].word if leaves[i].kind == LOCK else leaves[i].after) in words
-    )
+    found = {i for word in words & case.words for i in case.members_of((LOCK, *word))}
+    return sorted(i for i in found if ((leaf := case.leaf(i)).word or leaf.after) in words)
 
 
 def _remedied(case: Case, remedy: str, names: Names) -> Iterable[int]:
-    leaves, phases, members = case.leaves, case.path.phases, case.members
+    phases = case.path.phases
 
     def writes(i: int, *, pipes: bool) -> bool:
-        held = leaves[i].holder
+        held = case.leaf(i).holder
         if held is None or held.call is None or held.tid not in names.gpu:
             return False
         kind, _, _, eventfd = held.call
@@ -254,27 +251,32 @@ def _remedied(case: Case, remedy: str, names: Names) -> Iterable[int]:
     if remedy in ("dup", "refcount"):
         return [i for i in _under(case, names.item_state) if writes(i, pipes=remedy == "dup")]
     if remedy == "task":
-        gone = _under(case, names.item_state)
-        gone = [i for i in gone if writes(i, pipes=True) or leaves[i].tid in names.gpu]
-        if names.gpu & case.tids:
-            gone += [
-                i
-                for i, leaf in enumerate(leaves)
-                if leaf.tid in names.gpu
-                and leaf.call is not None
-                and leaf.call[0] == Kind.WRITE
-                and leaf.call[3] < 0
-            ]
-        return gone
+        gone = [
+            i
+            for i in _under(case, names.item_state)
+            if writes(i, pipes=True) or case.leaf(i).tid in names.gpu
+        ]
+        return [*gone, *_piped(case, names)] if names.gpu & case.tids else gone
     if remedy == "fair":
         # Each other ready event goes first once ("round"); what W chose beyond that is gone.
-        return [i for i in members.get((SERIALISED,), ()) if phases[leaves[i].phase].sub == "chosen"]
+        return [i for i in case.members_of((SERIALISED,)) if phases[case.phase_of(i)].sub == "chosen"]
     if remedy == "own_context":
-        kept = [i for i in members.get((NOT_REARMED,), ()) if phases[leaves[i].phase].sub != "own"]
-        return [*members.get((SERIALISED,), ()), *kept]
+        kept = [i for i in case.members_of((NOT_REARMED,)) if phases[case.phase_of(i)].sub != "own"]
+        return [*case.members_of((SERIALISED,)), *kept]
     if remedy == "realtime":
         movable = names.movable & case.tids
-        return [i for tid in sorted(movable) for i in members.get((NOT_SCHEDULED, tid), ())]
+        return [i for tid in sorted(movable) for i in case.members_of((NOT_SCHEDULED, tid))]
     if remedy == "no_steal":
-        return members.get((STOLEN,), ())
+        return case.members_of((STOLEN,))
     return ()
+
+
+def _piped(case: Case, names: Names) -> Iterable[int]:
+    """Leaves in which G itself writes something that is no eventfd."""
+    first = 0
+    for cut in case.cuts:
+        for i, leaf in enumerate(cut.leaves, first):
+            call = leaf.call
+            if call is not None and call[0] == Kind.WRITE and call[3] < 0 and leaf.tid in names.gpu:
+                yield i
+        first += len(cut.leaves)

@@ -14,7 +14,8 @@ from typing import Final, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from tracer.model.commands import CLOSE, IDLE_CALLS, MEMORY_CALLS, POLLS
+from tracer.model.commands import MEMORY_CALLS
+from tracer.model.readings import CLOSE, IDLE_CALLS, POLLS
 from tracer.model.roles import Roles
 from tracer.model.spans import OFF_BY_ITSELF
 from tracer.model.streams import Cycle

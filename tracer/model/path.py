@@ -29,10 +29,12 @@ from tracer.model.phases import (
     Path,
     Phase,
 )
+from tracer.model.readings import WorkerReading
 from tracer.model.registry import Registry
 from tracer.model.roles import Roles
 from tracer.model.streams import Cycle
 from tracer.model.timeline import Timeline
+from tracer.model.track import Track
 from tracer.model.window import BEFORE_NS, Window, is_eventfd_write
 from tracer.model.worker import Worker
 
@@ -46,10 +48,29 @@ class PathFinder:
         self._locks = locks
         self._roles = roles
         self._commands = Commands(registry, locks, roles)
+        self._workers: dict[int, tuple[Track, WorkerReading]] = {}
 
-    def window(self, cycle: Cycle, before_ns: int = BEFORE_NS) -> Window:
+    def forget(self) -> None:
+        """There are more records, or more is known of locks: what was read may be read otherwise now."""
+        self._workers.clear()
+        self._commands.forget()
+
+    def _worker(self, window: Window, tid: int, tgid: int) -> Worker:
+        def is_lock(word: int) -> bool:
+            return self._locks.is_lock(tgid, word)
+
+        low, _ = window.bounds(tid)[0]
+        if window.alone:
+            return Worker(window, tid, WorkerReading(window.calls(tid), low, is_lock))
+        track = window.track(tid)
+        known = self._workers.get(tid)
+        if known is None or known[0] is not track or known[1].first > low:
+            known = self._workers[tid] = (track, WorkerReading(track.calls[low:], low, is_lock))
+        return Worker(window, tid, known[1])
+
+    def window(self, cycle: Cycle, before_ns: int = BEFORE_NS, *, alone: bool = False) -> Window:
         """The window of a cycle, to be shared by its path and its leaves."""
-        return Window(self._timeline, cycle.nominal_ns, cycle.end_ns, before_ns)
+        return Window(self._timeline, cycle.nominal_ns, cycle.end_ns, before_ns, alone=alone)
 
     def find(
         self,
@@ -70,7 +91,7 @@ class PathFinder:
         stop = cycle.end_ns
         path = Path([Phase(cycle.nominal_ns, cycle.signal_ns, HOST, cycle.driver.tid)], cycle.deadline_ns)
         tgid = cycle.stream.tgid
-        worker = Worker(window, cycle.reader_tid or cycle.stream.context, self._locks, tgid)
+        worker = self._worker(window, cycle.reader_tid or cycle.stream.context, tgid)
         gpu = self._roles.gpu_worker(tgid)
         self._to_choice(path, cycle, worker, gpu, stop, habits, direct)
         if cycle.read_ns is not None and cycle.read_ns < stop and path.at_ns < stop:

@@ -14,7 +14,7 @@ import numpy as np
 from tracer.model.counterfactual import Names as RemedyNames
 from tracer.model.findings import PATIENCE_NS
 from tracer.model.lead import REMEDY_TEXT, lead
-from tracer.model.leaves import LOCK, Word
+from tracer.model.leaves import LOCK, Leaf, Word
 from tracer.model.remedies import Remedies
 from tracer.model.streams import MIN_CYCLES, Stream
 from tracer.model.summary import (
@@ -234,7 +234,7 @@ class Rows:
         )
 
     def _miss(self, miss: MissState, episode: int) -> Miss:
-        words = {leaf.word for leaf in miss.case.leaves if leaf.word} if miss.case is not None else set()
+        words = miss.case.words if miss.case is not None else set()
         version = (str(episode), *sorted(self._lock_name(w) for w in words))
         cached = self._misses.get(miss.id)
         if cached is not None and cached[0] == version:
@@ -251,16 +251,12 @@ class Rows:
             kind = "carried" if miss.origin is not None else "unknown"
             segments: tuple[Segment, ...] = (Segment(kind, "", window, 0, "", ""),)
         else:
+            told: dict[object, tuple[str, str]] = {}
             segments = tuple(
-                Segment(
-                    leaf.kind,
-                    miss.case.path.phases[leaf.phase].via,
-                    leaf.ns,
-                    leaf.tid,
-                    leaf_object(leaf, a.registry, name),
-                    leaf_detail(leaf, a.registry, name) or miss.case.path.phases[leaf.phase].sub,
-                )
-                for leaf in miss.case.leaves
+                Segment(leaf.kind, phase.via, leaf.ns, leaf.tid, what, detail or phase.sub)
+                for phase, cut in zip(miss.case.path.phases, miss.case.cuts, strict=True)
+                for leaf in cut.leaves
+                for what, detail in (self._told(leaf, told),)
             )
         key = found.key if found is not None else None
         lock = self._lock_of(miss.origin or miss)
@@ -298,6 +294,15 @@ class Rows:
             candidates=tuple(s.id for s in cycle.candidates),
         )
 
+    def _told(self, leaf: Leaf, told: dict[object, tuple[str, str]]) -> tuple[str, str]:
+        """What a segment is about, and the rest there is to say; once for leaves that are alike."""
+        alike = leaf[2:]  # all but when it was
+        found = told.get(alike)
+        if found is None:
+            registry, name = self._a.registry, self._lock_name
+            found = told[alike] = leaf_object(leaf, registry, name), leaf_detail(leaf, registry, name)
+        return found
+
     def _lock_of(self, origin: MissState) -> str | None:
         """The lock a miss is about: its cause, else the one waited for longest if that matters."""
         found, case = origin.judgement, origin.case
@@ -305,10 +310,7 @@ class Rows:
             return self._lock_name((int(found.key[1]), int(found.key[2])))
         if case is None:
             return None
-        waits: dict[Word, int] = {}
-        for leaf in case.leaves:
-            if leaf.word is not None:
-                waits[leaf.word] = waits.get(leaf.word, 0) + leaf.ns
+        waits = case.waited()
         if not waits:
             return None
         word = max(waits, key=lambda w: (waits[w], w))
@@ -335,7 +337,7 @@ class Rows:
                     continue
                 holder = waiter = 0
                 if origin.case is not None:
-                    waits = [w for w in origin.case.leaves if w.word == (key[1], key[2]) and w.kind == LOCK]
+                    waits = [w for w in origin.case.lock_waits() if w.word == (key[1], key[2])]
                     if waits:
                         leaf = max(waits, key=lambda w: (w.ns, -w.start_ns))
                         waiter = leaf.tid

@@ -16,11 +16,10 @@ from typing import Final
 
 import numpy as np
 
-from tracer.model.spans import Call, Off
 from tracer.model.step import Step, Threads
-from tracer.model.track import Track
+from tracer.model.track import MIN_STOLEN_NS, Track
 from tracer.model.words import join
-from tracer.schema import RECORD, Flag, Kind, Records, empty_records, end_ns
+from tracer.schema import OFFCPU, RECORD, Flag, Kind, Records, empty_records, end_ns, view
 
 #: One step of record time. All state of the model changes only at multiples of it.
 STEP_NS: Final = 200_000_000
@@ -100,6 +99,7 @@ class _Chunk:
 
     end_ns: int
     threads: Threads
+    stolen: list[tuple[int, int]]
 
 
 @dataclass(slots=True)
@@ -115,7 +115,7 @@ class Timeline:
         """Take over one step's records."""
         self.end_ns = step.end_ns
         if len(step.threads.records):
-            self._chunks.append(_Chunk(step.end_ns, step.threads))
+            self._chunks.append(_Chunk(step.end_ns, step.threads, _stolen(step.threads.records)))
             self._chunk_ends.append(step.end_ns)
         old = bisect_right(self._chunk_ends, step.end_ns - RETENTION_NS)
         if old:
@@ -159,8 +159,17 @@ class Timeline:
             found = _without_superseded(found)
         return found
 
-    def tuples(self, tid: int, start_ns: int, stop_ns: int) -> tuple[list[Call], list[Off]]:
-        """``spans`` as tuples, syscalls and off-CPU spans apart; converted once and kept."""
+    def stolen(self, start_ns: int, stop_ns: int) -> bool:
+        """Whether a span that overlaps an interval tells of stolen time before it, by whichever thread."""
+        first = bisect_left(self._chunk_ends, start_ns)
+        return any(
+            back >= start_ns and out <= stop_ns
+            for chunk in self._chunks[first:]
+            for out, back in chunk.stolen
+        )
+
+    def track(self, tid: int, start_ns: int) -> Track:
+        """A thread's spans from a time on as tuples; converted once and kept."""
         track = self._tracks.get(tid)
         if track is None or not track.since_ns <= start_ns <= track.until_ns + STEP_NS:
             track = self._tracks[tid] = Track(start_ns)
@@ -171,7 +180,15 @@ class Timeline:
                 if bounds is not None:
                     track.add(chunk.threads.records[bounds[0] : bounds[1]])
             track.until_ns = chunk.end_ns
-        return track.between(start_ns, stop_ns)
+        return track
+
+
+def _stolen(spans: Records) -> list[tuple[int, int]]:
+    """The off-CPU spans of (n,) that tell of steal worth looking at, as (begin, end)."""
+    off = view(spans, OFFCPU)
+    at = np.flatnonzero((off["kind"] == Kind.OFFCPU) & (off["stolen_ns"] >= MIN_STOLEN_NS))
+    rows = off.take(at)
+    return list(zip(rows["enter_ns"].tolist(), end_ns(rows).tolist(), strict=True))
 
 
 def _without_superseded(found: Records) -> Records:

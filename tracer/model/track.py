@@ -16,13 +16,19 @@ import numpy as np
 from tracer.model.spans import Call, Off, calls_of, offs_of
 from tracer.schema import Flag, Kind, Records
 
+#: Steal below this is noise of the clock's granularity and is not looked at.
+MIN_STOLEN_NS: Final = 20_000
 _OPEN: Final = int(Flag.OPEN)
 _Span = TypeVar("_Span", Call, Off)
 
 
 @dataclass(slots=True)
 class Track:
-    """A thread's spans that end in [since_ns, until_ns], syscalls and off-CPU spans apart."""
+    """A thread's spans that end in [since_ns, until_ns], syscalls and off-CPU spans apart.
+
+    Attributes:
+        stolen: when spans began that tell of steal before them.
+    """
 
     since_ns: int
     until_ns: int = 0
@@ -30,6 +36,7 @@ class Track:
     call_ends: list[int] = field(default_factory=list)
     offs: list[Off] = field(default_factory=list)
     off_ends: list[int] = field(default_factory=list)
+    stolen: list[int] = field(default_factory=list)
     _opened: bool = False
 
     def add(self, records: Records) -> None:
@@ -39,6 +46,7 @@ class Track:
         offs = offs_of(records.take(np.flatnonzero(off)))
         self.calls += calls
         self.offs += offs
+        self.stolen += [o.out for o in offs if o.stolen >= MIN_STOLEN_NS]
         if self._opened or bool(((records["flags"] & _OPEN) != 0).any()):
             self._drop_superseded()
             self.call_ends = [c.end for c in self.calls]
@@ -54,8 +62,8 @@ class Track:
         self.offs = [o for i, o in enumerate(self.offs) if not o.open or last_off[o.out] == i]
         self._opened = any(c.flags & _OPEN for c in self.calls) or any(o.open for o in self.offs)
 
-    def between(self, start_ns: int, stop_ns: int) -> tuple[list[Call], list[Off]]:
-        """Spans that overlap [start_ns, stop_ns], by end."""
+    def bounds(self, start_ns: int, stop_ns: int) -> tuple[tuple[int, int], tuple[int, int]]:
+        """Where the syscalls that overlap [start_ns, stop_ns] begin and end, and the off-CPU spans."""
         return (
             _overlapping(self.calls, self.call_ends, start_ns, stop_ns),
             _overlapping(self.offs, self.off_ends, start_ns, stop_ns),
@@ -67,13 +75,15 @@ class Track:
         del self.calls[:n], self.call_ends[:n]
         n = bisect_right(self.off_ends, before_ns)
         del self.offs[:n], self.off_ends[:n]
+        if self.stolen:
+            self.stolen = [o.out for o in self.offs if o.stolen >= MIN_STOLEN_NS]
         self.since_ns = max(self.since_ns, before_ns)
         return not self.calls and not self.offs
 
 
-def _overlapping(spans: list[_Span], ends: list[int], start_ns: int, stop_ns: int) -> list[_Span]:
+def _overlapping(spans: list[_Span], ends: list[int], start_ns: int, stop_ns: int) -> tuple[int, int]:
     low = bisect_left(ends, start_ns)
     high = bisect_right(ends, stop_ns)
     while high < len(spans) and spans[high][0] <= stop_ns:
         high += 1
-    return spans[low:high]
+    return low, high

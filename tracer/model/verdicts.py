@@ -8,7 +8,6 @@ not cut again. Everything depends on record time alone.
 
 from __future__ import annotations
 
-import itertools
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -16,9 +15,9 @@ from typing import Final
 
 from tracer.model.baselines import BASELINE_CYCLES, Baselines, OnTime, Usual
 from tracer.model.counterfactual import Case, Judgement, judge
+from tracer.model.cutter import LeafCutter
 from tracer.model.failures import Failures
 from tracer.model.habits import Answers
-from tracer.model.leaves import LeafCutter
 from tracer.model.locks import Locks
 from tracer.model.path import PathFinder
 from tracer.model.phases import Path
@@ -149,6 +148,8 @@ class Verdicts:
 
     def take(self, cycles: list[Cycle]) -> None:
         """Take over decided cycles, ordered by deadline."""
+        self._cutter.forget()
+        self._finder.forget()
         for cycle in cycles:
             state = self.state(cycle.stream)
             if cycle.missed:
@@ -207,7 +208,7 @@ class Verdicts:
         self.misses.append(miss)
         if miss.case is not None:
             self._cases.append(miss)
-            self._leaves += len(miss.case.leaves)
+            self._leaves += miss.case.size
         while self._cases and (
             self._cases[0].id <= miss.id - KEEP_CASES or (self._leaves > KEEP_LEAVES and len(self._cases) > 1)
         ):
@@ -218,7 +219,7 @@ class Verdicts:
         if miss.case is None:
             return
         self.settle(miss)
-        self._leaves -= len(miss.case.leaves)
+        self._leaves -= miss.case.size
         miss.case = None
 
     # --- one origin ---------------------------------------------------------------
@@ -253,7 +254,7 @@ class Verdicts:
         if self._unanswered(miss, state):
             return
         if case.path.foreign and not case.hopeless():
-            case.relieve(self._cutter.others(case.path, window))
+            case.relieve_by(self._cutter.others(case.path, window))
         judgement = judge(case, usual.of)
         if case.path.kick == "inferred":
             judgement = self._within_bounds(cycle, window, usual, case, judgement)
@@ -266,14 +267,13 @@ class Verdicts:
 
     def _case(self, cycle: Cycle, window: Window, usual: Usual) -> Case:
         path = self._finder.find(cycle, window, usual)
-        return Case(path, self._cutter.cut(path, window, self._vcpu(cycle, path)))
+        return Case(path, cuts=self._cutter.cut(path, window, self._vcpu(cycle, path)))
 
     def _moved(self, case: Case, cycle: Cycle, window: Window, usual: Usual, kick_ns: int) -> Case:
         """A case with its inferred kick elsewhere; what does not depend on that is not done again."""
         path = self._finder.with_kick(case.path, cycle, window, usual, kick_ns)
-        known = list(itertools.takewhile(lambda leaf: leaf.phase < path.fixed, case.leaves))
-        leaves = self._cutter.cut(path, window, self._vcpu(cycle, path), since=path.fixed)
-        return Case(path, known + leaves, case)
+        moved = self._cutter.cut(path, window, self._vcpu(cycle, path), since=path.fixed)
+        return Case(path, same=case, cuts=[*case.cuts[: path.fixed], *moved])
 
     def _within_bounds(
         self, cycle: Cycle, window: Window, usual: Usual, case: Case, found: Judgement

@@ -125,7 +125,7 @@ class Predictor:
             return
         removed, keys = self._removal(case)
         closing = case.replay(removed, freed=case.freed(keys))
-        whole = sum(round(case.leaves[i].ns * share) for i, share in removed.items())
+        whole = sum(round(case.leaf(i).ns * share) for i, share in removed.items())
         self._replayed[miss.id] = _Replayed(closing, whole, case.path.end_ns - closing)
 
     def _removal(self, case: Case) -> tuple[Removal, list[Key]]:
@@ -244,13 +244,13 @@ class Predictor:
 def _also(case: Case, removed: Removal, key: Key, share: float) -> Removal | None:
     """A candidate taken out beside what is gone already; None where nothing of it is left."""
     more = dict(removed)
-    for i in case.members.get(key, ()):
+    for i in case.members_of(key):
         more[i] = max(more.get(i, 0.0), share)
     return more if more != removed or key[0] in GROUPS else None
 
 
 def _words(case: Case) -> set[Word]:
-    return {word for leaf in case.leaves for word in (leaf.word, leaf.after) if word is not None}
+    return case.words
 
 
 def _ordered(counts: Mapping[str, int]) -> dict[str, int]:

@@ -139,7 +139,7 @@ def chain_of(miss: MissState, registry: Registry, lock_name: LockName) -> tuple[
     """The longest lock chain of a miss, waiter first."""
     if miss.case is None:
         return ()
-    waits = [leaf for leaf in miss.case.leaves if leaf.kind == LOCK and leaf.holder is not None]
+    waits = [leaf for leaf in miss.case.lock_waits() if leaf.holder is not None]
     if not waits:
         return ()
     by_word: dict[tuple[Word, ...], int] = {}
@@ -246,8 +246,8 @@ def _not_the_lock(
     """Where W waited for G's lock over a blocking write: say that the lock was not the cause."""
     if miss.case is None:
         return ""
-    for leaf in miss.case.leaves:
-        if leaf.kind != LOCK or leaf.word is None or leaf.holder is None or (LOCK, *leaf.word) in sufficient:
+    for leaf in miss.case.lock_waits():
+        if leaf.word is None or leaf.holder is None or (LOCK, *leaf.word) in sufficient:
             continue
         held = leaf.holder
         if (

@@ -9,30 +9,28 @@ from __future__ import annotations
 from bisect import bisect_left, bisect_right
 from typing import Final
 
-from tracer.model.locks import Locks
+from tracer.model.readings import WorkerReading
 from tracer.model.spans import Call
-from tracer.model.window import Window, is_eventfd_write
+from tracer.model.window import Window
 from tracer.schema import Flag, Kind
 
 #: Plain ints: enum look-ups cost more than the comparison.
-_READ, _EPOLL_WAIT, _RECVMSG = int(Kind.READ), int(Kind.EPOLL_WAIT), int(Kind.RECVMSG)
+_READ, _RECVMSG = int(Kind.READ), int(Kind.RECVMSG)
 _EVENTFD: Final = int(Flag.EVENTFD)
 
 
 class Worker:
     """W in one window: its choices, interrupts and waits for re-arm, in order."""
 
-    def __init__(self, window: Window, tid: int, locks: Locks, tgid: int) -> None:
+    def __init__(self, window: Window, tid: int, reading: WorkerReading) -> None:
         self.tid = tid
         self.window = window
-        calls = window.calls(tid)
-        self.calls = calls
-        self.choices = [(c.enter, c.end) for c in calls if c.kind == _EPOLL_WAIT]
+        self.calls = window.calls(tid)
+        low, high = window.bounds(tid)[0]
+        self.choices = reading.choices[_within(reading.choice_at, low, high)]
         self.choice_ends = [end for _, end in self.choices]
-        self.irqs = [c.end for c in calls if is_eventfd_write(c)]
-        self.parked = [
-            c for c in calls if c.is_wait and not (c.expected == 2 and locks.is_lock(tgid, c.word))
-        ]
+        self.irqs = reading.irqs[_within(reading.irq_at, low, high)]
+        self.parked = reading.parked[_within(reading.parked_at, low, high)]
 
     def irq_before(self, after_ns: int, before_ns: int) -> int:
         """End of the last interrupt write in (after, before], 0 where none."""
@@ -75,6 +73,10 @@ class Worker:
             if call.kind == _READ:
                 return ("other streams" if call.flags & _EVENTFD else "pipes"), call.eventfd
         return "jobs", -1
+
+
+def _within(at: list[int], low: int, high: int) -> slice:
+    return slice(bisect_left(at, low), bisect_left(at, high))
 
 
 def _end(call: Call) -> int:

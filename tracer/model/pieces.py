@@ -1,0 +1,95 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A thread's time as pieces with one state each.
+
+Owns the rule of what a thread did at an instant, which depends on the spans around that instant alone: any
+interval may be cut by itself. Steal is told per window (window.py): where it lay is a matter of the window.
+"""
+
+from __future__ import annotations
+
+import enum
+from bisect import bisect_right
+from typing import Final, NamedTuple
+
+from tracer.model.spans import Call, Off
+from tracer.model.track import Track
+
+_new: Final = tuple.__new__
+
+
+class State(enum.Enum):
+    """What a thread does at an instant."""
+
+    ON_CPU = "on_cpu"
+    SYSCALL = "syscall"
+    SYSCALL_BLOCKED = "syscall_blocked"
+    RUNNABLE = "runnable"
+    BLOCKED = "blocked"
+    STOLEN = "stolen"
+
+
+# Bound once: looking members up in their class costs more than their use.
+_ON_CPU, _BLOCKED, _RUNNABLE = State.ON_CPU, State.BLOCKED, State.RUNNABLE
+_IN_SYSCALL, _IN_SYSCALL_BLOCKED = State.SYSCALL, State.SYSCALL_BLOCKED
+
+
+class Piece(NamedTuple):
+    """A thread's state over [start, end); the syscall it is inside of, the off-CPU span it belongs to."""
+
+    start: int
+    end: int
+    state: State
+    call: Call | None
+    off: Off | None
+
+
+def cut(track: Track, start: int, stop: int) -> list[Piece]:
+    """Pieces of [start, stop) of a thread, in order, without gaps.
+
+    A thread with no span at all is on a CPU in user space as far as records can say.
+    """
+    pieces: list[Piece] = []
+    append, cursor, calls = pieces.append, start, track.calls
+    at, n = bisect_right(track.call_ends, start), len(calls)
+    for until, inside, outside, off in _runs(track, start, stop):
+        while cursor < until:
+            while at < n and calls[at][1] <= cursor:
+                at += 1
+            if at >= n or calls[at][0] >= until:
+                append(_new(Piece, (cursor, until, outside, None, off)))
+                cursor = until
+                break
+            call = calls[at]
+            enter, end = call[0], call[1]
+            if enter > cursor:
+                append(_new(Piece, (cursor, enter, outside, None, off)))
+                cursor = enter
+            if end > until:
+                end = until
+            append(_new(Piece, (cursor, end, inside, call, off)))
+            cursor = end
+    return pieces
+
+
+def _runs(track: Track, start: int, stop: int) -> list[tuple[int, State, State, Off | None]]:
+    """What a thread was from one end to the next, as (end, state in a syscall, outside of it, span)."""
+    runs: list[tuple[int, State, State, Off | None]] = []
+    cursor, offs = start, track.offs
+    for i in range(bisect_right(track.off_ends, start), len(offs)):
+        off = offs[i]
+        out, back, woken = off[0], off[1], off[2]
+        if out >= stop:
+            break
+        if back <= cursor:
+            continue
+        if out > cursor:
+            cursor = out
+            runs.append((cursor, _IN_SYSCALL, _ON_CPU, None))
+        back = min(back, stop)
+        if off.slept:
+            inside = _BLOCKED if off.stopped else _IN_SYSCALL_BLOCKED
+            runs.append((min(max(woken, out), back) if woken else back, inside, _BLOCKED, off))
+        cursor = back
+        runs.append((cursor, _RUNNABLE, _RUNNABLE, off))
+    runs.append((stop, _IN_SYSCALL, _ON_CPU, None))
+    return runs
