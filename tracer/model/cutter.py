@@ -36,7 +36,8 @@ from tracer.schema import Kind
 #: How far a chain of lock waits is followed.
 MAX_DEPTH: Final = 4
 
-_WITHOUT_FD: Final = (int(Kind.FUTEX), int(Kind.SYSCALL))
+_FUTEX: Final = int(Kind.FUTEX)
+_WITHOUT_FD: Final = (_FUTEX, int(Kind.SYSCALL))
 
 # Bound once: looking members up in their class costs more than the comparison.
 _STOLEN, _RUNNABLE, _ON_CPU, _BLOCKED = State.STOLEN, State.RUNNABLE, State.ON_CPU, State.BLOCKED
@@ -49,8 +50,8 @@ def call_of(call: Call | None) -> tuple[int, int, int, int] | None:
     """(kind, syscall number, fd, eventfd_id) of a syscall span, None outside any."""
     if call is None:
         return None
-    fd = -1 if call.kind in _WITHOUT_FD else call.fd
-    return call.kind, call.op, fd, call.eventfd
+    _, _, kind, op, _, _, fd, eventfd, _ = call
+    return kind, op, -1 if kind in _WITHOUT_FD else fd, eventfd
 
 
 class LeafCutter:
@@ -174,7 +175,7 @@ class LeafCutter:
 
     def _mutex(self, call: Call | None, tid: int) -> Word | None:
         """The mutex word a span waits for, None if it is no mutex wait."""
-        if call is None or not call.is_wait or call.expected != 2:
+        if call is None or call[2] != _FUTEX or call[6] != 2 or not call.is_wait:
             return None
         word = (self._registry.tgid(tid), call.word)
         return word if self._locks.is_lock(*word) else None

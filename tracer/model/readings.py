@@ -29,6 +29,10 @@ _WAITS: Final = (FUTEX_WAIT, FUTEX_WAIT_BITSET)
 _ENDS: Final = (_FD, _WRITE, int(Kind.EPOLL_CTL), _FUTEX)
 
 
+#: What a NamedTuple's constructor does, without a call of Python's own.
+_new: Final = tuple.__new__
+
+
 def is_idle(call: Call) -> bool:
     """Whether a G may be idle in a call, as far as that alone tells."""
     return call.kind in IDLE_CALLS and (call.kind == _READ or call.op not in POLLS)
@@ -166,7 +170,8 @@ class GpuReading:
         woken, n = self.woken, len(self.woken)
         for at, call in enumerate(self._calls, self.first):
             enter, end, kind = call[0], call[1], call[2]
-            last = max(last, enter)
+            if enter > last:
+                last = enter
             while gap < n and woken[gap] <= enter:
                 begin = max(begin, woken[gap])
                 gap += 1
@@ -183,10 +188,10 @@ class GpuReading:
                     continue
             elif kind == _FD and call.op not in CLOSE:
                 continue
-            acts.append(
-                Act(at, enter, end, begin, last, call.eventfd if kind == _WRITE else None, kind == _FUTEX)
-            )
-            begin = max(begin, end)
+            written = call.eventfd if kind == _WRITE else None
+            acts.append(_new(Act, (at, enter, end, begin, last, written, kind == _FUTEX)))
+            if end > begin:
+                begin = end
         return acts
 
 

@@ -86,12 +86,13 @@ class Window:
 
     def wake_of(self, tid: int, wait: Call) -> Off | None:
         """The last waking inside a wait, None where none was seen."""
-        offs = self.offs(tid)
-        for i in range(bisect_right(offs, wait.end + 1, key=_back) - 1, -1, -1):
+        track, (low, high) = self.track(tid), self.bounds(tid)[1]
+        offs, enter = track.offs, wait[0]
+        for i in range(bisect_right(track.off_ends, wait[1] + 1, low, high) - 1, low - 1, -1):
             off = offs[i]
-            if off.out < wait.enter:
+            if off[0] < enter:
                 return None
-            if off.woken:
+            if off[2]:
                 return off
         return None
 
@@ -155,10 +156,6 @@ class Window:
             if p.start + take < p.end:
                 parts.append(p._replace(start=p.start + take))
         return parts
-
-
-def _back(off: Off) -> int:
-    return off.back
 
 
 def _out(off: Off) -> int:
