@@ -137,7 +137,7 @@ class Baselines:
                 entry.guest_ns, entry.command_ns = answer.guest_ns, answer.command_ns
 
     def _find(self, entry: OnTime) -> tuple[Path, Window]:
-        window = self._finder.window(entry.cycle, BASELINE_BEFORE_NS, alone=True)
+        window = self._finder.window(entry.cycle, BASELINE_BEFORE_NS)
         path = self._finder.find(entry.cycle, window, Habits(), direct=True)
         entry.path_known = True
         if path.kick == "exact":

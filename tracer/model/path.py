@@ -13,6 +13,7 @@ from __future__ import annotations
 import itertools
 from bisect import bisect_right
 from dataclasses import replace
+from typing import Final
 
 from tracer.model.commands import Commands
 from tracer.model.locks import Locks
@@ -37,6 +38,10 @@ from tracer.model.timeline import Timeline
 from tracer.model.track import Track
 from tracer.model.window import BEFORE_NS, Window, is_eventfd_write
 from tracer.model.worker import Worker
+
+
+#: A window this old is read by itself: what is read for others too goes on to the newest record.
+RECENT_NS: Final = 600_000_000
 
 
 class PathFinder:
@@ -68,9 +73,10 @@ class PathFinder:
             known = self._workers[tid] = (track, WorkerReading(track.calls[low:], low, is_lock))
         return Worker(window, tid, known[1])
 
-    def window(self, cycle: Cycle, before_ns: int = BEFORE_NS, *, alone: bool = False) -> Window:
+    def window(self, cycle: Cycle, before_ns: int = BEFORE_NS) -> Window:
         """The window of a cycle, to be shared by its path and its leaves."""
-        return Window(self._timeline, cycle.nominal_ns, cycle.end_ns, before_ns, alone=alone)
+        old = self._timeline.end_ns - cycle.end_ns > RECENT_NS
+        return Window(self._timeline, cycle.nominal_ns, cycle.end_ns, before_ns, alone=old)
 
     def find(
         self,

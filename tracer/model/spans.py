@@ -7,6 +7,7 @@ once (timeline.py keeps what was converted), and only where a verdict asks for i
 
 from __future__ import annotations
 
+from itertools import repeat
 from typing import Final, NamedTuple
 
 import numpy as np
@@ -109,7 +110,7 @@ def calls_of(records: Records) -> list[Call]:
         np.where(kind == Kind.FUTEX, futex["word"], 0).tolist(),
         strict=True,
     )
-    return [_new(Call, row) for row in columns]
+    return list(map(_new, repeat(Call), columns))
 
 
 def offs_of(records: Records) -> list[Off]:
@@ -130,4 +131,4 @@ def offs_of(records: Records) -> list[Off]:
         ((off["flags"] & Flag.OPEN) != 0).tolist(),
         strict=True,
     )
-    return [_new(Off, row) for row in columns]
+    return list(map(_new, repeat(Off), columns))

@@ -29,7 +29,7 @@ class Window:
 
     Args:
         before_ns: how far before it spans are looked at.
-        alone: no other window overlaps it, as far as is known: nothing is kept for others.
+        alone: nothing that is read in it is kept for other windows.
     """
 
     def __init__(
