@@ -39,7 +39,6 @@ from tracer.model.track import Track
 from tracer.model.window import BEFORE_NS, Window, is_eventfd_write
 from tracer.model.worker import Worker
 
-
 #: A window this old is read by itself: what is read for others too goes on to the newest record.
 RECENT_NS: Final = 600_000_000
 
