@@ -199,7 +199,8 @@ class Commands:
     ) -> list[tuple[int, int]]:
         """G's commands in the window that are not ours, as (start, end) in ns, sorted.
 
-        Ours are those that wake our W or write our completion.
+        Ours are those that wake our W or write our completion. They answer an interrupt of W, so what a G
+        that has not slept did before that interrupt was somebody else's, though nothing else shows its end.
         """
         done = cycle.stream.completion.id if cycle.stream.completion is not None else -1
         rearms = sorted(worker.rearmed(wait)[0] for wait in worker.parked)
@@ -215,6 +216,8 @@ class Commands:
                 i = bisect_left(rearms, enter)
                 ours = i < len(rearms) and rearms[i] <= end
             begin = max(begin, earliest)
-            if not ours and end > begin:
+            if ours:
+                end = worker.irq_before(begin, enter)
+            if end > begin:
                 commands.append((begin, end))
         return commands

@@ -135,14 +135,14 @@ class PathFinder:
         low, high = bisect_right(worker.choice_ends, signal), bisect_right(worker.choice_ends, last)
         exits = worker.choice_ends[low:high]
         turn_began = worker.choice_ends[low - 1] if low else 0
-        if not exits:
-            if not served:
-                self._wait_phases(path, worker, signal, until, gpu, "", "", habits, turn_began)
-            return
-        if worker.choices[low][0] <= signal:
-            via, sub = "", ""
-        else:
+        if low < len(worker.choices) and worker.choices[low][0] > signal:
             via, sub = self._what_kept(worker, cycle, signal, turn_began)
+        else:
+            via, sub = "", ""
+        if not exits:
+            if not served:  # another cycle's completion closed this one before W was back
+                self._wait_phases(path, worker, signal, until, gpu, via, sub, habits, turn_began)
+            return
         if direct and via:
             path.phases.append(Phase(signal, exits[-1], WORKER, worker.tid, via, sub))
             return

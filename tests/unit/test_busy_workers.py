@@ -1,0 +1,106 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Verdicts where G or W is at somebody else's work, and no call of its own shows where that ends."""
+
+from __future__ import annotations
+
+import records as r
+from test_verdicts import analyse, origins
+from world import (
+    CONDVAR,
+    DONE_ID,
+    HOG,
+    IRQ_ID,
+    KICK_ID,
+    LATE,
+    LOCK,
+    MS,
+    US,
+    V2,
+    VMM,
+    WAKE_ID,
+    D,
+    Delays,
+    G,
+    W,
+    World,
+    play_on,
+)
+
+
+class Unslept(World):
+    """G is inside another's ioctl under LOCK while W waits for it, then goes to ours without a sleep.
+
+    A queue is worked off until it is empty: the end of the one command is the beginning of the next.
+    """
+
+    def _lock(self, t: int, hold: int, *, preempted: bool, pipe: bool) -> int:
+        kick, release = t - 500 * US, t + 10 * US + hold
+        self.sleep(G, kick, kick + 4 * US, V2, VMM)
+        self.add(r.read(G, self.free[G], kick + 5 * US, fd=13, eventfd=KICK_ID))
+        self.add(r.syscall(G, kick + 8 * US, release - 3 * US, number=16))
+        self.add(r.offcpu(G, kick + 9 * US, release - 4 * US, woken=release - 5 * US, waker=0, irq=True))
+        self.add(r.wait(W, LOCK, t + 2 * US, release + 6 * US))
+        self.add(r.offcpu(W, t + 3 * US, release + 5 * US, woken=release, waker=G, waker_tgid=VMM))
+        self.add(r.wake(G, LOCK, release + 1 * US, dur=2 * US))
+        self.free[G] = release + 1 * US
+        return release + 6 * US
+
+    def _complete(self, irq: int, d: Delays) -> int:
+        if not d.lock:
+            return super()._complete(irq, d)
+        kick = self._guest(irq, d.guest)
+        self.add(r.offcpu(G, self.free[G] + 3 * US, kick + 4 * US, preempted=True, instead=HOG))
+        rearm = kick + 12 * US
+        self.add(r.wake(G, CONDVAR, rearm, dur=2 * US, count=1))
+        self.free[G] = rearm
+        self._rearmed(rearm)
+        return self._completed(rearm)
+
+
+def test_what_g_does_before_the_interrupt_that_a_command_answers_is_another_command() -> None:
+    """The guest cannot have kicked yet, so G was not free: without the lock ours would have waited for it."""
+    world = Unslept()
+    (miss,) = origins(analyse(world, play_on(world, Delays(lock=LATE))))
+    assert miss.leg == "wake"
+    assert (miss.cause, miss.sufficient) == ("head_of_line", ("head_of_line",)), (miss.detail, miss.segments)
+
+
+class AnsweredLate(World):
+    """G completes a cycle so late that it closes the next one too, which W, in another turn, has not read."""
+
+    def _answer(self, done: int, d: Delays) -> None:
+        if not d.write:
+            super()._answer(done, d)
+            return
+        # In time: W is at a pipe from before the next signal on until after that cycle has closed as well.
+        first, late = self.start_of(self.number) - 1 * MS, self.start_of(self.number + 1) + 2 * MS
+        self.add(r.read(D, first - 2 * US, first, fd=15, eventfd=DONE_ID))
+        self.add(r.epoll_wait(W, self.free[W], first - 200 * US, data=5))
+        self.add(r.read(W, first - 190 * US, late + 200 * US, fd=31, eventfd=-1))
+        self.add(r.offcpu(W, first - 180 * US, late + 190 * US, woken=late + 185 * US, waker=1, waker_tgid=1))
+        irq = late + 210 * US
+        self.add(r.write(W, irq - 2 * US, irq, fd=12, eventfd=IRQ_ID))
+        for number in (self.number, self.number + 1):
+            start = self.start_of(number) + 5 * US
+            self.add(r.timer_read(D, start - 2 * US, start, fd=4))
+            self.add(r.write(D, start + 16 * US, start + 20 * US, fd=9, eventfd=WAKE_ID))
+        self.number += 2
+        self.unread += 2
+        # G's completion of what the guest kicked before.
+        self.add(r.write(G, late - 30 * US, late - 20 * US, fd=14, eventfd=DONE_ID))
+        self.add(r.read(D, late - 2 * US, late, fd=15, eventfd=DONE_ID))
+        self.free[W] = irq
+        self.free[G] = late
+        self.busy_until = self._round(irq, 0) + 8 * US
+
+
+def test_a_cycle_closed_by_an_earlier_one_s_completion_was_kept_by_the_turn_that_w_was_in() -> None:
+    world = AnsweredLate()
+    miss, *_ = origins(analyse(world, play_on(world, Delays(write=10 * US))))
+    assert miss.leg == "wake"
+    assert (miss.cause, miss.via) == ("serialised", "serialised"), (
+        miss.detail,
+        miss.sufficient,
+        miss.segments,
+    )
+    assert {s.via for s in miss.segments if s.kind == "slow_syscall" and s.ns > MS} == {"serialised"}
