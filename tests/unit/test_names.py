@@ -21,6 +21,7 @@ VMM = 100
 W, G, FENCE, W2, OTHER = 1, 2, 3, 4, 5
 ITEM, QUEUE, JOBS, RESOURCES, COND = 0x1000, 0x2000, 0x3000, 0x4000, 0x5000
 STREAM, IRQ = 7, 8
+PLAIN = 128  # glibc's wait
 
 
 @dataclass(frozen=True)
@@ -85,6 +86,15 @@ def test_item_state_is_what_is_held_at_ws_read_and_at_its_irq(channel: int) -> N
     assert (name, instance, named_by) == ("item_state", f"context {W}", "behaviour")
     assert "40 of 40 reads of its worker" in evidence
     assert found.item_states(VMM) == {ITEM}
+
+
+def test_glibc_locks_are_named_in_a_program_without_rust_mutexes() -> None:
+    glibc = r.trace(turns(0b0001, 0b0011), contend(W, G, ITEM, 10_000, op=PLAIN))
+    told = names(glibc)
+    assert told.lock(VMM, ITEM)[0] == "item_state" and told.item_states(VMM) == {ITEM}
+    # beside a std mutex a glibc lock is malloc's
+    told = names(r.trace(glibc, contend(W, G, JOBS, 50_000)))
+    assert told.lock(VMM, ITEM)[2] == "none" and told.item_states(VMM) == set()
 
 
 def test_item_state_is_told_where_bystanders_find_it_held_as_often_as_ws_interrupts() -> None:

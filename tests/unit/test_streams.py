@@ -88,6 +88,12 @@ def test_a_stream_that_is_not_signalled_for_a_while_misses_nothing() -> None:
     assert one(streams).cycles == len(found) == 40
 
 
+def test_an_eventfd_signalled_now_and_then_is_no_stream() -> None:
+    rare = [p for k in range(3, 60, 7) for p in (signal(START + k * T, 77), serve(START + k * T + MS, 77))]
+    streams, found = decided(*cycles(START, 60), *rare, tick(START + 60 * T))
+    assert (one(streams).wake.id, len(found)) == (WAKE, 60)
+
+
 def test_a_stream_that_ends_while_pending_misses_nothing() -> None:
     last = START + 20 * T
     later = [tick(last + k * T) for k in range(200)]

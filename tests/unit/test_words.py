@@ -33,6 +33,23 @@ def test_only_contended_mutex_words_are_chosen_in_order_of_appearance() -> None:
     assert not words.learn(TGID, waits((0x10, MUTEX, 2)))
 
 
+def test_glibc_locks_are_watched_in_a_program_that_has_shown_no_rust_mutex() -> None:
+    words = words_of({0x10: 2, 0x20: 1, 0x30: 2, 0x40: 7})
+    assert words.learn(TGID, waits((0x10, PLAIN, 2), (0x20, PLAIN, 2), (0x40, PLAIN, 2)))
+    assert words.of(TGID) == (0x10, 0x20)
+    assert words.learn(TGID, waits((0x30, MUTEX, 2)))
+    assert words.of(TGID) == (0x30,)
+    words.tell(TGID, [0x30])
+    words.learn(TGID, waits((0x50, PLAIN, 2)))
+    assert words.of(TGID) == (0x30,)
+
+
+def test_a_glibc_word_ever_waited_on_otherwise_is_no_lock() -> None:
+    words = words_of({0x10: 2})
+    words.learn(TGID, waits((0x10, PLAIN, 2)))
+    assert words.learn(TGID, waits((0x10, PLAIN, 1))) and words.of(TGID) == ()
+
+
 def test_a_condvar_whose_counter_was_two_once_is_dropped_for_good() -> None:
     words = words_of({0x10: 2})
     words.learn(TGID, waits((0x10, MUTEX, 2)))

@@ -3,7 +3,9 @@
 
 Owns the choice and the generations. A Rust mutex's word shows itself by a wait
 with op 137 and expected value 2, and holds 0, 1 or 2; a word that is ever
-waited on with another expected value is a condvar's. Whoever tells the choice
+waited on with another expected value is a condvar's. glibc's mutex holds the same
+three values and shows itself by op 128, but so does malloc's lock: its words are
+watched only in a program that has shown no Rust mutex. Whoever tells the choice
 needs a step or two to see a word's first wait: until then a fresh word is
 watched all the same, in place of the told one waited for longest ago. Never
 touches a BPF map: the session does, when it is told that words changed.
@@ -20,6 +22,7 @@ from tracer import schema
 from tracer.schema import Kind, Records
 
 _MUTEX_WAIT = schema.FUTEX_WAIT_BITSET | schema.FUTEX_PRIVATE
+_GLIBC_WAIT = schema.FUTEX_WAIT | schema.FUTEX_PRIVATE
 _MUTEX_CONTENDED = 2
 _MAX_GENERATION = 0xFFFF
 # More lock words than are watched at a time take turns; so many are remembered.
@@ -49,6 +52,7 @@ class _Target:
     waited: dict[int, None] = field(default_factory=dict)  # in order of their latest waits
     named: tuple[int, ...] = ()
     candidates: list[int] = field(default_factory=list)
+    glibc: set[int] = field(default_factory=set)  # of the candidates
     turn: int = 0
     banned: set[int] = field(default_factory=set)
 
@@ -102,7 +106,8 @@ class Words:
             return False
         command = futexes["op"] & schema.FUTEX_CMD_MASK
         waits = futexes[(command == schema.FUTEX_WAIT) | (command == schema.FUTEX_WAIT_BITSET)]
-        mutex = (waits["op"] == _MUTEX_WAIT) & (waits["expected"] == _MUTEX_CONTENDED)
+        mutex = np.isin(waits["op"], (_MUTEX_WAIT, _GLIBC_WAIT)) & (waits["expected"] == _MUTEX_CONTENDED)
+        glibc = set(waits["word"][mutex & (waits["op"] == _GLIBC_WAIT)].tolist())
         if len(target.banned) < _MAX_BANNED:
             target.banned.update(np.unique(waits["word"][~mutex]).tolist())
         _unique, first = np.unique(waits["word"][mutex], return_index=True)
@@ -115,9 +120,11 @@ class Words:
                     del target.candidates[0]
                 target.candidates.append(word)
                 target.fresh[word] = _FRESH_ROUNDS
+                target.glibc |= {word} & glibc
         while len(target.waited) > _MAX_CANDIDATES:
             del target.waited[next(iter(target.waited))]
         target.candidates = [word for word in target.candidates if word not in target.banned]
+        target.glibc &= set(target.candidates)
         return self._choose(target)
 
     def rotate(self, tgid: int) -> bool:
@@ -126,17 +133,19 @@ class Words:
         if target is None or target.told is not None:
             return False
         room = self._limit - len(target.named)
-        if len(target.candidates) > room:
-            target.turn = (target.turn + room) % len(target.candidates)
+        candidates = _own(target)
+        if len(candidates) > room:
+            target.turn = (target.turn + room) % len(candidates)
         return self._choose(target)
 
     def _choose(self, target: _Target) -> bool:
         if target.told is not None:
             return self._beside_told(target, target.told)
         room = self._limit - len(target.named)
-        if len(target.candidates) <= room:
+        candidates = _own(target)
+        if len(candidates) <= room:
             target.turn = 0
-        turned = target.candidates[target.turn :] + target.candidates[: target.turn]
+        turned = candidates[target.turn :] + candidates[: target.turn]
         chosen = (*target.named, *turned[: max(room, 0)])
         changed = set(chosen) != set(target.words)
         if changed:
@@ -145,7 +154,7 @@ class Words:
 
     def _beside_told(self, target: _Target, told: tuple[int, ...]) -> bool:
         """What was told, with fresh words behind it or in place of those waited for longest ago."""
-        fresh = [word for word in target.fresh if word not in told and word not in target.banned]
+        fresh = [word for word in target.fresh if word not in told and word in _own(target)]
         fresh = fresh[-max(self._limit - len(told), self._limit // 2, 1) :]
         age = {word: i for i, word in enumerate(target.waited, 1)}
         displaced = len(told) + len(fresh) - self._limit
@@ -175,6 +184,11 @@ class Words:
     def _is_mutex(self, tgid: int, word: int) -> bool:
         value = self._read(tgid, word)
         return value is not None and value <= _MUTEX_CONTENDED
+
+
+def _own(target: _Target) -> list[int]:
+    """The candidates that are the program's own locks: glibc's only where there are no others."""
+    return [word for word in target.candidates if word not in target.glibc] or target.candidates
 
 
 def words_records(tgid: int, generation: int, words: Sequence[int], now_ns: int) -> Records:

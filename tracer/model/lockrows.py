@@ -76,7 +76,7 @@ class LockRows:
 
     def _row(self, word: Word, bins: bool) -> LockRow:
         name, instance, named_by, evidence = self._name(word.tgid, word.word)
-        kind = "condvar_relock" if word.kind == "mutex" and word.is_relock else word.kind
+        kind = "condvar_relock" if word.kind in ("mutex", "pthread") and word.is_relock else word.kind
         return LockRow(
             name=name,
             instance=instance,

@@ -71,6 +71,8 @@ class Locks:
         self._rows = LockRows(registry, namer)
         self._acquirer = Acquirer()
         self._open: dict[int, Records] = {}
+        self._own_kinds: dict[int, str] = {}
+        self._own_at = -1
 
     # ---- feeding
 
@@ -293,13 +295,32 @@ class Locks:
             yield pending
         yield Acquisition(tgid, word, tid, start, stop, 1, 0, 0, 0, True)
 
+    def own_kind(self, tgid: int) -> str:
+        """The kind of a program's own locks: glibc's (``pthread``) only where it never waited for a std mutex.
+
+        Where it did, a glibc lock is malloc's, or some library's.
+        """
+        if self._own_at != self.now_ns:
+            self._own_kinds.clear()
+            self._own_at = self.now_ns
+        kind = self._own_kinds.get(tgid)
+        if kind is None:
+            std = any(w.tgid == tgid and w.kind == "mutex" for w in self.words.values())
+            kind = self._own_kinds[tgid] = "mutex" if std else "pthread"
+        return kind
+
+    def is_own(self, word: Word) -> bool:
+        """Whether a word is one of its program's own mutexes."""
+        return word.kind == self.own_kind(word.tgid)
+
     def watch_order(self, tgid: int) -> list[int]:
-        """Live std mutex words of a process, the likeliest item_state first."""
+        """Live words of a process's own mutexes, the likeliest item_state first."""
+        kind = self.own_kind(tgid)
         live = [
             w
             for w in self._with_pending().values()
             if w.tgid == tgid
-            and w.kind == "mutex"
+            and w.kind == kind
             and w.contended
             and (w.last_ns + STALE_NS >= self.now_ns or w.misses)
         ]

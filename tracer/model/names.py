@@ -135,7 +135,7 @@ class Names:
 
     def item_states(self, tgid: int) -> set[int]:
         """Words of a process that are named item_state."""
-        words = [w.word for w in self.locks.words.values() if w.tgid == tgid and w.kind == "mutex"]
+        words = [w.word for w in self.locks.words.values() if w.tgid == tgid and self.locks.is_own(w)]
         words += [address for owner, address in self.registry.lock_symbols if owner == tgid]
         return {word for word in words if self.lock(tgid, word)[0] == ITEM_STATE}
 
@@ -151,10 +151,11 @@ class Names:
             by_site = self._by_site(known)
             if by_site is not None:
                 return by_site[0], "symbols", by_site[1]
-            if known.kind == "mutex" and self.registry.is_vmm(tgid):
+            own = self.locks.is_own(known)
+            if own and self.registry.is_vmm(tgid):
                 name, evidence = self._by_behaviour(known)
                 return (name or _bare(word)), ("behaviour" if name else "none"), evidence
-            if known.kind == "mutex" and known.is_relock:
+            if own and known.is_relock:
                 return _bare(word), "none", _cond_evidence(known)
         return _bare(word), "none", ""
 
@@ -208,6 +209,8 @@ class Names:
         for verdict in (self._by_turns(word, worker), self._by_held(word, worker)):
             if verdict is not None:
                 return verdict
+        if word.kind == "pthread":
+            return "", ""  # malloc's lock is taken at the same places
         return self._by_surroundings(word, worker, commanders)
 
     def _by_turns(self, word: Word, worker: int, *, strict: bool = False) -> tuple[str, str] | None:

@@ -177,7 +177,10 @@ class Streams:
             self.streams.append(stream)
 
     def _find_streams(self, touched: set[int]) -> None:
-        """A stream is an eventfd that a data loop writes and a VMM's thread reads."""
+        """A stream is an eventfd that a data loop writes in cycle after cycle and a VMM's thread reads.
+
+        One that is signalled now and then is something else, however soon after a cycle's start.
+        """
         for number in sorted(touched):
             eventfd = self.filing.eventfds[number]
             if not eventfd.signals.end or not eventfd.read.end:
@@ -188,12 +191,23 @@ class Streams:
                 continue
             driver = self.loops.driver_of(eventfd.signals.tid[-1], eventfd.signals.enter[-1])
             tgid = self._registry.tgid(eventfd.read.main_tid())
-            if driver is None or not tgid:
+            if driver is None or not tgid or not self._in_succession(eventfd):
                 continue
             stream = self._new_stream(f"eventfd {number}", tgid, eventfd, driver, "exact")
             stream.taken_over = eventfd.signals.total - len(eventfd.signals.end)
             stream.held_since_ns = eventfd.signals.end[0]
             self._by_eventfd[number] = stream
+
+    def _in_succession(self, eventfd: Eventfd) -> bool:
+        """Whether its latest signal and the one before it lie in cycles that follow each other."""
+        signals = eventfd.signals
+        cycles = []
+        for tid, enter in list(zip(signals.tid, signals.enter, strict=True))[-2:]:
+            driver = self.loops.driver_of(tid, enter)
+            cycle = driver.cycle_at(enter) if driver is not None else None
+            if cycle is not None:
+                cycles.append((driver, cycle[0]))
+        return len(cycles) == 2 and cycles[0][0] is cycles[1][0] and cycles[1][1] - cycles[0][1] == 1
 
     def _take_signals(self, stream: Stream) -> None:
         """Turn new signals into pending cycles."""
