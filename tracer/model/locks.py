@@ -296,7 +296,7 @@ class Locks:
         yield Acquisition(tgid, word, tid, start, stop, 1, 0, 0, 0, True)
 
     def own_kind(self, tgid: int) -> str:
-        """The kind of a program's own locks: glibc's (``pthread``) only where it never waited for a std mutex.
+        """The kind of a program's own locks: glibc's (``pthread``) only where no std mutex was ever seen.
 
         Where it did, a glibc lock is malloc's, or some library's.
         """
