@@ -2,7 +2,8 @@
 """Verdicts against truth: matching, labelling, and the figures. Pure: no process, no file.
 
 Owns the rules: a miss is the audio server's if both name the same eventfd and the same deadline; its
-cause is known if its window overlaps exactly one injection whose realised delay is at least its lateness.
+cause is known if its window overlaps exactly one injection whose realised delay, as far as it lies in the
+window, is at least its lateness. A cycle into which the driver caught up is the driver's fault.
 A cycle that another client closed is nobody's completion miss; if ours was at work at its deadline too,
 calling it late is neither right nor wrong, and counted apart.
 Never looks at how a verdict was made. Times are ns, CLOCK_MONOTONIC.
@@ -13,7 +14,7 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, Final
 
 #: Causes that say nothing definite; on single-cause truth they are errors.
@@ -22,6 +23,16 @@ VAGUE: Final = ("mixed", "unknown")
 _CAUSE_OF: Final = {"guest": "guest_late", "host": "host_late"}
 #: Kinds that fulfil two definitions at once: G is busy with another's command *while* W awaits its re-arm.
 ALSO: Final[Mapping[str, frozenset[str]]] = {"not_rearmed.g": frozenset({"head_of_line"})}
+#: The same seen from the other side: a G that is busy can keep W from its wakeup by the re-arm.
+ALSO_ON_WAKE: Final[Mapping[str, frozenset[str]]] = {
+    f"head_of_line.{by}": frozenset({"not_rearmed"}) for by in ("syscall", "cpu", "pipe", "blob")
+}
+#: Kinds whose cause is another one where the wakeup is late: W holds item_state in a turn for another
+#: event. G waits for the lock with a completion; a wakeup waits for that turn, and nobody for the lock.
+INSTEAD_ON_WAKE: Final[Mapping[str, str]] = {"lock.item_state": "serialised"}
+#: Kinds that may go on after their victim did: a burst, a lock let go in between, a CPU taken from all, a
+#: pipe that is read before that is written down.
+PASSING: Final = ("serialised", "lock.barging", "not_scheduled", "head_of_line.pipe")
 #: Causes that are no time spent, so that there is nothing to take out.
 NO_TIME: Final = ("forward_failed", "unknown")
 #: How long after its deadline an unanswered miss is looked at.
@@ -200,9 +211,21 @@ def overlapping(cycle: Cycle, nominal_ns: int, injections: Iterable[Injection]) 
 
 
 def explains(injection: Injection, cycle: Cycle) -> bool:
-    """Whether the realised delay is at least the lateness."""
-    late = (cycle.closing_ns or cycle.deadline_ns + GRACE_NS) - cycle.deadline_ns
-    return injection.delay_ns is None or injection.delay_ns >= late
+    """Whether the realised delay, as far as it lies in the cycle, is at least the lateness.
+
+    What took no time must have happened before the deadline: after it the cycle was late already.
+    """
+    if injection.delay_ns is None:
+        return injection.begin_ns < cycle.deadline_ns
+    end = cycle.closing_ns or cycle.deadline_ns + GRACE_NS
+    inside = min(injection.end_ns, end) - max(injection.begin_ns, cycle.start_ns)
+    return min(injection.delay_ns, inside) >= end - cycle.deadline_ns
+
+
+def went_on(injection: Injection, cycle: Cycle) -> bool:
+    """Whether a delay was still going on when the cycle was completed: then that did not wait for it."""
+    lasting = not injection.kind.startswith(PASSING) and injection.delay_ns is not None
+    return lasting and cycle.leg == "completion" and 0 < cycle.closing_ns < injection.end_ns
 
 
 def add_run(
@@ -247,7 +270,7 @@ def add_run(
                 score.carried += 1
                 score.carried_right += over[0] in delays.get(verdict.carried_from, [])
             continue
-        reason = _why_unlabelled(cycle, verdict, over)
+        reason = _why_unlabelled(cycle, verdict, over, 2 * tolerance_ns)
         if len(over) == 2 and all(explains(each, cycle) for each in over):
             score.pairs += 1
             causes = {each.cause for each in over}
@@ -256,21 +279,33 @@ def add_run(
             score.reasons[reason] += 1
             score.unlabelled[verdict.cause] += 1
             continue
-        known = Labelled(f"{run}/{verdict.episode}", over[0], cycle.leg, verdict, condition)
+        known = Labelled(
+            f"{run}/{verdict.episode}", _on_leg(over[0], cycle.leg), cycle.leg, verdict, condition
+        )
         score.labelled.append(known)
         if not right(known):
             wrong.append(known)
     return wrong
 
 
-def _why_unlabelled(cycle: Cycle, verdict: Verdict, over: Sequence[Injection]) -> str:
+def _on_leg(injection: Injection, leg: str) -> Injection:
+    """What an injection was to a miss of that leg."""
+    instead = INSTEAD_ON_WAKE.get(injection.kind) if leg == "wake" else None
+    return replace(injection, cause=instead, locks=frozenset()) if instead else injection
+
+
+def _why_unlabelled(cycle: Cycle, verdict: Verdict, over: Sequence[Injection], half_period_ns: int) -> str:
     """Why the cause of a miss is not known for sure, "" if it is."""
+    if cycle.deadline_ns - cycle.start_ns < half_period_ns:
+        return "the driver caught up"
     if len(over) != 1:
         return "several injections" if over else "no injection"
     if over[0].stream not in (-1, cycle.stream):
         return "another stream's delay"
     if not explains(over[0], cycle):
         return "later than the injected delay"
+    if went_on(over[0], cycle):
+        return "completed before the delay ended"
     stolen = sum(ns for kind, _, ns in verdict.segments if kind == "stolen")
     return "stolen CPU" if stolen > (verdict.late_ns or 0) / 10 else ""
 
@@ -287,7 +322,9 @@ def in_set(known: Labelled) -> bool:
 
 
 def accepted(known: Labelled) -> frozenset[str]:
-    return frozenset({known.injection.cause}) | ALSO.get(known.injection.kind, frozenset())
+    kind, none = known.injection.kind, frozenset[str]()
+    also = ALSO_ON_WAKE.get(kind, none) if known.leg == "wake" else none
+    return frozenset({known.injection.cause}) | ALSO.get(kind, none) | also
 
 
 def saved_form(score: Score) -> dict[str, Any]:

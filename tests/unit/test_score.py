@@ -60,6 +60,53 @@ def test_a_miss_matches_one_verdict_of_the_same_eventfd_and_deadline_only() -> N
     assert [v.id for v in found.invented] == [4, 2, 3]
 
 
+def labelled(injection: Injection = DONE, cycle: Cycle = LATE) -> tuple[list[str], dict[str, int]]:
+    """The causes that are the truth of a miss for an injection, and why there is none."""
+    score = scored(TOLD, injections=(injection,), cycle=cycle)
+    return [one.injection.cause for one in score.labelled], dict(score.reasons)
+
+
+def test_only_what_lies_within_the_cycle_has_delayed_it() -> None:
+    """Late by 350 of the 1000 that the cycle has; the delay's time before the start is nobody's."""
+    assert labelled(replace(DONE, end_ns=1350)) == (["lock"], {})
+    assert labelled(replace(DONE, end_ns=1349)) == ([], {"later than the injected delay": 1})
+
+
+@pytest.mark.parametrize("cause", ["forward_failed", "unknown"])
+def test_what_fails_after_the_deadline_made_nothing_late(cause: str) -> None:
+    at = replace(DONE, cause=cause, delay_ns=None, begin_ns=2000, end_ns=2000)
+    assert labelled(at) == ([], {"later than the injected delay": 1})
+    assert labelled(replace(at, begin_ns=1999, end_ns=1999)) == ([cause], {})
+
+
+def test_a_completion_did_not_wait_for_what_went_on_after_it() -> None:
+    long = replace(DONE, end_ns=2351)
+    assert labelled(long) == ([], {"completed before the delay ended": 1})
+    assert labelled(replace(long, kind="lock.barging")) == (["lock"], {})
+    assert labelled(long, replace(LATE, leg="wake")) == (["lock"], {})
+
+
+def test_a_cycle_into_which_the_driver_caught_up_is_nobody_else_s_fault() -> None:
+    short = replace(LATE, start_ns=1501)
+    assert labelled(cycle=short) == ([], {"the driver caught up": 1})
+    assert labelled(cycle=replace(short, start_ns=1500)) == (["lock"], {})
+
+
+def test_a_worker_that_holds_its_lock_in_another_turn_serialises_its_wakeups() -> None:
+    held = replace(DONE, kind="lock.item_state")
+    assert labelled(held) == (["lock"], {})
+    assert labelled(held, replace(LATE, leg="wake")) == (["serialised"], {})
+
+
+def test_a_busy_g_that_keeps_the_worker_from_its_wakeup_is_a_late_rearm_as_well() -> None:
+    busy = replace(DONE, kind="head_of_line.cpu", cause="head_of_line", locks=frozenset())
+    told = replace(TOLD, cause="not_rearmed", sufficient=("not_rearmed",))
+    for leg, right in (("completion", 0.0), ("wake", 1.0)):
+        score = scored(told, injections=(busy,), cycle=replace(LATE, leg=leg))
+        row = figures(score)["by_cause"][f"head_of_line/{leg}"]
+        assert (row["label"]["share"], row["set"]["share"]) == (right, right)
+
+
 def test_a_failure_of_another_stream_is_in_nobody_else_s_way() -> None:
     failed = replace(DONE, cause="forward_failed", delay_ns=None, stream=1)
     assert overlapping(LATE, 990, [failed, DONE]) == [DONE]
@@ -196,7 +243,9 @@ def test_the_bound_counts_episodes_not_misses() -> None:
     for run in ("a", "b"):
         twice = [TOLD, replace(TOLD, id=2, start_ns=1990, deadline_ns=3003)]
         later = replace(LATE, start_ns=2000, deadline_ns=3000, closing_ns=3100)
-        add_run(score, run, [LATE, later], twice, [replace(DONE, end_ns=3000)], PERIOD // 4)
+        add_run(
+            score, run, [LATE, later], twice, [replace(DONE, kind="lock.barging", end_ns=3000)], PERIOD // 4
+        )
     label = figures(score)["by_cause"]["lock/completion"]["label"]
     assert (label["n"], label["episodes"]) == (4, 2)
     assert label["lower"] == wilson_lower(1.0, 2)
