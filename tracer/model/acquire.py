@@ -32,9 +32,12 @@ from tracer.schema import (
 STD_WAIT = FUTEX_WAIT_BITSET | FUTEX_PRIVATE  # 137
 PTHREAD_WAIT = FUTEX_WAIT | FUTEX_PRIVATE  # 128
 CONTENDED = 2
+NO_OP = 511  # an op with more bits than flags and commands have is none
 # FUTEX_LOCK_PI, FUTEX_LOCK_PI2 and FUTEX_UNLOCK_PI, private ones
 _PI_LOCKS, _PI_UNLOCK = (6 | FUTEX_PRIVATE, 13 | FUTEX_PRIVATE), 7 | FUTEX_PRIVATE
 _WITHOUT_CLOCK = 0xFF
+_IS_PI = np.isin(np.arange(_WITHOUT_CLOCK + 1), (*_PI_LOCKS, _PI_UNLOCK))
+_FUTEX = int(Kind.FUTEX)
 
 # What a futex call is, here.
 LOCK_WAIT, OTHER_WAIT, WAKE = 1, 2, 3
@@ -64,10 +67,13 @@ ACQ = np.dtype(
 
 def without_inheritance(records: Records) -> Records:
     """Records (n,) with calls on mutexes that inherit priority as waits and wakes on plain ones."""
-    op = np.where(records["kind"] == int(Kind.FUTEX), records["op"] & _WITHOUT_CLOCK, 0)
-    locks, unlocks = np.isin(op, _PI_LOCKS), op == _PI_UNLOCK
-    if not locks.any() and not unlocks.any():
+    at = np.flatnonzero(records["kind"] == _FUTEX)
+    op = records["op"][at] & _WITHOUT_CLOCK
+    inherits = _IS_PI[op]
+    if not inherits.any():
         return records
+    at, op = at[inherits], op[inherits]
+    locks, unlocks = at[op != _PI_UNLOCK], at[op == _PI_UNLOCK]
     records = records.copy()
     futex = view(records, FUTEX)
     futex["op"][locks], futex["expected"][locks] = PTHREAD_WAIT, CONTENDED
@@ -75,14 +81,29 @@ def without_inheritance(records: Records) -> Records:
     return records
 
 
-def classify(op: NDArray[np.uint16], expected: NDArray[np.uint32]) -> NDArray[np.uint8]:
-    """LOCK_WAIT, OTHER_WAIT, WAKE or 0 for futex ops (n,) and their expected values (n,)."""
+def _classes() -> NDArray[np.uint8]:
+    """What a futex call is, at 2 * op + (whether its value is ``CONTENDED``)."""
+    op, contended = np.divmod(np.arange(2 * (NO_OP + 1)), 2)
     cmd = op & FUTEX_CMD_MASK
     wait = (cmd == FUTEX_WAIT) | (cmd == FUTEX_WAIT_BITSET)
-    lock = ((op == STD_WAIT) | (op == PTHREAD_WAIT)) & (expected == CONTENDED)
+    lock = ((op == STD_WAIT) | (op == PTHREAD_WAIT)) & (contended == 1)
     out = np.where(lock, LOCK_WAIT, np.where(wait, OTHER_WAIT, 0)).astype(np.uint8)
     out[_IS_WAKE[cmd]] = WAKE
     return out
+
+
+_CLASSES = _classes()
+
+
+def sort_of(op: NDArray[np.uint16], expected: NDArray[np.uint32]) -> NDArray[np.intp]:
+    """Places (n,) in tables by futex op and whether the expected value is ``CONTENDED``."""
+    at: NDArray[np.intp] = np.minimum(op, NO_OP).astype(np.intp) * 2 + (expected == CONTENDED)
+    return at
+
+
+def classify(op: NDArray[np.uint16], expected: NDArray[np.uint32]) -> NDArray[np.uint8]:
+    """LOCK_WAIT, OTHER_WAIT, WAKE or 0 for futex ops (n,) and their expected values (n,)."""
+    return _CLASSES.take(sort_of(op, expected))
 
 
 @dataclass(slots=True)

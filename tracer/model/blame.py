@@ -77,6 +77,7 @@ class Recent:
 
     def __init__(self) -> None:
         self._chunks: deque[tuple[int, int, Threads]] = deque()
+        self._found: dict[tuple[int, int, int], Records] = {}  # of this step: asked for again and again
 
     def step(self, step: Step, now_ns: int) -> None:
         """Keep a step's spans and drop what is too old."""
@@ -85,15 +86,17 @@ class Recent:
             self._chunks.append((int(first[0]), int(last[0]), step.threads))
         while self._chunks and self._chunks[0][1] + RECENT_NS < now_ns:
             self._chunks.popleft()
+        self._found.clear()
 
     def of(self, tid: int, start_ns: int, until_ns: int) -> Records:
-        """Closed syscall spans (n,) of a thread that end in [start, until], in time order, no wakes."""
-        parts = [
-            threads.calls(tid)
-            for first, last, threads in self._chunks
-            if last >= start_ns and first <= until_ns and tid in threads.slices
-        ]
-        return join(parts, RECORD)
+        """Closed syscall spans (n,) of a thread in the steps that have [start, until], in order, no wakes."""
+        steps = [c for c in self._chunks if c[1] >= start_ns and c[0] <= until_ns]
+        key = (tid, steps[0][0], len(steps)) if steps else (tid, 0, 0)
+        rows = self._found.get(key)
+        if rows is None:
+            parts = [threads.calls(tid) for _, _, threads in steps if tid in threads.slices]
+            rows = self._found[key] = join(parts, RECORD)
+        return rows
 
     def longest(
         self, tid: int, starts: NDArray[np.uint64], ends: NDArray[np.uint64]

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tracer.model.step import Step
-from tracer.schema import OFFCPU, Kind, Records, end_ns
+from tracer.schema import Kind, Records, end_ns
 
 
 class Choice(NamedTuple):
@@ -38,7 +38,7 @@ class Choices:
         for tid in np.unique(tids).tolist():
             spans = step.threads.of(tid)
             wait = spans.take(np.flatnonzero(spans["kind"] == Kind.EPOLL_WAIT))
-            off = spans.take(np.flatnonzero(spans["kind"] == Kind.OFFCPU)).view(OFFCPU)
+            off = step.sleeps(tid)
             sleeps = off.take(np.flatnonzero(off["woken_ns"] > 0))
             ends = end_ns(wait)
             which = np.searchsorted(ends, enters[tids == tid], side="right") - 1

@@ -84,25 +84,28 @@ class Filing:
         self.eventfds: dict[int, Eventfd] = {}
         self.answered: set[int] = set()
         self._loose: dict[int, _Loose] = {}  # others that an audio server has touched
+        self._reborn: dict[int, int] = {}  # ids that were among those, born again since: nothing done yet
         self._forgotten_ns = 0
 
     def __len__(self) -> int:
         """How many are kept."""
-        return len(self.eventfds) + len(self._loose)
+        return len(self.eventfds) + len(self._loose) + len(self._reborn)
 
     def births(self, rows: Records) -> list[int]:
         """Take a step's FD records; those of ``eventfds`` whose ids are other eventfds now."""
         op, ids = rows["op"], rows["eventfd_id"]
         born = np.flatnonzero(((op == EVENTFD2[0]) | (op == EVENTFD2[1])) & (ids >= 0))
         reborn = []
-        for number, at in zip(ids[born].tolist(), rows["enter_ns"][born].tolist(), strict=True):
+        # Of an id's births in one step the last counts: what is done with it is filed after them.
+        last = dict(zip(ids[born].tolist(), rows["enter_ns"][born].tolist(), strict=True))
+        for number, at in last.items():
             if number in self.eventfds:
                 del self.eventfds[number]
                 self.answered.discard(number)
                 reborn.append(number)
-            elif number not in self._loose:
+            elif self._loose.pop(number, None) is None and number not in self._reborn:
                 continue
-            self._loose[number] = _Loose(at)
+            self._reborn[number] = at
         return reborn
 
     def step(self, rw: Records, tgids: NDArray[np.uint32], by_audio: NDArray[np.bool_]) -> set[int]:
@@ -128,6 +131,10 @@ class Filing:
         )
         starts = np.flatnonzero(np.concatenate(([True], code[1:] != code[:-1])))
         codes, cuts = code[starts].tolist(), [*starts.tolist(), len(code)]
+        for number in dict.fromkeys(group >> 2 for group in codes):
+            born_ns = self._reborn.pop(number, None)
+            if born_ns is not None:
+                self._loose[number] = _Loose(born_ns)
         for group in codes:
             number = group >> 2
             if group & _AUDIO_READ and number not in self.eventfds and number not in self._loose:
@@ -191,4 +198,5 @@ class Filing:
             self.answered.discard(number)
         for number in [n for n, e in self._loose.items() if e.forget(before_ns)]:
             del self._loose[number]
+        self._reborn.clear()
         return gone

@@ -22,7 +22,7 @@ from tracer.model.streams import Streams
 from tracer.model.summary import Finding
 from tracer.model.wording import PLAY
 from tracer.model.words import bump
-from tracer.schema import OFFCPU, Flag, Kind, Losses, view
+from tracer.schema import Flag, Kind, Losses
 
 #: Waiting for a CPU for more than this share of the time is worth a finding.
 RUN_DELAY_SHARE: Final = 0.02
@@ -50,8 +50,7 @@ class RunDelay:
     def step(self, step: Step, tids: set[int]) -> None:
         """Take over the off-CPU spans of ``tids``."""
         for tid in tids:
-            rows = step.threads.of(tid)
-            off = view(rows.take(np.flatnonzero(rows["kind"] == int(Kind.OFFCPU))), OFFCPU)
+            off = step.sleeps(tid)
             if not len(off):
                 continue
             enter = off["enter_ns"]
@@ -61,11 +60,14 @@ class RunDelay:
             delay[slept & (off["woken_ns"] == 0)] = 0
             self.total_ns[tid] = self.total_ns.get(tid, 0) + int(delay.sum())
             by = self.instead_ns.setdefault(tid, {})
-            who, place = np.unique(off["instead_tid"], return_inverse=True)
-            sums = np.bincount(place, weights=delay, minlength=len(who))
-            for instead, ns in zip(who.tolist(), sums.tolist(), strict=True):
+            who = off["instead_tid"]
+            order = np.argsort(who, kind="stable")
+            who, delay = who[order], delay[order]
+            starts = np.flatnonzero(np.concatenate(([True], who[1:] != who[:-1])))
+            sums = np.add.reduceat(delay, starts)
+            for instead, ns in zip(who[starts].tolist(), sums.tolist(), strict=True):
                 if instead:
-                    bump(by, instead, int(ns), limit=_INSTEAD)
+                    bump(by, instead, ns, limit=_INSTEAD)
 
 
 @dataclass(slots=True)

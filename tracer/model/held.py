@@ -27,7 +27,7 @@ from tracer.model.summary import HeldRow
 from tracer.schema import EPOLL_CTL, EPOLL_WAIT, FD, MSG, RW, SYSCALL, Kind, Records
 
 #: (tgid, kind, fd, eventfd_id or -1) -> what the fd is: completion, stream, irq, kick, pipe ...
-ObjectOf = Callable[[int, Kind, int, int], str]
+ObjectOf = Callable[[int, int, int, int], str]
 
 MIN_SAMPLES = 20
 _WILSON_Z = 2.576  # 99 %
@@ -45,6 +45,7 @@ _FAMILIES = (
     (Kind.SYSCALL, Kind.SYSCALL, SYSCALL),
 )
 _EVENTFD_KEY = 1 << 32
+_FD_KIND = int(Kind.FD)
 _MIX = np.array((0x9E3779B97F4A7C1, 0x2545F4914F6CDD1, 0x1B873593CC9E2D5), dtype=np.int64)
 
 Key = tuple[int, int, int, int, int, str]  # tgid, word, tid, kind, number, object
@@ -157,16 +158,22 @@ class Held:
             fresh = np.flatnonzero(~known)
             self._enlist(key[fresh], columns[:5, fresh])
             group, _ = self._find(key)
-        used = int(np.bitwise_or.reduce(readable))
         row = self._row_of[group]
-        for bit in range(_BITS):
-            if used >> bit & 1:
-                at = self._table[:, bit]
-                n = np.bincount(row, weights=readable >> bit & 1, minlength=len(at)).astype(np.int64)
-                np.add.at(self._samples, at, n)
-                n_held = np.bincount(row, weights=held >> bit & 1, minlength=len(at)).astype(np.int64)
-                np.add.at(self._held, at, n_held)
-                self._last[at[n > 0]] = now_ns
+        places = len(self._table)
+        some = np.flatnonzero(held)
+        for mask, counts in ((readable, self._samples), (held.take(some), self._held)):
+            of = row if counts is self._samples else row.take(some)
+            used = int(np.bitwise_or.reduce(mask))
+            same = len(mask) and int(np.bitwise_and.reduce(mask)) == used
+            n = np.bincount(of, minlength=places)
+            for bit in range(_BITS):
+                if used >> bit & 1:
+                    if not same:
+                        n = np.bincount(of.take(np.flatnonzero(mask >> bit & 1)), minlength=places)
+                    at = self._table[:, bit]
+                    np.add.at(counts, at, n)
+                    if counts is self._samples:
+                        self._last[at[n > 0]] = now_ns
 
     def _find(self, key: NDArray[np.int64]) -> tuple[NDArray[np.intp], NDArray[np.bool_]]:
         """Where keys (n,) are among the known ones, and whether they are."""
@@ -186,11 +193,11 @@ class Held:
     def _place(self, tid: int, kind: int, number: int, generation: int, fd: int) -> int:
         """The row of counter indices of one combination of columns; index 0: nowhere."""
         tgid = self.registry.tgid(tid)
-        if kind == Kind.FD:
+        if kind == _FD_KIND:
             obj = "eventfd" if fd else ""
         else:
             eventfd_id = fd - _EVENTFD_KEY if fd >= _EVENTFD_KEY else -1
-            obj = self._object(tgid, Kind(kind), fd if eventfd_id < 0 else 0, eventfd_id)
+            obj = self._object(tgid, kind, fd if eventfd_id < 0 else 0, eventfd_id)
         place = tid, generation, kind, number, obj
         row = self._places.get(place)
         if row is None:
@@ -202,7 +209,7 @@ class Held:
             self._table = np.concatenate((self._table, at))
         return row
 
-    def _object(self, tgid: int, kind: Kind, fd: int, eventfd_id: int) -> str:
+    def _object(self, tgid: int, kind: int, fd: int, eventfd_id: int) -> str:
         if fd < 0 and eventfd_id < 0:
             return ""
         if self.object_of is not None:

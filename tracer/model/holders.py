@@ -63,6 +63,7 @@ class Holders:
         self._early_misses: dict[tuple[int, int, int, int], int] = {}
         self._settle_at = 0
         self._tap = tap
+        self._found: dict[tuple[int, int], Signs] = {}  # while waits are blamed: by tgid and calls
 
     def add(self, acq: Records) -> None:
         """Take closed acquisitions (n,) of dtype ACQ."""
@@ -107,6 +108,7 @@ class Holders:
         starts = np.concatenate(([0], np.flatnonzero(change) + 1, [len(acq)]))
         for lo, hi in zip(starts[:-1].tolist(), starts[1:].tolist(), strict=True):
             self._blame_word(acq[lo:hi], cells, tap, settled)
+        self._found.clear()
 
     def _blame_word(self, acq: Records, cells: Cells, tap: Tap | None, settled: bool) -> None:
         tgid, word = int(acq["tgid"][0]), int(acq["word"][0])
@@ -243,7 +245,11 @@ class Holders:
         return found
 
     def _signs_of(self, tgid: int, tid: int, start_ns: int, until_ns: int) -> Signs:
-        return Signs(self.uses, tgid, self.recent.of(tid, max(0, start_ns - AROUND_NS), until_ns))
+        calls = self.recent.of(tid, max(0, start_ns - AROUND_NS), until_ns)
+        signs = self._found.get((tgid, id(calls)))
+        if signs is None or signs.of is not calls:
+            signs = self._found[tgid, id(calls)] = Signs(self.uses, tgid, calls)
+        return signs
 
     def note_miss(self, tgid: int, word: int, holder_tid: int, waiter_tid: int, n: int) -> None:
         """Count misses in the blame cell of a holder and a waiter."""

@@ -15,8 +15,19 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 
 import numpy as np
+from numpy.typing import NDArray
 
-from tracer.model.acquire import CONTENDED, LOCK_WAIT, PTHREAD_WAIT, STD_WAIT, WAKE, Acquirer, classify
+from tracer.model.acquire import (
+    CONTENDED,
+    LOCK_WAIT,
+    NO_OP,
+    PTHREAD_WAIT,
+    STD_WAIT,
+    WAKE,
+    Acquirer,
+    classify,
+    sort_of,
+)
 from tracer.model.blame import Cell
 from tracer.model.holders import Holders
 from tracer.model.lockrows import LockRows, Namer
@@ -42,6 +53,21 @@ from tracer.schema import FUTEX_PRIVATE, Kind, Life, Records
 
 MAX_WORDS = 4096
 STALE_NS = 60_000_000_000  # a lock unused for so long gives up its place among the watched words
+
+
+def _seen() -> NDArray[np.uint8]:
+    """What a futex call shows of its word, by ``acquire.sort_of``."""
+    op, contended = np.divmod(np.arange(2 * (NO_OP + 1)), 2)
+    cls = classify(op.astype(np.uint16), np.where(contended, CONTENDED, 0).astype(np.uint32))
+    std, pthread, two = op == STD_WAIT, op == PTHREAD_WAIT, contended == 1
+    return np.select(
+        [cls == WAKE, cls == 0, (op & FUTEX_PRIVATE) == 0, std & two, std, pthread & two],
+        [0, 0, SEEN_SHARED, SEEN_STD, SEEN_STD_OTHER, SEEN_PTHREAD],
+        SEEN_PRIVATE_OTHER,
+    ).astype(np.uint8)
+
+
+_SEEN = _seen()
 
 
 class Locks:
@@ -96,13 +122,13 @@ class Locks:
             self._evict()
 
     def _feed(self, futex: Records) -> None:
-        op, expected = futex["op"], futex["expected"]
-        cls = classify(op, expected)
+        sort = sort_of(futex["op"], futex["expected"])
+        cls = classify(futex["op"], futex["expected"])
         tgids = self.registry.tgids_of(futex["tid"])
         if self._open:
             for tid in np.unique(futex["tid"]).tolist():  # any later call of the thread supersedes it
                 self._open.pop(tid, None)
-        self._learn_words(futex, cls, tgids)
+        self._learn_words(futex, cls, _SEEN.take(sort), tgids)
         is_wake = np.flatnonzero(cls == WAKE)
         woke = futex.take(is_wake)
         wakes = np.empty(len(woke), dtype=WAKES)
@@ -111,18 +137,11 @@ class Locks:
         self.holders.wakes.add(wakes)
         self._close(self._acquirer.step(futex, cls, tgids))
 
-    def _learn_words(self, futex: Records, cls: np.ndarray, tgids: np.ndarray) -> None:
-        op, two = futex["op"], futex["expected"] == CONTENDED
-        std, pthread = op == STD_WAIT, op == PTHREAD_WAIT
-        private = (op & FUTEX_PRIVATE) != 0
-        bits = np.select(
-            [cls == WAKE, cls == 0, ~private, std & two, std, pthread & two],
-            [0, 0, SEEN_SHARED, SEEN_STD, SEEN_STD_OTHER, SEEN_PTHREAD],
-            SEEN_PRIVATE_OTHER,
-        ).astype(np.uint8)
-        order = np.lexsort((futex["tid"], cls == WAKE, futex["word"], tgids))
+    def _learn_words(self, futex: Records, cls: np.ndarray, bits: np.ndarray, tgids: np.ndarray) -> None:
+        is_wake = cls == WAKE
+        order = np.lexsort((futex["tid"], is_wake, futex["word"], tgids))
         word, tgid, tid = futex["word"][order], tgids[order], futex["tid"][order]
-        wake = (cls == WAKE)[order]
+        wake = is_wake[order]
         end = (futex["enter_ns"] + futex["dur_ns"])[order]
         n = len(order)
         new_word = np.ones(n, dtype=bool)

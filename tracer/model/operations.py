@@ -85,19 +85,19 @@ class Uses:
 
     @staticmethod
     def _learn(ids: _Ids, role: str, calls: Records) -> None:
-        closes = calls[(calls["kind"] == int(Kind.FD)) & (calls["op"] == _CLOSE)].view(FD)
+        kind, number = calls["kind"], calls.view(RW)["eventfd_id"]
         eventfd = (calls["flags"] & Flag.EVENTFD) != 0
-        reads = calls[eventfd & (calls["kind"] == int(Kind.READ))].view(RW)
-        writes = calls[eventfd & (calls["kind"] == int(Kind.WRITE))].view(RW)
-        closed = set(closes["eventfd_id"].tolist())
+        is_close = (kind == int(Kind.FD)) & (calls["op"] == _CLOSE)
+        closed = set(calls.view(FD)["eventfd_id"][is_close].tolist())
+        writes = eventfd & (kind == int(Kind.WRITE))
         # An id lives on in another's eventfd: what was only ever an item is forgotten with it.
         ids.taken -= closed
         ids.signalled -= closed
         if role == "W":
-            ids.taken |= set(reads["eventfd_id"].tolist()) - closed
-            ids.raised |= set(writes["eventfd_id"].tolist())
+            ids.taken |= set(number[eventfd & (kind == int(Kind.READ))].tolist()) - closed
+            ids.raised |= set(number[writes].tolist())
         else:
-            ids.signalled |= set(writes["eventfd_id"][writes["value"] != 0].tolist()) - closed
+            ids.signalled |= set(number[writes & (calls.view(RW)["value"] != 0)].tolist()) - closed
 
     def write(self, tgid: int, eventfd_id: int) -> str:
         """What a write to an eventfd is: ``irq``, ``resample``, ``item`` or "" where it may be either."""
@@ -122,9 +122,13 @@ class Signs:
 
     Args:
         calls: (n,) closed syscall spans of the thread but wakes, by end.
+
+    Attributes:
+        of: those calls.
     """
 
     def __init__(self, uses: Uses, tgid: int, calls: Records) -> None:
+        self.of = calls
         if len(calls):
             futex = calls.view(FUTEX)
             lock = (calls["kind"] == int(Kind.FUTEX)) & (futex["expected"] == CONTENDED)

@@ -21,6 +21,7 @@ from tracer.schema import CallSite, EpollEntry, Fd, Kind, Life, LockSymbol, Targ
 
 #: Threads that have exited are kept for their names, so many of them: a VMM may run for weeks.
 KEEP_EXITED: Final = 512
+_TID_MAX: Final = 1 << 22  # PID_MAX_LIMIT, include/linux/threads.h
 
 
 @dataclass(slots=True)
@@ -50,8 +51,8 @@ class Registry:
     sites: dict[tuple[int, int], CallSite] = field(default_factory=dict)
     lock_symbols: dict[tuple[int, int], LockSymbol] = field(default_factory=dict)
     _exited: deque[ThreadState] = field(default_factory=deque)
-    _tid_keys: NDArray[np.uint32] | None = None
-    _tid_tgids: NDArray[np.uint32] | None = None
+    # tgid by tid, 0 where unknown; the last place is nobody's, and stands for all tids beyond it.
+    _tgids: NDArray[np.uint32] = field(default_factory=lambda: np.zeros(1 << 16, dtype=np.uint32))
 
     def learn(
         self,
@@ -68,8 +69,7 @@ class Registry:
         for row in threads:
             state = self.threads.get(row.tid)
             if state is None or state.tgid != row.tgid:
-                state = self.threads[row.tid] = ThreadState(row.tid, row.tgid, row.comm)
-                self._tid_keys = None
+                state = self._enlist(ThreadState(row.tid, row.tgid, row.comm))
             state.comm, state.policy, state.priority = row.comm, row.policy, row.priority
             state.cpus, state.throttled_ns = row.cpus, row.throttled_ns
         for fd in fds:
@@ -93,10 +93,21 @@ class Registry:
                     self._bury(state)
                 continue
             if state is None or (tgid and state.tgid != tgid) or state.exit_ns is not None:
-                state = self.threads[tid] = ThreadState(tid, tgid, comm)
-                self._tid_keys = None
+                state = self._enlist(ThreadState(tid, tgid, comm))
             if comm:
                 state.comm = comm
+
+    def _enlist(self, state: ThreadState) -> ThreadState:
+        """Make a thread known."""
+        tid, tgid = state.tid, state.tgid
+        self.threads[tid] = state
+        if 0 <= tid <= _TID_MAX and 0 <= tgid <= _TID_MAX:  # else a trace that lies: no record has such a tid
+            if tid >= len(self._tgids) - 1:
+                grown = np.zeros(2 * tid + 2, dtype=np.uint32)  # pages that nobody touches take no memory
+                grown[: len(self._tgids)] = self._tgids
+                self._tgids = grown
+            self._tgids[tid] = tgid
+        return state
 
     def _bury(self, state: ThreadState) -> None:
         """Forget the thread that exited longest ago, beyond those that are kept."""
@@ -105,7 +116,7 @@ class Registry:
             oldest = self._exited.popleft()
             if self.threads.get(oldest.tid) is oldest:
                 del self.threads[oldest.tid]
-                self._tid_keys = None
+                self._tgids[oldest.tid : oldest.tid + 1] = 0
 
     def tgid(self, tid: int) -> int:
         """The process of a thread, 0 where unknown."""
@@ -135,14 +146,5 @@ class Registry:
 
     def tgids_of(self, tids: NDArray[np.uint32]) -> NDArray[np.uint32]:
         """The processes (n,) of threads (n,), 0 where unknown."""
-        if self._tid_keys is None or self._tid_tgids is None:
-            keys = sorted(self.threads)
-            self._tid_keys = np.array(keys, dtype=np.uint32)
-            self._tid_tgids = np.array([self.threads[k].tgid for k in keys], dtype=np.uint32)
-        if not len(self._tid_keys):
-            return np.zeros(len(tids), dtype=np.uint32)
-        at = np.minimum(np.searchsorted(self._tid_keys, tids), len(self._tid_keys) - 1)
-        found: NDArray[np.uint32] = np.where(self._tid_keys[at] == tids, self._tid_tgids[at], 0).astype(
-            np.uint32
-        )
+        found: NDArray[np.uint32] = self._tgids.take(tids, mode="clip")
         return found

@@ -19,9 +19,9 @@ import numpy as np
 from tracer.model.registry import Registry
 from tracer.model.step import Step
 from tracer.model.streams import Streams
-from tracer.schema import FUTEX, OFFCPU, RW, Flag, Kind, Records, view
+from tracer.schema import FUTEX, RW, Flag, Kind, Records, view
 
-_READ, _WRITE, _FUTEX, _OFFCPU = int(Kind.READ), int(Kind.WRITE), int(Kind.FUTEX), int(Kind.OFFCPU)
+_READ, _WRITE, _FUTEX = int(Kind.READ), int(Kind.WRITE), int(Kind.FUTEX)
 _EVENTFD = int(Flag.EVENTFD)
 _NAMED = 65_536
 
@@ -90,8 +90,8 @@ class Roles:
     def _interrupts(self, step: Step, tid: int) -> None:
         """Eventfds that W writes are interrupts."""
         rows = view(step.threads.calls(tid), RW)
-        wrote = (rows["kind"] == _WRITE) & ((rows["flags"] & _EVENTFD) != 0)
-        if wrote.any():
+        wrote = np.flatnonzero((rows["kind"] == _WRITE) & ((rows["flags"] & _EVENTFD) != 0))
+        if len(wrote):
             known = self.irq_ids.setdefault(self.registry.tgid(tid), set())
             known.update(rows["eventfd_id"][wrote].tolist())
 
@@ -101,7 +101,7 @@ class Roles:
         parked = (futex["kind"] == _FUTEX) & (futex["expected"] != MUTEX_CONTENDED) & (futex["ret"] == 0)
         if not parked.any():
             return
-        spans = _sleeps(step, tid)
+        spans = step.sleeps(tid)
         at = np.searchsorted(spans["enter_ns"], futex["enter_ns"][parked])
         woken = spans.take(np.unique(at[at < len(spans)]))
         tgid = self.registry.tgid(tid)
@@ -113,7 +113,7 @@ class Roles:
         """Who wakes an idle G is a vCPU (a real guest's kick is no syscall of its own)."""
         calls = step.threads.calls(tid)
         reads = calls["kind"] == _READ
-        spans = _sleeps(step, tid)
+        spans = step.sleeps(tid)
         spans = spans.take(np.flatnonzero(spans["woken_ns"] > 0))
         if not reads.any() or not len(spans):
             return
@@ -150,14 +150,7 @@ class Roles:
         return tids[0] if tids else 0
 
 
-def _sleeps(step: Step, tid: int) -> Records:
-    """A thread's closed off-CPU spans (n,) of a step, by end."""
-    rows = step.threads.of(tid)
-    return view(rows.take(np.flatnonzero(rows["kind"] == _OFFCPU)), OFFCPU)
-
-
 def _wakers(woken: Records) -> Iterator[tuple[int, int]]:
     """(tid, times) of those that woke a thread from these off-CPU spans (n,), by tid; no interrupts."""
     awake = (woken["waker_in_irq"] == 0) & (woken["woken_ns"] > 0)
-    tids, counts = np.unique(woken["waker_tid"][awake], return_counts=True)
-    return zip(tids.tolist(), counts.tolist(), strict=True)
+    return iter(sorted(Counter(woken["waker_tid"][awake].tolist()).items()))

@@ -13,7 +13,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from tracer.schema import FAMILY, Kind, Records, end_ns
+from tracer.schema import FAMILY, OFFCPU, Kind, Records, end_ns
 
 _KINDS: Final = 256
 _LAST_SPAN: Final = int(Kind.OFFCPU)
@@ -26,7 +26,7 @@ _IS_WAIT: Final = np.array([cmd in (0, 9) for cmd in range(128)])  # FUTEX_WAIT,
 class Threads:
     """A step's spans by thread, OPEN ones included: (n,) sorted by (tid, end)."""
 
-    __slots__ = ("_calls", "ends", "records", "slices")
+    __slots__ = ("_calls", "_closed", "ends", "records", "slices")
 
     def __init__(self, spans: Records) -> None:
         tids = spans["tid"]
@@ -41,16 +41,20 @@ class Threads:
         self.slices: dict[int, tuple[int, int]] = {
             tid: (a, b) for tid, a, b in zip(who, starts, stops, strict=True)
         }
+        self._closed: dict[int, Records] = {}
         self._calls: dict[int, Records] = {}
 
     def of(self, tid: int) -> Records:
         """A thread's closed spans (n,), by end."""
-        bounds = self.slices.get(tid)
-        if bounds is None:
-            return self.records[:0]
-        rows = self.records[bounds[0] : bounds[1]]
-        opened = rows["flags"] & _OPEN
-        return rows.take(np.flatnonzero(opened == 0)) if opened.any() else rows
+        rows = self._closed.get(tid)
+        if rows is None:
+            start, stop = self.slices.get(tid, (0, 0))
+            rows = self.records[start:stop]
+            opened = rows["flags"] & _OPEN
+            if opened.any():
+                rows = rows.take(np.flatnonzero(opened == 0))
+            self._closed[tid] = rows
+        return rows
 
     def calls(self, tid: int) -> Records:
         """A thread's closed syscall spans (n,) but futex wakes, by end."""
@@ -71,7 +75,7 @@ class Step:
         end_ns: end of the step; no record ends after it.
     """
 
-    __slots__ = ("_bounds", "_by_kind", "_threads", "end_ns", "records")
+    __slots__ = ("_bounds", "_by_kind", "_sleeps", "_syscalls", "_threads", "end_ns", "records")
 
     def __init__(self, records: Records, end_ns: int) -> None:
         self.records = records
@@ -82,6 +86,8 @@ class Step:
         self._by_kind: Records = records.take(np.argsort(kind, kind="stable"))
         self._bounds: list[int] = [0, *np.cumsum(np.bincount(kind, minlength=_KINDS)).tolist()]
         self._threads: Threads | None = None
+        self._sleeps: dict[int, Records] = {}
+        self._syscalls: dict[int, Records] = {}
 
     def __len__(self) -> int:
         return len(self.records)
@@ -100,6 +106,22 @@ class Step:
         if len(rows):
             rows = rows.take(np.flatnonzero(rows["kind"] == int(kind)))
         return rows.view(FAMILY[kind])
+
+    def sleeps(self, tid: int) -> Records:
+        """A thread's closed off-CPU spans (n,), by end, of dtype OFFCPU."""
+        rows = self._sleeps.get(tid)
+        if rows is None:
+            rows = self.threads.of(tid)
+            rows = self._sleeps[tid] = rows.take(np.flatnonzero(rows["kind"] == _LAST_SPAN)).view(OFFCPU)
+        return rows
+
+    def syscalls(self, tid: int) -> Records:
+        """A thread's closed syscall spans (n,), futex wakes included, by end."""
+        rows = self._syscalls.get(tid)
+        if rows is None:
+            rows = self.threads.of(tid)
+            rows = self._syscalls[tid] = rows.take(np.flatnonzero(rows["kind"] <= _LAST_CALL))
+        return rows
 
     @property
     def threads(self) -> Threads:

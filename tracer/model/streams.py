@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
+from numpy.typing import NDArray
 
 from tracer.model import completions
 from tracer.model.cycles import GRACE_NS, MIN_COMPLETIONS, SETTLE_NS, Cycle, Stream
@@ -54,6 +55,17 @@ KEEP_RESTING: Final = 64
 MIN_CYCLES: Final = 8
 #: Streams of an audio server that was just attached to show within this time; none is inferred till then.
 APPEAR_NS: Final = 1_000_000_000
+
+
+_EVENTFD: Final = int(Flag.EVENTFD)
+
+
+def _among(tgids: NDArray[np.uint32], few: list[int]) -> NDArray[np.bool_]:
+    """Which of processes (n,) are among a handful."""
+    found = np.zeros(len(tgids), dtype=bool)
+    for tgid in few:
+        found |= tgids == tgid
+    return found
 
 
 @dataclass(slots=True)
@@ -116,7 +128,7 @@ class Streams:
         vmms = [t.tgid for t in self._registry.targets.values() if t.role == "vmm"]
         self._births(step.of(Kind.FD))
         rows = step.of(Kind.READ, Kind.WRITE)
-        is_eventfd = ((rows["flags"] & Flag.EVENTFD) != 0) & (rows["ret"] == 8) & (rows["eventfd_id"] >= 0)
+        is_eventfd = ((rows["flags"] & _EVENTFD) != 0) & (rows["ret"] == 8) & (rows["eventfd_id"] >= 0)
         rw = rows.take(np.flatnonzero(is_eventfd))
         tgids = self._registry.tgids_of(rw["tid"])
         served = {s.tgid for s in self.streams} | {f.stream.tgid for f in self.inferred.followers.values()}
@@ -124,11 +136,11 @@ class Streams:
         own_loops = self._own_loops.tids
         if audio or own_loops:
             self.loops.step(step.of(Kind.TIMER), rows, own_loops)
-        by_audio = np.isin(tgids, audio)
+        by_audio = _among(tgids, audio)
         if own_loops:
             by_audio |= np.isin(rw["tid"], list(own_loops))
         if len(rw) and (audio or by_audio.any()):
-            mine = np.flatnonzero(by_audio | np.isin(tgids, vmms))
+            mine = np.flatnonzero(by_audio | _among(tgids, vmms))
             touched = self.filing.step(rw.take(mine), tgids[mine], by_audio[mine])
             self._untimed.step(self.filing.eventfds[number] for number in sorted(touched))
             self._find_streams(touched)

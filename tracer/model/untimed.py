@@ -9,6 +9,7 @@ then: by the regularity of its signals. Knows no stream.
 
 from __future__ import annotations
 
+from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Final
@@ -89,12 +90,11 @@ class Untimed:
         if total < self._judged.get(eventfd.id, 0) + MIN_SIGNALS:
             return False
         self._judged[eventfd.id] = total
-        if not period_of(times):
-            return False
         starts = sum(
-            times[0] <= at <= times[-1] for driver in self._loops.get(tid, ()) for at in driver.starts
+            bisect_right(driver.starts, times[-1]) - bisect_left(driver.starts, times[0])
+            for driver in self._loops.get(tid, ())
         )
-        return starts < TIMER_SHARE * len(times)
+        return starts < TIMER_SHARE * len(times) and period_of(times) > 0
 
     @staticmethod
     def _start(loop: _Loop, signalled: list[Eventfd]) -> None:

@@ -18,13 +18,14 @@ from tracer.model.histogram import LogHistogram
 from tracer.model.registry import Registry
 from tracer.model.step import Step
 from tracer.model.words import join
-from tracer.schema import FD, FUTEX, RECORD, RW, Flag, Kind, Records, end_ns, view
+from tracer.schema import FD, FUTEX, OFFCPU, RECORD, RW, Kind, Records, end_ns, view
 
 _AROUND = 3  # calls before and after a write that are looked at
 _LATER_NS = 50_000_000  # a write is judged this much later, when its close is known
 _NOT_DUP = np.array((3, 19, 57, 284, 290))  # close, eventfd, eventfd2 on x86-64 and arm64
 _CLOSE = np.array((3, 57))
 _WAKE = 1
+_WRITE, _FD, _FUTEX = int(Kind.WRITE), int(Kind.FD), int(Kind.FUTEX)
 _MAX_IDS = 256
 
 
@@ -75,17 +76,19 @@ class Writes:
         ids = np.array(sorted(completions), dtype=np.int32)
         writers: set[int] = set()
         for step in self._recent:
+            if step.end_ns <= after_ns:
+                continue
             rw = step.of(Kind.WRITE)
+            stop = end_ns(rw)
+            lo, hi = np.searchsorted(stop, np.array((after_ns, until_ns), dtype=np.uint64), side="right")
+            rw = rw[lo:hi]
             writers.update(rw["tid"][_among(rw["eventfd_id"], ids)].tolist())
         for tid in sorted(writers):
             tgid = self.registry.tgid(tid)
             if not self.registry.is_vmm(tgid) or self.registry.role(tid) == "vcpu":
                 continue
-            parts = [rows for step in self._recent if len(rows := step.threads.of(tid))]
-            rows = join(parts, RECORD)
-            ended = (rows["kind"] == Kind.OFFCPU) & (rows["flags"] & Flag.OPEN == 0)
-            off = rows.take(np.flatnonzero(ended))
-            rows = rows.take(np.flatnonzero(rows["kind"] <= int(Kind.SYSCALL)))
+            rows = join([step.syscalls(tid) for step in self._recent], RECORD)
+            off = join([step.sleeps(tid) for step in self._recent], OFFCPU)
             if self._writer(tgid, tid, rows, off, ids, after_ns, until_ns):
                 contexts = self.of[tgid].contexts
                 for number, workers in completions.items():
@@ -104,9 +107,11 @@ class Writes:
         until_ns: int,
     ) -> bool:
         """Take a writer's calls (n,) and its spans off the CPU (m,); whether it wrote a completion."""
-        rw, stop = view(rows, RW), end_ns(rows)
-        wrote = (rows["kind"] == Kind.WRITE) & _among(rw["eventfd_id"], ids) & (rw["ret"] > 0)
-        at = np.flatnonzero(wrote & (stop > after_ns) & (stop <= until_ns))
+        stop = end_ns(rows)
+        lo, hi = np.searchsorted(stop, np.array((after_ns, until_ns), dtype=np.uint64), side="right")
+        rw = view(rows[lo:hi], RW)
+        wrote = (rw["kind"] == _WRITE) & _among(rw["eventfd_id"], ids) & (rw["ret"] > 0)
+        at = np.flatnonzero(wrote) + lo
         if not len(at):
             return False
         seen = self.of.setdefault(tgid, Seen())
@@ -115,9 +120,9 @@ class Writes:
         rw, fdop, futex = view(rows, RW), view(rows, FD), view(rows, FUTEX)
         stop, kind = end_ns(rows), rows["kind"]
         fd = rw["fd"][at]
-        is_dup = (kind == Kind.FD) & ~_among(fdop["op"], _NOT_DUP) & (fdop["ret"] >= 0)
-        is_close = (kind == Kind.FD) & _among(fdop["op"], _CLOSE)
-        is_wake = (kind == Kind.FUTEX) & ((futex["op"] & 0x7F) == _WAKE)
+        is_dup = (kind == _FD) & ~_among(fdop["op"], _NOT_DUP) & (fdop["ret"] >= 0)
+        is_close = (kind == _FD) & _among(fdop["op"], _CLOSE)
+        is_wake = (kind == _FUTEX) & ((futex["op"] & 0x7F) == _WAKE)
         enter = rows["enter_ns"]
         begin, finish = enter[at].copy(), stop[at].copy()
         dupped = np.zeros(len(at), dtype=bool)
@@ -142,7 +147,8 @@ class Writes:
             alive = ok & is_wake[after]
         seen.writes += len(at)
         seen.dupped += int(dupped.sum())
-        cost, alone = _on_cpu(off, begin, finish), _on_cpu(off, enter[at], stop[at])
+        begin, finish = np.concatenate((begin, enter[at])), np.concatenate((finish, stop[at]))
+        cost, alone = np.split(_on_cpu(off, begin, finish), 2)
         seen.cost.add(cost)
         seen.alone.add(alone)
         seen.extra.add(cost - alone)
@@ -212,6 +218,8 @@ def _on_cpu(off: Records, begin: np.ndarray, end: np.ndarray) -> np.ndarray:
     that a write alone does not have in its span, and that is not the cost of the dup.
     """
     length = end.astype(np.int64) - begin.astype(np.int64)
+    # Those that ended before shift both ends alike.
+    off = off[np.searchsorted(end_ns(off), begin.min()) :]
     if not len(off):
         return length
     order = np.argsort(off["enter_ns"], kind="stable")
