@@ -28,12 +28,10 @@ if __package__ in (None, ""):  # run as a file
 
 from bench.common import host
 from bench.figures import figures, table
+from bench.labels import NO_TIME, Cycle, Injection, Waits
 from bench.matrix import Trial, in_a_round, trials
 from bench.played import play
 from bench.score import (
-    NO_TIME,
-    Cycle,
-    Injection,
     Labelled,
     Score,
     Verdict,
@@ -112,8 +110,13 @@ def json_lines(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
-def truth(folder: Path) -> tuple[list[Cycle], list[Injection]]:
-    """What the audio server and the injector wrote down."""
+def truth(folder: Path, trial: Trial | None = None) -> tuple[list[Cycle], list[Injection]]:
+    """What the audio server and the injector wrote down.
+
+    Args:
+        trial: what was run. Older logs do not hold how long a delay was to last; its option says
+            how long at most.
+    """
     rows = [row for row in json_lines(folder / "log") if row["type"] == "cycle"]
     starts = {(row["stream"], row["cycle"]): row["start_ns"] for row in rows}
     cycles = [
@@ -128,6 +131,7 @@ def truth(folder: Path) -> tuple[list[Cycle], list[Injection]]:
             row["stream"],
             row.get("closer", ""),
             row.get("at_work", False),
+            row.get("read_ns", 0),
         )
         for row in rows
     ]
@@ -140,10 +144,18 @@ def truth(folder: Path) -> tuple[list[Cycle], list[Injection]]:
             end_ns=row["end_ns"],
             delay_ns=None if row["cause"] in NO_TIME else row["delay_ns"],
             stream=row["stream"],
+            asked_ns=row.get("asked_ns") or (trial.asked_ns(row["kind"]) if trial else 0),
         )
         for row in json_lines(folder / "truth")
+        if "kind" in row
     ]
     return cycles, injections
+
+
+def waits(folder: Path) -> Waits:
+    """How long the run's threads waited for a CPU, as the injector wrote it down."""
+    rows = [row for row in json_lines(folder / "truth") if row.get("type") == "cpu_wait"]
+    return Waits([row["ns"] for row in rows], [row["waited_ns"] for row in rows])
 
 
 def _keep(
@@ -198,13 +210,30 @@ def record(trial: Trial, folder: Path) -> None:
 def judged(trial: Trial, folder: Path, kept: Path | None) -> Score:
     """The score of a recorded run."""
     score = Score()
+    analysis = Analysis()
+    until_ns = 0
     with TraceReader(folder / "run.xdt") as trace:
-        summary = analysed(without_kicks(trace))
-    cycles, injections = truth(folder)
+        for batch in without_kicks(trace):
+            analysis.feed(batch)
+            until_ns = batch.watermark_ns
+    analysis.finish()
+    summary = analysis.summary()
+    cycles, injections = truth(folder, trial)
     seen = verdicts(summary)
     tolerance_ns = trial.period_ns // 4
     run = str(trial.seed)
-    wrong = add_run(score, run, cycles, seen, injections, tolerance_ns, trial.negative, trial.condition)
+    wrong = add_run(
+        score,
+        run,
+        cycles,
+        seen,
+        injections,
+        tolerance_ns,
+        trial.negative,
+        trial.condition,
+        until_ns,
+        waits(folder),
+    )
     strange = score.false_misses + score.not_seen + score.negative_locks
     if kept is not None and (wrong or strange):
         _keep(folder, kept, trial, wrong, cycles, seen)

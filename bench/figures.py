@@ -85,6 +85,7 @@ def figures(score: Score) -> dict[str, Any]:
             "false": score.false_misses,
             "not_seen": score.not_seen,
             "last_cycle_not_seen": score.at_the_end,
+            "not_recorded": score.not_recorded,
             "wrong_leg": score.wrong_leg,
             "ambiguous": score.ambiguous,
             "ambiguous_told": score.ambiguous_told,
@@ -159,7 +160,8 @@ def table(result: dict[str, Any]) -> str:
     lines = [
         f"cycles {result['cycles']}, missed {d['misses']}: precision {d['precision']:.4f} recall "
         f"{d['recall']:.4f} (invented {d['false']}, not seen {d['not_seen']}, and {d['last_cycle_not_seen']} "
-        f"of the last cycle of a run; other leg {d['wrong_leg']}; beside another client's "
+        f"of the last cycle of a run, {d['not_recorded']} cycles after a recording's end; "
+        f"other leg {d['wrong_leg']}; beside another client's "
         f"lateness {d['ambiguous']}, of which told {d['ambiguous_told']})",
         f"{'cause/leg':28} {'n':>5} {'epis':>5} {'label':>7} {'>=':>6} {'set':>7} {'>=':>6} {'prec':>6}",
     ]

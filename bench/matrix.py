@@ -118,6 +118,17 @@ class Trial:
         quantum, rate = self.period.split("/")
         return int(quantum) * 1_000_000_000 // int(rate)
 
+    def asked_ns(self, kind: str) -> int:
+        """The most that a kind of delay was to last: the injector draws from what its option allows."""
+        most = 0.0
+        for word in self.inject.split("+"):
+            names, _, range_ = word.partition(":")
+            if kind in names.split("&"):
+                # A driver that reads late does so up to its next start, whatever was drawn.
+                default = 1.0 if kind in _DRIVERS_OWN else 1.8
+                most = max(most, float(range_.partition("..")[2]) if range_ else default)
+        return round(most * self.period_ns)
+
     @property
     def condition(self) -> str:
         """What it is counted with in the table of conditions."""

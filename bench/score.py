@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Verdicts against truth: matching, labelling, and the figures. Pure: no process, no file.
 
-Owns the rules: a miss is the audio server's if both name the same eventfd and the same deadline; its
-cause is known if its window overlaps exactly one injection whose realised delay, as far as it lies in the
-window, is at least its lateness. A cycle into which the driver caught up is the driver's fault.
+Owns the rules of counting: a miss is the audio server's if both name the same eventfd and the same
+deadline; whether its cause is known is labels.py's.
 A cycle that another client closed is nobody's completion miss; if ours was at work at its deadline too,
 calling it late is neither right nor wrong, and counted apart.
 Never looks at how a verdict was made. Times are ns, CLOCK_MONOTONIC.
@@ -13,9 +12,22 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Final
+
+from bench.labels import (
+    CPU_TOO,
+    NO_TIME,
+    Cycle,
+    Injection,
+    Waits,
+    explains,
+    in_the_way,
+    on_leg,
+    overlapping,
+    why_unknown,
+)
 
 #: Causes that say nothing definite; on single-cause truth they are errors.
 VAGUE: Final = ("mixed", "unknown")
@@ -27,57 +39,6 @@ ALSO: Final[Mapping[str, frozenset[str]]] = {"not_rearmed.g": frozenset({"head_o
 ALSO_ON_WAKE: Final[Mapping[str, frozenset[str]]] = {
     f"head_of_line.{by}": frozenset({"not_rearmed"}) for by in ("syscall", "cpu", "pipe", "blob")
 }
-#: Kinds whose cause is another one where the wakeup is late: W holds item_state in a turn for another
-#: event. G waits for the lock with a completion; a wakeup waits for that turn, and nobody for the lock.
-INSTEAD_ON_WAKE: Final[Mapping[str, str]] = {"lock.item_state": "serialised"}
-#: Kinds that may go on after their victim did: a burst, a lock let go in between, a CPU taken from all, a
-#: pipe that is read before that is written down.
-PASSING: Final = ("serialised", "lock.barging", "not_scheduled", "head_of_line.pipe")
-#: Causes that are no time spent, so that there is nothing to take out.
-NO_TIME: Final = ("forward_failed", "unknown")
-#: How long after its deadline an unanswered miss is looked at.
-GRACE_NS: Final = 2_000_000_000
-
-
-@dataclass(frozen=True, slots=True)
-class Injection:
-    """What was done to a cycle. ``delay_ns`` None: without end (a write that never came).
-
-    ``stream``: whose cycle, as the audio server numbers them; -1: whichever was in the way.
-    """
-
-    kind: str
-    cause: str
-    locks: frozenset[str]
-    begin_ns: int
-    end_ns: int
-    delay_ns: int | None
-    stream: int = -1
-
-
-@dataclass(frozen=True, slots=True)
-class Cycle:
-    """One row of the audio server's own log; ``leg`` "none": in time. ``closing_ns`` 0: never.
-
-    ``closer``: who wrote the closing completion: vmm, other, either (both were writing as it was read), ""
-    for nobody. ``at_work``: the stream's own client had not finished at the deadline.
-    """
-
-    wake_eventfd: int
-    cycle: int
-    start_ns: int
-    deadline_ns: int
-    closing_ns: int
-    leg: str
-    stream: int = 0
-    closer: str = ""
-    at_work: bool = False
-
-    @property
-    def ambiguous(self) -> bool:
-        """Late beside another client, which closed it; or nobody knows who closed it."""
-        late = self.leg == "none" and self.at_work and self.closer == "other"
-        return late or (self.leg != "wake" and self.deadline_ns > 0 and self.closer == "either")
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,6 +80,7 @@ class Score:
     false_misses: int = 0
     not_seen: int = 0
     at_the_end: int = 0
+    not_recorded: int = 0
     ambiguous: int = 0
     ambiguous_told: int = 0
     wrong_leg: int = 0
@@ -200,34 +162,6 @@ def _around(sorted_by: list[tuple[int, int]], middle: int, reach: int) -> list[t
     ]
 
 
-def overlapping(cycle: Cycle, nominal_ns: int, injections: Iterable[Injection]) -> list[Injection]:
-    """Those that overlap the window [nominal start, closing] of a miss.
-
-    What takes no time and hit another stream (a write that failed, its worker's end) is in nobody's way.
-    """
-    end = cycle.closing_ns or cycle.deadline_ns + GRACE_NS
-    over = [i for i in injections if i.begin_ns <= end and i.end_ns >= nominal_ns]
-    return [i for i in over if i.delay_ns is not None or i.stream in (-1, cycle.stream)]
-
-
-def explains(injection: Injection, cycle: Cycle) -> bool:
-    """Whether the realised delay, as far as it lies in the cycle, is at least the lateness.
-
-    What took no time must have happened before the deadline: after it the cycle was late already.
-    """
-    if injection.delay_ns is None:
-        return injection.begin_ns < cycle.deadline_ns
-    end = cycle.closing_ns or cycle.deadline_ns + GRACE_NS
-    inside = min(injection.end_ns, end) - max(injection.begin_ns, cycle.start_ns)
-    return min(injection.delay_ns, inside) >= end - cycle.deadline_ns
-
-
-def went_on(injection: Injection, cycle: Cycle) -> bool:
-    """Whether a delay was still going on when the cycle was completed: then that did not wait for it."""
-    lasting = not injection.kind.startswith(PASSING) and injection.delay_ns is not None
-    return lasting and cycle.leg == "completion" and 0 < cycle.closing_ns < injection.end_ns
-
-
 def add_run(
     score: Score,
     run: str,
@@ -237,12 +171,20 @@ def add_run(
     tolerance_ns: int,
     negative: bool = False,
     condition: str = "",
+    until_ns: int | None = None,
+    waits: Waits | None = None,
 ) -> list[Labelled]:
     """Count one run in; gives the labelled misses whose label is wrong.
 
     Args:
+        tolerance_ns: between deadlines that are the same: a quarter of a period.
+        waits: how long threads waited for a CPU, by the injector's log.
+        until_ns: where the recording ends; a later cycle is counted nowhere.
         negative: no miss was provoked: what is false is counted apart as well, and locks that are blamed.
     """
+    if until_ns is not None:
+        score.not_recorded += sum(max(c.start_ns, c.deadline_ns) > until_ns for c in cycles)
+        cycles = [c for c in cycles if max(c.start_ns, c.deadline_ns) <= until_ns]
     found = match(cycles, verdicts, tolerance_ns)
     score.cycles += len(cycles)
     score.ambiguous += sum(c.ambiguous for c in cycles)
@@ -264,23 +206,25 @@ def add_run(
         score.wrong_leg += cycle.leg != verdict.leg
         if verdict.late_ns is not None and cycle.closing_ns:
             score.late_bias_ns.append(verdict.late_ns - (cycle.closing_ns - cycle.deadline_ns))
-        delays[verdict.id] = over = overlapping(cycle, verdict.start_ns, injections)
+        delays[verdict.id] = near = overlapping(cycle, verdict.start_ns, injections)
         if verdict.carried_from is not None:
-            if len(over) == 1:
+            if len(near) == 1:
                 score.carried += 1
-                score.carried_right += over[0] in delays.get(verdict.carried_from, [])
+                score.carried_right += near[0] in delays.get(verdict.carried_from, [])
             continue
-        reason = _why_unlabelled(cycle, verdict, over, 2 * tolerance_ns)
-        if len(over) == 2 and all(explains(each, cycle) for each in over):
+        over = in_the_way(cycle, near)
+        reason = _why_unlabelled(cycle, verdict, over, 4 * tolerance_ns, waits or Waits())
+        both = len(over) == 2 and all(explains(each, cycle) for each in over)
+        if both or reason == CPU_TOO:
             score.pairs += 1
-            causes = {each.cause for each in over}
+            causes = {each.cause for each in over} | ({"not_scheduled"} if reason == CPU_TOO else set())
             score.pairs_right += verdict.cause == "mixed" or verdict.cause in causes
         if reason:
             score.reasons[reason] += 1
             score.unlabelled[verdict.cause] += 1
             continue
         known = Labelled(
-            f"{run}/{verdict.episode}", _on_leg(over[0], cycle.leg), cycle.leg, verdict, condition
+            f"{run}/{verdict.episode}", on_leg(over[0], cycle.leg), cycle.leg, verdict, condition
         )
         score.labelled.append(known)
         if not right(known):
@@ -288,24 +232,13 @@ def add_run(
     return wrong
 
 
-def _on_leg(injection: Injection, leg: str) -> Injection:
-    """What an injection was to a miss of that leg."""
-    instead = INSTEAD_ON_WAKE.get(injection.kind) if leg == "wake" else None
-    return replace(injection, cause=instead, locks=frozenset()) if instead else injection
-
-
-def _why_unlabelled(cycle: Cycle, verdict: Verdict, over: Sequence[Injection], half_period_ns: int) -> str:
+def _why_unlabelled(
+    cycle: Cycle, verdict: Verdict, over: Sequence[Injection], period_ns: int, waits: Waits
+) -> str:
     """Why the cause of a miss is not known for sure, "" if it is."""
-    if cycle.deadline_ns - cycle.start_ns < half_period_ns:
-        return "the driver caught up"
-    if len(over) != 1:
-        return "several injections" if over else "no injection"
-    if over[0].stream not in (-1, cycle.stream):
-        return "another stream's delay"
-    if not explains(over[0], cycle):
-        return "later than the injected delay"
-    if went_on(over[0], cycle):
-        return "completed before the delay ended"
+    reason = why_unknown(cycle, over, period_ns, waits)
+    if reason:
+        return reason
     stolen = sum(ns for kind, _, ns in verdict.segments if kind == "stolen")
     return "stolen CPU" if stolen > (verdict.late_ns or 0) / 10 else ""
 

@@ -105,7 +105,6 @@ def play(side: Side, remedies: Sequence[str], seconds: float, seed: int) -> dict
         if side.condition.realtime_vcpus:
             realtime(target.vmm, _FIFO)
         played.play(target, session, analysis, seconds)
-        session.stop()
         analysis.finish()
         summary = analysis.summary(0).to_dict()
         for misses in ("misses", "episodes", "blame", "held", "threads"):

@@ -104,7 +104,6 @@ def run(
         if fifo:
             realtime(target.vmm, ("fc_vcpu", "gpu worker", "cross domain"))
         play(target, session, analysis, seconds)
-        session.stop()
         analysis.finish()
         predictions = {name: one.prediction() for name, one in predictors.items()}
         return _outcome(folder, analysis, predictions)
@@ -124,7 +123,8 @@ def _outcome(folder: Path, analysis: Analysis, predictions: Mapping[str, Predict
                 if i < len(deadlines):
                     remain[name].add(at[deadlines[i]])
     delays, covered = [], set()
-    for entry in sorted(json_lines(folder / "truth"), key=lambda e: e["cycle"]):
+    injections = [entry for entry in json_lines(folder / "truth") if "kind" in entry]
+    for entry in sorted(injections, key=lambda e: e["cycle"]):
         cycles = [entry["cycle"] + k for k in range(AFTER)]
         if not all(c in missed for c in cycles):
             continue  # at the run's end

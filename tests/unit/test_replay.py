@@ -135,6 +135,28 @@ def test_a_group_that_is_enough_only_with_a_lock_in_it_is_that_lock(deadline: in
     assert found.cause == label
 
 
+@pytest.mark.parametrize(("ran", "label"), [(60, "serialised"), (30, "mixed"), (20, "not_scheduled")])
+def test_a_turn_without_a_cpu_is_a_missing_cpu_only_where_both_are_the_same_milliseconds(
+    ran: int, label: str
+) -> None:
+    """W is late only because its turn for another event took so long: 100 of it without a CPU, the rest not.
+
+    Whatever made the turn long, W was not available; the larger of the two is the label (1.25 to 1), where
+    they share four fifths of it the more specific one. W needs 5 more without a CPU for its own event.
+    """
+    leaves = [
+        Leaf(0, 100, "not_scheduled", W, 0),
+        Leaf(100, 100 + ran, "on_cpu", W, 0),
+        Leaf(100 + ran, 105 + ran, "not_scheduled", W, 1),
+        Leaf(105 + ran, 110 + ran, "on_cpu", W, 1),
+    ]
+    end = leaves[-1].end_ns
+    phases = [Phase(0, 100 + ran, WORKER, W, SERIALISED), Phase(100 + ran, end, WORKER, W)]
+    found = judge(Case(Path(phases, end - 90, gpu_tid=G), leaves), none_usual)
+    assert set(found.sufficient) == {("serialised",), ("not_scheduled", W)}
+    assert found.cause == label
+
+
 def test_a_lock_that_g_itself_waits_for_is_more_specific_than_its_command() -> None:
     """W too waited for it; whoever holds it is neither of them."""
     held = Holder(F, "blocked", None, (LOCK_WORD,), (F,))

@@ -10,19 +10,9 @@ from itertools import islice
 import pytest
 
 from bench.figures import figures, longest_segment, table, wilson_lower
-from bench.matrix import NEGATIVES, PATHS, VICTIMS, in_a_round, trials
-from bench.score import (
-    Cycle,
-    Injection,
-    Matched,
-    Score,
-    Verdict,
-    add_run,
-    match,
-    overlapping,
-    saved_form,
-    score_of,
-)
+from bench.labels import Cycle, Injection, Waits, overlapping
+from bench.matrix import NEGATIVES, PATHS, VICTIMS, Trial, in_a_round, trials
+from bench.score import Matched, Score, Verdict, add_run, match, saved_form, score_of
 
 PERIOD = 1000
 DONE = Injection("lock.intc", "lock", frozenset({"intc"}), begin_ns=900, end_ns=2300, delay_ns=1400)
@@ -75,7 +65,7 @@ def test_only_what_lies_within_the_cycle_has_delayed_it() -> None:
 @pytest.mark.parametrize("cause", ["forward_failed", "unknown"])
 def test_what_fails_after_the_deadline_made_nothing_late(cause: str) -> None:
     at = replace(DONE, cause=cause, delay_ns=None, begin_ns=2000, end_ns=2000)
-    assert labelled(at) == ([], {"later than the injected delay": 1})
+    assert labelled(at) == ([], {"no injection": 1})
     assert labelled(replace(at, begin_ns=1999, end_ns=1999)) == ([cause], {})
 
 
@@ -178,6 +168,77 @@ def test_without_one_injection_that_explains_the_lateness_there_is_no_label(
 ) -> None:
     score = scored(TOLD, injections=injections)
     assert (score.labelled, dict(score.reasons)) == ([], {reason: 1})
+
+
+def test_what_begins_after_the_deadline_made_nothing_late() -> None:
+    after = replace(DONE, begin_ns=2000, delay_ns=400)
+    assert dict(scored(TOLD, injections=(after,)).reasons) == {"no injection": 1}
+    assert len(scored(TOLD, injections=(DONE, after)).labelled) == 1
+
+
+def test_only_what_lies_in_the_window_of_a_delay_explains_a_lateness() -> None:
+    """[1000, 2350] is the window; of a lock held for 5000 before it and 349 in it nothing is late by 350."""
+    early = replace(DONE, begin_ns=1000 - 5000, end_ns=1000 + 349, delay_ns=5349)
+    assert dict(scored(TOLD, injections=(early,)).reasons) == {"later than the injected delay": 1}
+    assert len(scored(TOLD, injections=(replace(early, end_ns=1000 + 350),)).labelled) == 1
+
+
+def test_a_burst_that_begins_when_w_has_read_the_wakeup_is_in_the_way_of_other_cycles() -> None:
+    burst = replace(DONE, kind="serialised", cause="serialised", begin_ns=1100)
+    assert len(scored(TOLD, injections=(burst,)).labelled) == 1  # an older log: when W read is not known
+    assert len(scored(TOLD, injections=(burst,), cycle=replace(LATE, read_ns=1101)).labelled) == 1
+    read = replace(LATE, read_ns=1100)
+    assert dict(scored(TOLD, injections=(burst,), cycle=read).reasons) == {"no injection": 1}
+    assert len(scored(TOLD, injections=(replace(burst, kind="lock.intc"),), cycle=read).labelled) == 1
+
+
+def test_a_cycle_of_less_than_half_a_period_is_the_driver_s() -> None:
+    short = replace(LATE, start_ns=1501)
+    assert dict(scored(TOLD, cycle=short).reasons) == {"the driver caught up": 1}
+    assert len(scored(TOLD, cycle=replace(LATE, start_ns=1500)).labelled) == 1
+
+
+def test_a_leaf_is_as_long_as_it_was_asked_to_be() -> None:
+    """A fault of 340 after which W waits for a CPU for as long is no 680 that W was blocked."""
+    fault = replace(DONE, kind="blocked.w", cause="blocked", end_ns=1700, delay_ns=800, asked_ns=310)
+    assert dict(scored(TOLD, injections=(fault,)).reasons) == {"later than the injected delay": 1}
+    assert len(scored(TOLD, injections=(replace(fault, asked_ns=700),)).labelled) == 1
+    turns = replace(fault, kind="serialised", cause="serialised", asked_ns=500)  # all of a turn is a turn
+    assert len(scored(TOLD, injections=(turns,)).labelled) == 1
+
+
+def test_an_injection_that_lasted_longer_than_asked_by_what_the_cycle_was_late_has_help() -> None:
+    burst = replace(DONE, kind="serialised", cause="serialised", asked_ns=950)  # 1400, of which 1045
+    assert dict(scored(TOLD, injections=(burst,)).reasons) == {"longer than asked for": 1}
+    assert len(scored(TOLD, injections=(replace(burst, asked_ns=960),)).labelled) == 1
+    missing = replace(burst, cause="not_scheduled")  # what stretches a missing CPU is a missing CPU
+    assert len(scored(TOLD, injections=(missing,)).labelled) == 1
+
+
+def test_where_a_cpu_was_missing_for_as_long_as_the_cycle_was_late_there_are_two_causes() -> None:
+    def with_waits(waited: int, said: str, injected: Injection = DONE) -> Score:
+        score = Score()
+        of_g = [5, 10, 10, 10 + waited, 900]
+        waits = Waits([900, 980, 1500, 2400, 3000], list(zip([7] * 5, of_g, strict=True)))
+        told = replace(TOLD, cause=said)
+        add_run(score, "run", [LATE], [told], [injected], PERIOD // 4, waits=waits)
+        return score
+
+    assert len(with_waits(349, "lock").labelled) == 1
+    for said, right in (("lock", 1), ("not_scheduled", 1), ("mixed", 1), ("guest_late", 0)):
+        score = with_waits(350, said)
+        assert dict(score.reasons) == {"a CPU was missing as well": 1}
+        assert (score.labelled, score.pairs, score.pairs_right) == ([], 1, right)
+    missing = replace(DONE, kind="not_scheduled.w", cause="not_scheduled")
+    assert len(with_waits(350, "not_scheduled", missing).labelled) == 1
+
+
+def test_a_cycle_after_the_end_of_the_recording_is_counted_nowhere() -> None:
+    score = Score()
+    later = replace(LATE, cycle=2, start_ns=2000, deadline_ns=3000, closing_ns=3100)
+    rest = replace(LATE, cycle=3, start_ns=3000, deadline_ns=0, leg="none")
+    add_run(score, "run", [LATE, later, rest], [TOLD], [DONE], PERIOD // 4, until_ns=2999)
+    assert (score.cycles, score.hit, score.not_seen, score.not_recorded) == (1, 1, 0, 2)
 
 
 def test_a_delay_as_long_as_the_lateness_explains_it() -> None:
@@ -311,6 +372,19 @@ def test_the_json_line_has_the_keys_that_consumers_rely_on() -> None:
     assert {"by_cause", "unknown_share", "negatives_false_misses"} <= result.keys()
     result |= {"runs": 1, "failed_runs": 0, "host": {}}
     assert "lock/completion" in table(result)
+
+
+def test_the_most_that_a_delay_was_to_last_is_what_its_option_allows() -> None:
+    trial = Trial("serialised:0.88..1.02+lock.intc&guest_late+host_late.read", "dup", "480/48000", 1.0, 1)
+    asked = {
+        kind: trial.asked_ns(kind) for kind in ("serialised", "guest_late", "host_late.read", "blocked.w")
+    }
+    assert asked == {
+        "serialised": 10_200_000,
+        "guest_late": 18_000_000,
+        "host_late.read": 10_000_000,
+        "blocked.w": 0,
+    }
 
 
 @pytest.mark.parametrize("quick", [True, False])

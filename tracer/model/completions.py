@@ -240,7 +240,7 @@ def close(cycle: Cycle) -> None:
     while i < len(taken.end):
         j = bisect_right(written.enter, taken.end[i]) - 1
         previous = taken.end[i - 1] if i else 0
-        if j < 0 or written.enter[j] <= previous:
+        if (j < 0 or written.enter[j] <= previous) and not _left_over(done, i - 1, j):
             cycle.closing_ns = taken.end[i]
             return
         if written.end[j] > cycle.signal_enter_ns:
@@ -251,6 +251,18 @@ def close(cycle: Cycle) -> None:
             cycle.writer_tid = written.tid[j]
             return
         i += 1
+
+
+def _left_over(done: Completion, i: int, j: int) -> bool:
+    """Whether the driver's read left a write that went on beside it to the next read, by its value.
+
+    A write that began before a read ended was mostly taken by it: it is what woke the driver.
+    """
+    taken, written = done.taken, done.written
+    if i < 0 or j < 0 or written.end[j] <= taken.enter[i]:
+        return False
+    low = bisect_right(written.enter, taken.end[i - 1] if i else 0)
+    return sum(written.value[low : j + 1]) > taken.value[i]
 
 
 def merge_misses(decided: Sequence[Cycle]) -> None:

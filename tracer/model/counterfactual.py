@@ -140,11 +140,11 @@ def _label(case: Case, sufficient: list[Key], excess: Mapping[Key, int]) -> Key 
     return best
 
 
-def _only_with(case: Case, group: Key, leaf: Key) -> bool:
-    """Whether a group of turns is enough only because it holds what is enough by itself."""
-    if group[0] not in (SERIALISED, NOT_REARMED) or leaf[0] in GROUPS:
+def _only_with(case: Case, group: Key, lock: Key) -> bool:
+    """Whether a group of turns is enough only because of a lock in it that is enough by itself."""
+    if group[0] not in (SERIALISED, NOT_REARMED) or lock[0] != LOCK:
         return False
-    parts, whole = set(case.members_of(leaf)), case.members_of(group)
+    parts, whole = set(case.members_of(lock)), case.members_of(group)
     rest = [i for i in whole if i not in parts]
     return len(rest) < len(whole) and not case.meets(dict.fromkeys(rest, 1.0))
 

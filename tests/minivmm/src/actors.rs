@@ -15,6 +15,7 @@ use crate::queue::GuestMemory;
 use crate::shared::{Offer, Shared, ENDLESS, PIPE};
 use crate::sys;
 use crate::table::{ExportTable, CMD_CREATE_BLOB};
+use crate::waits;
 use std::collections::VecDeque;
 use std::os::unix::io::{AsRawFd, OwnedFd};
 use std::sync::atomic::Ordering;
@@ -98,7 +99,7 @@ pub fn fence_thread(
                 let end = sys::now_ns() + ns;
                 while sys::now_ns() < end {
                     let _held = handler.control_queue.lock().unwrap();
-                    slow_call(ns / 8);
+                    slow_call((ns / 8).min(end.saturating_sub(sys::now_ns())));
                 }
             }),
         }
@@ -173,6 +174,7 @@ pub fn around_command(long: bool, run: impl FnOnce()) {
 
 /// The process outside. Never returns.
 pub fn run_process(args: &Args, shared: &'static Shared, fds: &LoadFds, socket: OwnedFd) -> ! {
+    waits::watch();
     process::spawn("disk", || {
         process::sharp_timers();
         process::realtime(12);

@@ -113,14 +113,16 @@ impl DataLoop {
         let _ = sys::read_u64(&inject::fds().client);
         if let Some((plan, _)) = inject::take(&[Kind::HostRead], false) {
             let end = plan.start_ns + self.args.period_ns();
+            let plan = plan.lasting(end.saturating_sub(sys::now_ns()));
             // Blocked, not computing: D's priority would keep others off its CPU.
-            inject::timed(&plan, |_| inject::slow_call(end.saturating_sub(sys::now_ns())));
+            inject::timed(&plan, inject::slow_call);
         }
     }
 
     /// Reads a completion, if there is one. The first target's may be that of the client outside.
     fn close(&mut self, target: usize, truth: &mut Truth) {
         let done = self.shared.done.load(Ordering::Acquire);
+        truth.reads(target, |stream| self.shared.read[stream].get().0);
         if let Ok(value) = sys::read_u64(&self.completions[target]) {
             let now = sys::now_ns();
             let asked = self.shared.asked[target].load(Ordering::Acquire);
@@ -164,6 +166,7 @@ impl DataLoop {
         let missed = open || truth.has_unread();
         for target in 0..self.completions.len() {
             if truth.is_open(target) {
+                truth.reads(target, |stream| self.shared.read[stream].get().0);
                 let clients = self.clients(truth.streams_of(target));
                 truth.deadline(target, cycle - 1, start, &clients);
                 self.close(target, truth);

@@ -9,6 +9,7 @@ use crate::args::Args;
 use crate::process::{self, Rng};
 use crate::shared::MAX_STREAMS;
 use crate::sys;
+use crate::waits::Waits;
 use std::io::{BufWriter, Write};
 use std::os::unix::io::OwnedFd;
 use std::sync::atomic::{AtomicI64, AtomicPtr, AtomicU32, AtomicU64, AtomicUsize, Ordering};
@@ -148,6 +149,13 @@ pub struct Plan {
     pub amount_ns: u64,
 }
 
+impl Plan {
+    /// The same, for as long.
+    pub fn lasting(self, amount_ns: u64) -> Plan {
+        Plan { amount_ns, ..self }
+    }
+}
+
 #[repr(C)]
 struct Entry {
     kind: AtomicU32,
@@ -156,6 +164,7 @@ struct Entry {
     begin_ns: AtomicU64,
     end_ns: AtomicU64,
     delay_ns: AtomicU64,
+    asked_ns: AtomicU64,
     start_ns: AtomicU64,
 }
 
@@ -183,6 +192,8 @@ pub struct State {
     pub completion_item: [AtomicU64; MAX_STREAMS],
     count: AtomicUsize,
     entries: [Entry; ENTRIES],
+    /// How long threads waited for a CPU.
+    pub waits: Waits,
 }
 
 static STATE: AtomicPtr<State> = AtomicPtr::new(std::ptr::null_mut());
@@ -303,6 +314,7 @@ pub fn log_part(plan: &Plan, begin_ns: u64, end_ns: u64, delay_ns: u64) {
         entry.begin_ns.store(begin_ns, Ordering::Release);
         entry.end_ns.store(end_ns, Ordering::Release);
         entry.delay_ns.store(delay_ns, Ordering::Release);
+        entry.asked_ns.store(plan.amount_ns, Ordering::Release);
     }
 }
 
@@ -384,11 +396,15 @@ pub fn write_truth(path: &str, streams: usize) -> std::io::Result<()> {
         let end = entry.end_ns.load(Ordering::Acquire);
         writeln!(
             out,
-            "{{\"stream\":{},\"cycle\":{},\"kind\":\"{}\",\"cause\":\"{}\",\"leg\":\"{}\",\"lock\":\"{}\",\"start_ns\":{},\"begin_ns\":{},\"end_ns\":{},\"delay_ns\":{},\"clock\":\"monotonic\"}}",
+            "{{\"stream\":{},\"cycle\":{},\"kind\":\"{}\",\"cause\":\"{}\",\"leg\":\"{}\",\"lock\":\"{}\",\"start_ns\":{},\"begin_ns\":{},\"end_ns\":{},\"delay_ns\":{},\"asked_ns\":{},\"clock\":\"monotonic\"}}",
             stream, entry.cycle.load(Ordering::Acquire), kind, cause, leg, locks,
             entry.start_ns.load(Ordering::Acquire), begin, end,
-            entry.delay_ns.load(Ordering::Acquire)
+            entry.delay_ns.load(Ordering::Acquire),
+            entry.asked_ns.load(Ordering::Acquire)
         )?;
+    }
+    for (ns, waited_ns) in state().waits.all() {
+        writeln!(out, "{{\"type\":\"cpu_wait\",\"ns\":{},\"waited_ns\":{:?}}}", ns, waited_ns)?;
     }
     out.flush()
 }

@@ -29,6 +29,7 @@ mod table;
 mod times;
 mod truth;
 mod vmm;
+mod waits;
 mod wav;
 mod worker;
 

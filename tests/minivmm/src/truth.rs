@@ -57,6 +57,8 @@ pub struct Row {
     pub closer: Option<Closer>,
     /// Its client had not finished at the deadline.
     pub at_work: bool,
+    /// When W began to read its wakeup; 0: not by its closing.
+    pub read_ns: u64,
 }
 
 /// A stream at a deadline.
@@ -152,6 +154,7 @@ impl Truth {
             target_missed,
             closer: None,
             at_work: false,
+            read_ns: 0,
         });
     }
 
@@ -176,6 +179,17 @@ impl Truth {
         }
     }
 
+    /// Notes of the open cycles of a target when W began to read: `begun_ns`, by stream, when that was last.
+    pub fn reads(&mut self, target: usize, begun_ns: impl Fn(usize) -> u64) {
+        for &row in &self.state[target].open_rows {
+            let row = &mut self.rows[row];
+            let ns = begun_ns(row.stream);
+            if row.read_ns == 0 && ns > row.signal_ns {
+                row.read_ns = ns;
+            }
+        }
+    }
+
     pub fn has_unread(&self) -> bool {
         !self.unread.is_empty()
     }
@@ -189,6 +203,7 @@ impl Truth {
             let ns = read_ns(row.stream);
             let is_read = ns > row.signal_ns && ns != u64::MAX;
             row.closing_ns = if is_read { ns } else { 0 };
+            row.read_ns = row.closing_ns;
             !is_read
         });
     }
@@ -341,6 +356,19 @@ mod tests {
         assert_eq!(truth.streams[1].wake_misses, 1);
         assert_eq!(truth.rows.iter().filter(|r| r.leg != Leg::None).count(), 1);
         assert!(truth.rows.iter().all(|r| r.target_missed));
+    }
+
+    #[test]
+    fn the_first_read_after_a_wakeup_is_the_one_of_its_cycle() {
+        let mut truth = Truth::new(&[0]);
+        signal(&mut truth, 0, 0, 0, 1);
+        truth.reads(0, |_| 1); // of the one before
+        assert_eq!(truth.rows[0].read_ns, 0);
+        truth.reads(0, |_| 5);
+        truth.deadline(0, 0, 10, &[Client::AtWork]);
+        signal(&mut truth, 0, 1, 10, 11);
+        truth.reads(0, |_| 12);
+        assert_eq!((truth.rows[0].read_ns, truth.rows[1].read_ns), (5, 12));
     }
 
     #[test]
