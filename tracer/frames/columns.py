@@ -292,12 +292,12 @@ _STREAM_COLUMNS = (
 )
 
 _LOCK_COLUMNS = (
-    C("name", "text", "–", "item_state, jobs …, or lock@ADDRESS"),
+    C("name", "text", "–", "item_state, jobs …, or lock@ADDRESS, parked@ADDRESS"),
     C("instance", "text", "–", "which one of that name"),
     C("address", "word", "address", "of the lock word"),
     C("tgid", "int", "process id", "its process"),
     C("named_by", "category", "–", "symbols, behaviour, user or none"),
-    C("kind", "category", "–", "mutex (Rust std), pthread, condvar_relock, other"),
+    C("kind", "category", "–", "mutex (Rust std), pthread, condvar_relock, parked, other"),
     C("contended", "int", "acquisitions", "that had to wait; says nothing about harm"),
     C("barged", "int", "waits", "woken, and found the lock taken again"),
     C("wait_p50_ns", "span", "ns", "median wait", "wait_ns.p50"),

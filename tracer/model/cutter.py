@@ -26,7 +26,8 @@ from tracer.model.leaves import (
     Word,
 )
 from tracer.model.locks import Locks
-from tracer.model.phases import GPU, GUEST, HOST, Path
+from tracer.model.parking import Parking
+from tracer.model.phases import GPU, GUEST, HOST, WORKER, Path
 from tracer.model.pieces import State
 from tracer.model.registry import Registry
 from tracer.model.spans import Call
@@ -60,6 +61,7 @@ class LeafCutter:
     def __init__(self, registry: Registry, locks: Locks) -> None:
         self._registry = registry
         self._locks = locks
+        self._parking = Parking(registry, locks)
         self._known: dict[tuple[int, int, int, str], Cut] = {}
 
     def forget(self) -> None:
@@ -79,6 +81,7 @@ class LeafCutter:
                 phase.end_ns,
                 phase.who,
                 window,
+                path.within,
             )
             for phase in path.phases[since:]
         ]
@@ -88,26 +91,28 @@ class LeafCutter:
         for phase in path.phases:
             if phase.end_ns > phase.start_ns and not phase.via:
                 tid = phase.tid or (vcpu if phase.who == GUEST else 0)
-                yield Cut(self._leaves(tid, phase.start_ns, phase.end_ns, phase.who, window))
+                yield Cut(self._leaves(tid, phase.start_ns, phase.end_ns, phase.who, window, path.within))
 
     def others(self, path: Path, window: Window) -> Iterable[Cut]:
         """The leaves of each of G's commands for others within the window, in order."""
         for start, end in path.foreign:
             if end > window.start_ns:
-                yield self._phase(path.gpu_tid, max(start, window.start_ns), end, GPU, window)
+                yield self._phase(path.gpu_tid, max(start, window.start_ns), end, GPU, window, path.within)
 
-    def _phase(self, tid: int, start: int, end: int, who: str, window: Window) -> Cut:
+    def _phase(self, tid: int, start: int, end: int, who: str, window: Window, within: frozenset[int]) -> Cut:
         if end <= start:
             return _NOTHING
         if not window.shared or start < window.start_ns or end > window.stop_ns:
-            return Cut(self._leaves(tid, start, end, who, window))
+            return Cut(self._leaves(tid, start, end, who, window, within))
         key = (tid, start, end, who)
         known = self._known.get(key)
         if known is None:
-            known = self._known[key] = Cut(self._leaves(tid, start, end, who, window))
+            known = self._known[key] = Cut(self._leaves(tid, start, end, who, window, within))
         return known
 
-    def _leaves(self, tid: int, start: int, end: int, who: str, window: Window) -> list[Leaf]:
+    def _leaves(
+        self, tid: int, start: int, end: int, who: str, window: Window, within: frozenset[int]
+    ) -> list[Leaf]:
         if not tid:
             kind = GUEST_LEAF if who == GUEST else HOST_LEAF if who == HOST else ON_CPU
             return [Leaf(start, end, kind, 0, 0)]
@@ -121,7 +126,7 @@ class LeafCutter:
                 kind = STOLEN
             elif state is _RUNNABLE:
                 kind = NOT_SCHEDULED
-                after = None if theirs else self._mutex(call, tid)
+                after = None if theirs else self._lock_of(call, tid, who, window, within)
                 instead = off.instead if off is not None else 0
             elif who == HOST:
                 kind, said = HOST_LEAF, call_of(call)
@@ -132,7 +137,7 @@ class LeafCutter:
             elif state is _BLOCKED:
                 kind = BLOCKED
             else:
-                word = self._mutex(call, tid)
+                word = self._lock_of(call, tid, who, window, within)
                 if word is not None:
                     last = self._lock(leaves, last, (begin, stop), word, tid, window)
                     continue
@@ -172,6 +177,19 @@ class LeafCutter:
                 last = Leaf(low, high, LOCK, tid, 0, word=word, holder=holder, off_tid=off)
                 leaves.append(last)
         return last
+
+    def _lock_of(
+        self, call: Call | None, tid: int, who: str, window: Window, within: frozenset[int]
+    ) -> Word | None:
+        """The word on which a span of W or G waits for a lock, None if it is no such wait."""
+        word = self._mutex(call, tid)
+        if word is not None or call is None or call[2] != _FUTEX or not call.is_wait:
+            return word
+        if who != GPU and call[0] not in within:
+            return None
+        if not self._parking.is_lock_wait(tid, call, window, guest=who == WORKER):
+            return None
+        return (self._registry.tgid(tid), call.word)
 
     def _mutex(self, call: Call | None, tid: int) -> Word | None:
         """The mutex word a span waits for, None if it is no mutex wait."""

@@ -69,14 +69,20 @@ class LockRows:
         self.namer = namer
 
     def locks(self, words: Iterable[Word], limit: int, *, bins: bool = False) -> tuple[LockRow, ...]:
-        """The locks, ranked by misses caused, then by time waited; ``bins``: with ``wait_bins``."""
-        locks = [w for w in words if w.kind in ("mutex", "pthread") and w.contended]
+        """The locks, ranked by misses caused, then by time waited; ``bins``: with ``wait_bins``.
+
+        Of locks whose waiters park on words of their own (parking.py) only those that a period was late for,
+        without their waits: what else threads waited for on those words nobody can tell.
+        """
+        locks = [w for w in words if (w.contended if w.kind in ("mutex", "pthread") else w.misses)]
         locks.sort(key=lambda w: (-w.misses, -w.waits.total, w.tgid, w.word))
         return tuple(self._row(w, bins) for w in locks[:limit])
 
     def _row(self, word: Word, bins: bool) -> LockRow:
         name, instance, named_by, evidence = self._name(word.tgid, word.word)
-        kind = "condvar_relock" if word.kind in ("mutex", "pthread") and word.is_relock else word.kind
+        kind = word.kind if word.kind in ("mutex", "pthread") else "parked"
+        if kind != "parked" and word.is_relock:
+            kind = "condvar_relock"
         return LockRow(
             name=name,
             instance=instance,

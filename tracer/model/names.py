@@ -4,7 +4,7 @@
 Owns the order of trust: the user's word and symbols; the call site's frames through a
 profile; behaviour; else the address. Behaviour names only what it can tell apart, on a
 stripped binary too: a wrong name would put the blame on the wrong lock, so in doubt a word
-stays ``lock@0x...``.
+stays ``lock@0x...``, and ``parked@0x...`` where only the waiter's own word is seen.
 
 What tells ``item_state`` from its neighbours (measured on the published crates; turns.py counts):
 
@@ -157,6 +157,8 @@ class Names:
                 return (name or _bare(word)), ("behaviour" if name else "none"), evidence
             if own and known.is_relock:
                 return _bare(word), "none", _cond_evidence(known)
+            if known.kind not in ("mutex", "pthread"):
+                return f"parked@{word:#x}", "none", "a waiter's own word (parking.py); the lock's is no futex"
         return _bare(word), "none", ""
 
     def _site(self, tgid: int, caller: int) -> Site | None:

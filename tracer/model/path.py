@@ -97,6 +97,7 @@ class PathFinder:
         path = Path([Phase(cycle.nominal_ns, cycle.signal_ns, HOST, cycle.driver.tid)], cycle.deadline_ns)
         tgid = cycle.stream.tgid
         worker = self._worker(window, cycle.reader_tid or cycle.stream.context, tgid)
+        path.within = worker.within
         gpu = self._roles.gpu_worker(tgid)
         self._to_choice(path, cycle, worker, gpu, stop, habits, direct)
         if cycle.read_ns is not None and cycle.read_ns < stop and path.at_ns < stop:

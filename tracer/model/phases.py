@@ -45,6 +45,7 @@ class Path:
 
     ``kicker``: the vCPU thread that woke an idle G for our command, 0 unknown.
     ``fixed``: so many phases do not depend on where an inferred kick lies.
+    ``within``: when W's futex waits within its turns began (no waits for a re-arm).
     ``foreign``: G's commands that are not ours, (start, end) in ns, sorted.
     """
 
@@ -62,6 +63,7 @@ class Path:
     gpu_tid: int = 0
     kicker: int = 0
     fixed: int = 0
+    within: frozenset[int] = frozenset()
 
     @property
     def start_ns(self) -> int:

@@ -23,8 +23,10 @@ IDLE_CALLS: Final = (int(Kind.READ), int(Kind.EPOLL_WAIT))
 POLLS: Final = frozenset({7, 23, 270, 271, 72, 73})
 #: Plain ints: enum look-ups cost more than the comparison.
 _READ, _WRITE, _FD, _FUTEX = int(Kind.READ), int(Kind.WRITE), int(Kind.FD), int(Kind.FUTEX)
-_EPOLL_WAIT, _EVENTFD = int(Kind.EPOLL_WAIT), int(Flag.EVENTFD)
+_EPOLL_WAIT, _RECVMSG, _EVENTFD = int(Kind.EPOLL_WAIT), int(Kind.RECVMSG), int(Flag.EVENTFD)
 _WAITS: Final = (FUTEX_WAIT, FUTEX_WAIT_BITSET)
+#: What W serves an event by.
+_WORKS: Final = (_READ, _RECVMSG)
 #: Syscalls that end a command of G.
 _ENDS: Final = (_FD, _WRITE, int(Kind.EPOLL_CTL), _FUTEX)
 
@@ -41,12 +43,25 @@ def is_idle(call: Call) -> bool:
 class WorkerReading:
     """Where W chose, interrupted and waited for its re-arm, each with its place among W's syscalls.
 
+    A turn goes from a choice over what W reads to its interrupt; then W waits for its re-arm. A wait before
+    the interrupt, after which W goes on with that turn, is ``within`` its work: for what, is parking.py's.
+
     Args:
         calls: W's syscalls from ``first`` on, by end.
         is_lock: whether a word is a lock's: who waits for one is not parked.
     """
 
-    __slots__ = ("choice_at", "choices", "first", "irq_at", "irqs", "parked", "parked_at")
+    __slots__ = (
+        "choice_at",
+        "choices",
+        "first",
+        "irq_at",
+        "irqs",
+        "parked",
+        "parked_at",
+        "within",
+        "within_at",
+    )
 
     def __init__(self, calls: Sequence[Call], first: int, is_lock: Callable[[int], bool]) -> None:
         self.first = first
@@ -56,22 +71,41 @@ class WorkerReading:
         self.irq_at: list[int] = []
         self.parked: list[Call] = []
         self.parked_at: list[int] = []
+        self.within: list[Call] = []
+        self.within_at: list[int] = []
+        in_turn = False
+        open_: list[tuple[int, Call]] = []
         for i, call in enumerate(calls, first):
             kind = call[2]
             if kind == _EPOLL_WAIT:
                 self.choices.append((call[0], call[1]))
                 self.choice_at.append(i)
+                self._file(open_, self.parked, self.parked_at)
+                in_turn = True
             elif kind == _WRITE:
                 if call[4] & _EVENTFD:
                     self.irqs.append(call[1])
                     self.irq_at.append(i)
+                    self._file(open_, self.within, self.within_at)
+                    in_turn = False
+            elif kind in _WORKS:
+                self._file(open_, self.within, self.within_at)
             elif (
                 kind == _FUTEX
                 and call[3] & FUTEX_CMD_MASK in _WAITS
                 and not (call.expected == 2 and is_lock(call.word))
             ):
-                self.parked.append(call)
-                self.parked_at.append(i)
+                open_.append((i, call))
+                if not in_turn:
+                    self._file(open_, self.parked, self.parked_at)
+        self._file(open_, self.parked, self.parked_at)
+
+    @staticmethod
+    def _file(waits: list[tuple[int, Call]], into: list[Call], at: list[int]) -> None:
+        for i, call in waits:
+            into.append(call)
+            at.append(i)
+        waits.clear()
 
 
 class Act(NamedTuple):

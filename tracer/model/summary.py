@@ -157,7 +157,7 @@ class WaitBin:
 
 
 #: Kinds of LockRow that are locks; the others are waits of another sort.
-LOCK_KINDS: Final = ("mutex", "pthread", "condvar_relock")
+LOCK_KINDS: Final = ("mutex", "pthread", "condvar_relock", "parked")
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,7 +182,8 @@ class HoldStats:
 
 @dataclass(frozen=True, slots=True)
 class LockRow:
-    """A lock word. ``kind``: mutex (Rust std), pthread, condvar_relock.
+    """A lock word. ``kind``: mutex (Rust std), pthread, condvar_relock; parked: a waiter's own word, which it
+    waited on for a lock that a period was late for.
 
     In a program without a worker of the cross-domain device also what is no lock: park,
     semaphore_or_condvar, condvar, shared, other.

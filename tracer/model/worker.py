@@ -31,6 +31,13 @@ class Worker:
         self.choice_ends = [end for _, end in self.choices]
         self.irqs = reading.irqs[_within(reading.irq_at, low, high)]
         self.parked = reading.parked[_within(reading.parked_at, low, high)]
+        within = reading.within[_within(reading.within_at, low, high)]
+        if len(within) > len(self.parked):
+            # A worker that waits there in most turns is re-armed there.
+            self.parked = sorted((*self.parked, *within), key=_end)
+            within = []
+        #: When its waits within its turns began.
+        self.within = frozenset(wait.enter for wait in within)
 
     def irq_before(self, after_ns: int, before_ns: int) -> int:
         """End of the last interrupt write in (after, before], 0 where none."""
