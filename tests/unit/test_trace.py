@@ -8,7 +8,7 @@ import os
 import stat
 import subprocess
 from collections.abc import Callable
-from dataclasses import fields
+from dataclasses import fields, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -34,7 +34,12 @@ from tracer.trace.format import FILES, SCHEMAS, SIDES
 
 _I64 = st.integers(-(1 << 63), (1 << 63) - 1)
 _U64 = st.integers(0, (1 << 64) - 1)
+_ID = st.integers(0, 1 << 22)
+_FD = st.integers(-1, (1 << 31) - 1)
+_NS = st.integers(0, (1 << 63) - 1)
+_NICE = st.integers(-20, 99)
 _TEXT = st.text(max_size=12)
+_SPAN_NS = 10**12
 _FRAMES = st.lists(st.builds(schema.Frame, _TEXT, _TEXT, _I64, st.booleans()), max_size=3).map(tuple)
 
 
@@ -49,32 +54,38 @@ def _records(draw: st.DrawFn) -> schema.Records:
     records["kind"] = 1 + records["kind"] % len(schema.Kind)
     records["op"] = 1 + records["op"] % 3
     records["tid"] %= 1 << 22
-    records["enter_ns"] >>= np.uint64(1)
-    records["dur_ns"] >>= np.uint64(1)
+    records["enter_ns"] %= _SPAN_NS
+    records["dur_ns"] %= _SPAN_NS
     return records
+
+
+def _in_turn(batches: list[schema.Batch]) -> list[schema.Batch]:
+    """Watermarks never go back."""
+    marks = sorted(batch.watermark_ns for batch in batches)
+    return [replace(batch, watermark_ns=mark) for batch, mark in zip(batches, marks, strict=True)]
 
 
 BATCHES = st.lists(
     st.builds(
         schema.Batch,
         records=_records(),
-        watermark_ns=_U64,
+        watermark_ns=st.integers(2 * _SPAN_NS, 20 * _SPAN_NS),
         targets=_rows(
             schema.Target,
-            *(_I64, _TEXT, _TEXT, _TEXT, _TEXT, _I64, _TEXT, _TEXT, st.booleans()),
+            *(_ID, _TEXT, _TEXT, _TEXT, _TEXT, _NS, _TEXT, _TEXT, st.booleans()),
             st.lists(_TEXT, max_size=2).map(tuple),
         ),
-        threads=_rows(schema.Thread, _I64, _I64, _TEXT, _TEXT, _I64, _TEXT, _I64),
-        fds=_rows(schema.Fd, _I64, _I64, _TEXT, _I64, _TEXT, _I64, _I64),
-        epolls=_rows(schema.EpollEntry, _I64, _I64, _I64, _U64, _U64),
-        sites=_rows(schema.CallSite, _I64, _U64, _TEXT, _U64, _TEXT, _FRAMES),
-        lock_symbols=_rows(schema.LockSymbol, _I64, _U64, _TEXT, _TEXT),
+        threads=_rows(schema.Thread, _ID, _ID, _TEXT, _TEXT, _NICE, _TEXT, st.just(-1) | _NS),
+        fds=_rows(schema.Fd, _ID, _FD, _TEXT, _FD, _TEXT, _NS, _NS),
+        epolls=_rows(schema.EpollEntry, _ID, _FD, _FD, _U64, _U64),
+        sites=_rows(schema.CallSite, _ID, _U64, _TEXT, _U64, _TEXT, _FRAMES),
+        lock_symbols=_rows(schema.LockSymbol, _ID, _U64, _TEXT, _TEXT),
         losses=st.builds(schema.Losses, _U64, _U64, _U64),
         self_use=st.none() | st.builds(schema.SelfUse, st.floats(0, 1e6), _I64, _I64),
         host=st.dictionaries(_TEXT, _TEXT | _I64 | st.floats(allow_nan=False), max_size=3),
     ),
     max_size=5,
-)
+).map(_in_turn)
 
 
 @given(BATCHES)

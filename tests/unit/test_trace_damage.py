@@ -16,6 +16,8 @@ import struct
 import subprocess
 import sys
 import tarfile
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -328,6 +330,64 @@ def test_records_no_probe_writes_are_refused(name: str, tmp_path: Path) -> None:
         out.append(schema.Batch(HOSTILE_RECORDS[name], 1))
 
 
+HOSTILE_ROWS: dict[str, tuple[str, object]] = {
+    "thread id below 0": ("threads", schema.Thread(-1, 1, "x")),
+    "thread id too large": ("threads", schema.Thread((1 << 22) + 1, 1, "x")),
+    "process id too large": ("targets", schema.Target(1 << 40, "vmm", "x")),
+    "process started before boot": ("targets", schema.Target(1, "vmm", "x", start_ns=-1)),
+    "no such priority": ("threads", schema.Thread(1, 1, "x", "FIFO", 1 << 40)),
+    "fd below none": ("fds", schema.Fd(1, -2, "eventfd")),
+    "eventfd id too large": ("fds", schema.Fd(1, 1, "eventfd", 1 << 31)),
+    "an interval that goes back": ("fds", schema.Fd(1, 1, "timerfd", interval_ns=-1)),
+    "an epoll that is none": ("epolls", schema.EpollEntry(1, -9, 1, 1, 1)),
+    "a call site of nobody": ("sites", schema.CallSite(-1, 1)),
+    "a lock of nobody": ("lock_symbols", schema.LockSymbol(1 << 63 >> 1, 1, "x", "user")),
+}
+
+
+@pytest.mark.parametrize("what", HOSTILE_ROWS)
+def test_rows_that_no_kernel_gives_are_refused(what: str, tmp_path: Path) -> None:
+    name, row = HOSTILE_ROWS[what]
+    with TraceWriter(tmp_path / "a.xdt") as out:
+        out.append(replace(schema.Batch(schema.empty_records(), 1), **{name: (row,)}))
+    with pytest.raises(TraceError, match=f"damaged: {name} with .* out of range"):
+        read_all(tmp_path / "a.xdt")
+
+
+_HOUR = 3600 * 10**9
+
+
+@pytest.mark.parametrize(
+    ("times", "marks"),
+    [
+        ([_HOUR, _HOUR], [2 * _HOUR, _HOUR]),
+        ([_HOUR, _HOUR], [_HOUR, 1 << 63]),
+        ([_HOUR, 3 * _HOUR], [_HOUR, 2 * _HOUR]),
+        ([_HOUR, 1 << 62], [_HOUR, _HOUR]),
+        ([0, 50 * _HOUR], [40 * _HOUR, 50 * _HOUR]),
+    ],
+)
+def test_records_from_another_time_than_their_batch_are_refused(
+    times: list[int], marks: list[int], tmp_path: Path
+) -> None:
+    """Analysis goes through all time between records: a century of it would never end."""
+
+    def batches(flags: int) -> Iterator[schema.Batch]:
+        for at, mark in zip(times, marks, strict=True):
+            records = _head(flags=flags)[1:2]
+            records["enter_ns"] = at
+            yield schema.Batch(records, mark)
+
+    for name, flags in (("a.xdt", 0), ("late.xdt", schema.Flag.LATE)):
+        with TraceWriter(tmp_path / name) as out:
+            for batch in batches(flags):
+                out.append(batch)
+    with pytest.raises(TraceError, match=r"goes back|far from"):
+        read_all(tmp_path / "a.xdt")
+    if marks == sorted(marks) and max(marks) < 1 << 63:  # late ones are counted, and have no time
+        assert len(read_all(tmp_path / "late.xdt")[0]) == 2
+
+
 def test_a_decompression_bomb_is_refused_before_it_is_unpacked(tmp_path: Path) -> None:
     count = fmt.MAX_BATCH_RECORDS + 1
     columns = [
@@ -459,10 +519,10 @@ count = MAX_BATCH_RECORDS
 records = np.random.default_rng(1).integers(0, 256, 56 * count, np.uint8).view(schema.RECORD)
 records["kind"] = 1
 records["tid"] >>= np.uint32(11)
-records["enter_ns"] >>= np.uint64(1)
-records["dur_ns"] >>= np.uint64(1)
+records["enter_ns"] %= np.uint64(10**12)
+records["dur_ns"] %= np.uint64(10**12)
 with TraceWriter(Path(sys.argv[1])) as out:
-    out.append(schema.Batch(records, 1))
+    out.append(schema.Batch(records, 2 * 10**12))
 del records
 """
     subprocess.run([sys.executable, "-c", code, tmp_path / "a.xdt"], check=True)

@@ -25,6 +25,9 @@ from tracer.schema import OFFCPU, RECORD, Flag, Kind, Records, empty_records, en
 STEP_NS: Final = 200_000_000
 #: How long spans are kept: the longest window (2 s grace) plus what baselines look back on.
 RETENTION_NS: Final = 8_000_000_000
+#: Steps without a record are passed over from here on: nothing of what came before is kept or undecided
+#: (a trace that says a century has few records and a billion steps).
+QUIET_NS: Final = 4 * RETENTION_NS
 #: A thread's first spans to end after an interval; one that began within it is among them.
 _LOOK_AHEAD: Final = 16
 
@@ -33,12 +36,14 @@ class Sequencer:
     """Batches in, steps out: each step has the records with end in (previous, end], sorted.
 
     Sorted by (end, tid, kind, enter), duplicates dropped never. LATE records are
-    counted and dropped, here as in a live session, so that both agree.
+    counted and dropped, here as in a live session, so that both agree. Steps go on without records
+    for QUIET_NS, then to the one of the next record, whenever that is learned.
     """
 
     def __init__(self) -> None:
         self._pending: list[Records] = []
         self._next: int | None = None
+        self._last_ns = 0
         self.late = 0
         self.first_ns: int | None = None
 
@@ -56,13 +61,21 @@ class Sequencer:
                 return
             first = min(int(end_ns(part).min()) for part in self._pending)
             self._next = (first // STEP_NS + 1) * STEP_NS
-            self.first_ns = first
+            self.first_ns = self._last_ns = first
         if watermark_ns < self._next:
             return
         pending = _in_order(join(self._pending, RECORD))
         ends = end_ns(pending)
         while watermark_ns >= self._next:
-            cut = int(np.searchsorted(ends, self._next, side="right"))
+            cut = int(np.searchsorted(ends, np.uint64(self._next), side="right"))
+            if cut:
+                self._last_ns = int(ends[cut - 1])
+            elif self._next - self._last_ns > QUIET_NS:
+                if not len(ends):
+                    break
+                self._next = -(-int(ends[0]) // STEP_NS) * STEP_NS
+                self._last_ns = int(ends[0])
+                continue
             yield pending[:cut], self._next
             pending, ends = pending[cut:], ends[cut:]
             self._next += STEP_NS

@@ -197,6 +197,10 @@ _HEAD = (schema.RECORD.names or ())[:-1]
 _BODY = schema.RECORD["body"]
 _PID_MAX = 1 << 22  # PID_MAX_LIMIT, include/linux/threads.h
 _MAX_NS = 1 << 63
+#: Records of a batch end at most so long before its watermark (a recorder that was stopped), and after it
+#: (it is read just before the records are).
+_BEFORE_NS = 86_400 * 10**9
+_AFTER_NS = 60 * 10**9
 
 
 def records_to_columns(records: schema.Records) -> list[pa.Array]:
@@ -241,3 +245,49 @@ def check_records(records: schema.Records) -> None:
         op = records["op"][kind == known]
         if len(op) and (op.min() < min(ops) or op.max() > max(ops)):
             raise damaged(f"a {known.name} record of unknown op")
+
+
+_ID = (0, _PID_MAX)
+_FD = (-1, (1 << 31) - 1)  # also of ids of eventfds; -1: none
+_WHEN = (0, _MAX_NS - 1)
+_SIDE_RANGES: dict[str, tuple[int, int]] = {
+    **dict.fromkeys(("tid", "tgid"), _ID),
+    **dict.fromkeys(("fd", "epfd", "eventfd_id"), _FD),
+    **dict.fromkeys(("start_ns", "value_ns", "interval_ns"), _WHEN),
+    "priority": (-20, 99),
+    "throttled_ns": (-1, _MAX_NS - 1),
+}
+
+
+def check_rows(name: str, rows: pa.RecordBatch) -> None:
+    """Refuse side rows with numbers that no kernel gives.
+
+    Args:
+        name: of the side table.
+
+    Raises:
+        TraceError: an id, fd, time or priority out of range.
+    """
+    for column, (least, most) in _SIDE_RANGES.items():
+        if len(rows) and column in rows.schema.names:
+            values = rows.column(column).to_numpy()
+            if values.min() < least or values.max() > most:
+                raise damaged(f"{name} with {column} out of range")
+
+
+def check_times(records: schema.Records, watermark_ns: int, earlier_ns: int) -> None:
+    """Refuse a batch from another time than its own: analysis goes through all time between records.
+
+    Args:
+        earlier_ns: the watermark of the batch before.
+
+    Raises:
+        TraceError: watermarks that go back, or records far from theirs.
+    """
+    if not earlier_ns <= watermark_ns < _MAX_NS:
+        raise damaged("a watermark that goes back or is out of range")
+    ends = schema.end_ns(records)[(records["flags"] & schema.Flag.LATE) == 0]
+    if len(ends) and not (
+        watermark_ns - _BEFORE_NS <= int(ends.min()) and int(ends.max()) <= watermark_ns + _AFTER_NS
+    ):
+        raise damaged("records far from the time of their batch")

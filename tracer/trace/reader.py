@@ -76,6 +76,7 @@ class TraceReader:
             raise TraceError(f"{self.path} was closed", "open it again")
         at = self._starts[fmt.INDEX]
         ends = [self._starts[name] for name in fmt.STREAMS]
+        watermark_ns = 0
         for number in range(self._batches):
             row, at = self._index_row(at)
             batch = self._batch(number, row, ends)
@@ -83,7 +84,8 @@ class TraceReader:
                 if not number:
                     raise self._nothing()
                 return
-            ends = row["ends"]
+            fmt.check_times(batch.records, batch.watermark_ns, watermark_ns)
+            ends, watermark_ns = row["ends"], batch.watermark_ns
             yield batch
 
     # --- opening ---
@@ -226,6 +228,7 @@ class TraceReader:
 
 def _side(name: str, message: bytes) -> Any:
     table = messages.parse_message(name, message, fmt.MAX_SIDE_ROWS, fmt.MAX_SIDE_BYTES)
+    fmt.check_rows(name, table)
     rows = table.to_pylist()
     if name == "host":
         return {row["key"]: _host_value(row["json"]) for row in rows}
