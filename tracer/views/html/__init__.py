@@ -78,7 +78,7 @@ def to_html(summary: Summary, *, title: str, notes: Sequence[str] = ()) -> str:
 
 
 def _drawn(misses: Sequence[Miss]) -> list[Miss]:
-    """The misses that get a timeline, the latest first: of each cause in turn the latest ones."""
+    """The misses that get a timeline, late by the most first: of each cause in turn."""
     by_cause: dict[str, list[Miss]] = {}
     for miss in misses:
         if miss.carried_from is None and miss.segments:
