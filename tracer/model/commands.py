@@ -72,7 +72,8 @@ class Commands:
 
     def _read(self, calls: Sequence[Call], first: int, offs: Sequence[Off], gpu: int) -> GpuReading:
         tgid = self._registry.tgid(gpu)
-        return GpuReading(calls, first, offs, lambda call: self._is_own(call, tgid))
+        parks = self._roles.parks(gpu)
+        return GpuReading(calls, first, offs, lambda call: self._is_own(call, tgid), parks=parks)
 
     def forget(self) -> None:
         """There are more records, or more is known of locks."""
@@ -88,12 +89,16 @@ class Commands:
         woken = self.woken_before(window, gpu, done_ns)
         return woken if woken > irq_ns else min(irq_ns + habits.guest_ns, done_ns)
 
-    @staticmethod
-    def handed_over(window: Window, writer: int, before_ns: int) -> int:
-        """When a forwarding task was woken for its write, 0 if it did not sleep."""
+    def handed_over(self, window: Window, writer: int, before_ns: int) -> int:
+        """When a forwarding task was woken for its write, 0 if it did not sleep.
+
+        A worker that writes completions has other things to be woken for: only a G's waking counts.
+        """
+        gs = self._registry.with_role("G", self._registry.tgid(writer))
+        task = self._registry.role(writer) == "task"
         for off in reversed(window.offs(writer)):
             if off.woken and off.woken <= before_ns and off.slept and not off.in_irq:
-                return off.woken
+                return off.woken if task or off.waker in gs else 0
         return 0
 
     def _latest_kick(self, cycle: Cycle, window: Window, irq: int, start: int, guest_ns: int) -> int:

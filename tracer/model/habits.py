@@ -16,12 +16,24 @@ from numpy.typing import NDArray
 
 from tracer.model.commands import MEMORY_CALLS
 from tracer.model.readings import CLOSE, IDLE_CALLS, POLLS
-from tracer.model.roles import Roles
+from tracer.model.roles import MUTEX_CONTENDED, Roles
 from tracer.model.spans import OFF_BY_ITSELF
 from tracer.model.streams import Cycle
 from tracer.model.timeline import Timeline
 from tracer.model.window import AFTER_NS
-from tracer.schema import OFFCPU, RW, Flag, Kind, Records, end_ns, view
+from tracer.schema import (
+    FUTEX,
+    FUTEX_CMD_MASK,
+    FUTEX_WAIT,
+    FUTEX_WAIT_BITSET,
+    OFFCPU,
+    RW,
+    Flag,
+    Kind,
+    Records,
+    end_ns,
+    view,
+)
 
 #: How far before a cycle spans are looked at.
 BEFORE_NS: Final = 5_000_000
@@ -50,7 +62,7 @@ class Answers:
         answers: list[Answer | None] = [None] * len(cycles)
         by_threads: dict[tuple[int, int], list[int]] = {}
         for i, cycle in enumerate(cycles):
-            gpu = self._roles.gpu_worker(cycle.stream.tgid)
+            gpu = self._roles.gpu_worker(cycle.stream.tgid, cycle.writer_tid)
             if (
                 cycle.write_enter_ns is not None
                 and cycle.read_ns is not None
@@ -71,7 +83,7 @@ class Answers:
         first = np.array([c.write_enter_ns for c in cycles], dtype=np.int64)
         done = np.array([c.write_ns for c in cycles], dtype=np.int64)
         irq = _interrupts(self._timeline.spans(worker, start, stop), read, first)
-        woken, foreign = _kicks(self._timeline.spans(gpu, start, stop))
+        woken, foreign = _kicks(self._timeline.spans(gpu, start, stop), parks=self._roles.parks(gpu))
         last = np.searchsorted(woken, first, side="right") - 1
         kick = np.where(last >= 0, woken[np.maximum(last, 0)], 0) if len(woken) else np.zeros_like(first)
         # G worked for somebody else between the kick and our write: when ours was kicked is not known.
@@ -99,10 +111,18 @@ def _interrupts(spans: Records, read: NDArray[np.int64], first: NDArray[np.int64
     return np.where((irq <= first) & (irq <= bound), irq, 0)
 
 
-def _kicks(spans: Records) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+def _kicks(spans: Records, *, parks: bool = False) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """When G was woken out of its idle call, and the ends of what it did for somebody else."""
     kind, ends, enters = spans["kind"], end_ns(spans).astype(np.int64), spans["enter_ns"].astype(np.int64)
     idle = np.isin(kind, IDLE_CALLS) & ((kind == Kind.READ) | ~np.isin(spans["op"], sorted(POLLS)))
+    if parks:
+        futex = view(spans, FUTEX)
+        waits = np.isin(spans["op"] & FUTEX_CMD_MASK, (FUTEX_WAIT, FUTEX_WAIT_BITSET))
+        idle |= (kind == Kind.FUTEX) & waits & (futex["expected"] != MUTEX_CONTENDED)
+    call = np.flatnonzero(kind != Kind.OFFCPU)
+    polls = (kind == Kind.EPOLL_WAIT) & np.isin(spans["op"], sorted(POLLS))
+    takes = (kind == Kind.READ) & ((spans["flags"] & Flag.EVENTFD) != 0)
+    idle[call[:-1][polls[call[:-1]] & takes[call[1:]]]] = True
     flagged = idle & ((kind != Kind.READ) | ((spans["flags"] & Flag.EVENTFD) != 0))
     calls = flagged if flagged.any() else idle
     off = view(spans.take(np.flatnonzero(kind == Kind.OFFCPU)), OFFCPU)

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import itertools
 from bisect import bisect_right
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Final
 
@@ -33,6 +34,7 @@ from tracer.model.phases import (
 from tracer.model.readings import WorkerReading
 from tracer.model.registry import Registry
 from tracer.model.roles import Roles
+from tracer.model.spans import Call
 from tracer.model.streams import Cycle
 from tracer.model.timeline import Timeline
 from tracer.model.track import Track
@@ -63,13 +65,17 @@ class PathFinder:
         def is_lock(word: int) -> bool:
             return self._locks.is_lock(tgid, word)
 
+        def read(calls: Sequence[Call]) -> WorkerReading:
+            by_wake = self._roles.interrupts_by_wake(tgid)
+            return WorkerReading(calls, low, is_lock, by_wake=by_wake)
+
         low, _ = window.bounds(tid)[0]
         if window.alone:
-            return Worker(window, tid, WorkerReading(window.calls(tid), low, is_lock))
+            return Worker(window, tid, read(window.calls(tid)))
         track = window.track(tid)
         known = self._workers.get(tid)
         if known is None or known[0] is not track or known[1].first > low:
-            known = self._workers[tid] = (track, WorkerReading(track.calls[low:], low, is_lock))
+            known = self._workers[tid] = (track, read(track.calls[low:]))
         return Worker(window, tid, known[1])
 
     def window(self, cycle: Cycle, before_ns: int = BEFORE_NS) -> Window:
@@ -98,7 +104,7 @@ class PathFinder:
         tgid = cycle.stream.tgid
         worker = self._worker(window, cycle.reader_tid or cycle.stream.context, tgid)
         path.within = worker.within
-        gpu = self._roles.gpu_worker(tgid)
+        gpu = self._roles.gpu_worker(tgid, cycle.writer_tid)
         self._to_choice(path, cycle, worker, gpu, stop, habits, direct)
         if cycle.read_ns is not None and cycle.read_ns < stop and path.at_ns < stop:
             self._to_completion(path, cycle, worker, gpu, stop, habits, kick_ns)
@@ -248,7 +254,7 @@ class PathFinder:
         assert cycle.write_enter_ns is not None
         assert cycle.write_ns is not None
         writer, handed = cycle.writer_tid, 0
-        if writer != gpu and gpu and self._registry.role(writer) == "task":
+        if writer != gpu and gpu and self._registry.role(writer) in ("task", "W"):
             handed = self._commands.handed_over(window, writer, cycle.write_enter_ns)
         if handed:
             return gpu, handed, handed, handed

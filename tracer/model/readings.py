@@ -8,8 +8,9 @@ there are more records.
 
 from __future__ import annotations
 
+import itertools
 from bisect import bisect_left, bisect_right
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Final, NamedTuple
 
 from tracer.model.spans import Call, Off
@@ -19,7 +20,8 @@ from tracer.schema import FUTEX_CMD_MASK, FUTEX_WAIT, FUTEX_WAIT_BITSET, Flag, K
 CLOSE: Final = frozenset({3, 57})
 #: What a G idles in: a blocking read of its queue (libkrun), or epoll_wait before the read (crosvm).
 IDLE_CALLS: Final = (int(Kind.READ), int(Kind.EPOLL_WAIT))
-#: poll, select, pselect6, ppoll on x86-64; pselect6, ppoll on arm64. In G they wait for a device: work.
+#: poll, select, pselect6, ppoll on x86-64; pselect6, ppoll on arm64. In G they wait for a device, which is
+#: work, unless it reads its queue next.
 POLLS: Final = frozenset({7, 23, 270, 271, 72, 73})
 #: Plain ints: enum look-ups cost more than the comparison.
 _READ, _WRITE, _FD, _FUTEX = int(Kind.READ), int(Kind.WRITE), int(Kind.FD), int(Kind.FUTEX)
@@ -40,6 +42,18 @@ def is_idle(call: Call) -> bool:
     return call.kind in IDLE_CALLS and (call.kind == _READ or call.op not in POLLS)
 
 
+def is_parked(call: Call) -> bool:
+    """Whether a thread waits in a call for something that is no mutex."""
+    return call.kind == _FUTEX and call.op & FUTEX_CMD_MASK in _WAITS and call.expected != 2
+
+
+def polls_of_queue(calls: Sequence[Call]) -> Iterator[int]:
+    """Begins of the polls (not of epoll sets) that a read of an eventfd follows at once."""
+    for call, after in itertools.pairwise(calls):
+        if call[2] == _EPOLL_WAIT and after[2] == _READ and after[4] & _EVENTFD and call[3] in POLLS:
+            yield call[0]
+
+
 class WorkerReading:
     """Where W chose, interrupted and waited for its re-arm, each with its place among W's syscalls.
 
@@ -49,6 +63,7 @@ class WorkerReading:
     Args:
         calls: W's syscalls from ``first`` on, by end.
         is_lock: whether a word is a lock's: who waits for one is not parked.
+        by_wake: W interrupts a vCPU thread by waking it, not by an eventfd.
     """
 
     __slots__ = (
@@ -63,7 +78,9 @@ class WorkerReading:
         "within_at",
     )
 
-    def __init__(self, calls: Sequence[Call], first: int, is_lock: Callable[[int], bool]) -> None:
+    def __init__(
+        self, calls: Sequence[Call], first: int, is_lock: Callable[[int], bool], *, by_wake: bool = False
+    ) -> None:
         self.first = first
         self.choices: list[tuple[int, int]] = []
         self.choice_at: list[int] = []
@@ -90,6 +107,11 @@ class WorkerReading:
                     in_turn = False
             elif kind in _WORKS:
                 self._file(open_, self.within, self.within_at)
+            elif by_wake and kind == _FUTEX and call.is_wake and not is_lock(call.word):
+                self.irqs.append(call[1])
+                self.irq_at.append(i)
+                self._file(open_, self.within, self.within_at)
+                in_turn = False
             elif (
                 kind == _FUTEX
                 and call[3] & FUTEX_CMD_MASK in _WAITS
@@ -137,15 +159,24 @@ class GpuReading:
     Args:
         calls: G's syscalls from ``first`` on, by end; offs: its off-CPU spans of that time.
         is_own: whether a syscall belongs to the command that follows.
+        parks: this G takes commands from a list and waits in a condvar for them.
     """
 
-    __slots__ = ("_acts", "_calls", "_flagged_at", "_is_own", "any_reads", "first", "kicks", "woken")
+    __slots__ = ("_acts", "_also", "_calls", "_flagged_at", "_is_own", "any_reads", "first", "kicks", "woken")
 
     def __init__(
-        self, calls: Sequence[Call], first: int, offs: Sequence[Off], is_own: Callable[[Call], bool]
+        self,
+        calls: Sequence[Call],
+        first: int,
+        offs: Sequence[Off],
+        is_own: Callable[[Call], bool],
+        *,
+        parks: bool = False,
     ) -> None:
         self.first = first
-        reads = [(i, c) for i, c in enumerate(calls, first) if c[2] in IDLE_CALLS and is_idle(c)]
+        # What is idle by what follows or by habit, by its begin.
+        self._also = {c.enter for c in calls if parks and is_parked(c)} | set(polls_of_queue(calls))
+        reads = [(i, c) for i, c in enumerate(calls, first) if self._idle(c)]
         flagged = [(i, c) for i, c in reads if c[2] != _READ or c[4] & _EVENTFD]
         self._flagged_at = [i for i, _ in flagged]
         self.kicks: list[Call] = [c for _, c in flagged or reads]
@@ -166,8 +197,11 @@ class GpuReading:
     def takes_kick(self, call: Call) -> bool:
         """Whether G is at its queue in a call, not at work."""
         if call.kind != _READ or call.flags & _EVENTFD:
-            return is_idle(call)
+            return self._idle(call)
         return self.any_reads
+
+    def _idle(self, call: Call) -> bool:
+        return (call[2] in IDLE_CALLS and is_idle(call)) or call[0] in self._also
 
     def woken_before(self, before_ns: int) -> int:
         """When G was last woken out of its idle read, at or before a time; 0 where not seen."""
@@ -209,7 +243,7 @@ class GpuReading:
             while gap < n and woken[gap] <= enter:
                 begin = max(begin, woken[gap])
                 gap += 1
-            if kind in IDLE_CALLS and is_idle(call):
+            if self._idle(call):
                 if self.takes_kick(call):
                     # Woken by somebody's kick, G is that command's, even while it waits for a CPU.
                     wake = self.woken_before(end)

@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """Who is who in a VMM: W, G, the vCPUs, fence threads, forwarding tasks, the data loop.
 
-Decided by what threads do (wakers, eventfds), with thread names as a hint where
-behaviour has not shown itself yet. Also owns which eventfds are interrupts and
-which are kicks: eventfds that W or G write are interrupts; what a vCPU writes is a
-kick and is hidden from every verdict, because a real guest's kick is no syscall.
+Decided by what threads do (wakers, eventfds), with thread names as a hint where behaviour has
+not shown itself yet. Several threads that read one kick eventfd and complete streams are all G.
+Also owns which eventfds are interrupts and which are kicks: eventfds that W or G write are
+interrupts; what a vCPU writes is a kick and is hidden from every verdict, because a real guest's
+kick is no syscall.
 """
 
 from __future__ import annotations
@@ -15,7 +16,9 @@ from dataclasses import dataclass, field
 from typing import Final, Protocol
 
 import numpy as np
+from numpy.typing import NDArray
 
+from tracer.model.readings import POLLS
 from tracer.model.registry import Registry
 from tracer.model.step import Step
 from tracer.model.streams import Streams
@@ -23,10 +26,13 @@ from tracer.schema import FUTEX, RW, Flag, Kind, Records, view
 
 _READ, _WRITE, _FUTEX = int(Kind.READ), int(Kind.WRITE), int(Kind.FUTEX)
 _EVENTFD = int(Flag.EVENTFD)
+_EPOLL_WAIT = int(Kind.EPOLL_WAIT)
 _NAMED = 65_536
 
 #: Votes of behaviour before it overrules a name.
 MIN_VOTES: Final = 3
+#: Waits of a G for condvars before these are what it idles in.
+MIN_PARKED: Final = 8
 MUTEX_CONTENDED: Final = 2  # the value a std mutex waiter expects
 
 
@@ -46,6 +52,9 @@ class Roles:
     gpu_votes: dict[int, Counter[int]] = field(default_factory=dict)
     vcpu_votes: Counter[int] = field(default_factory=Counter)
     irq_ids: dict[int, set[int]] = field(default_factory=dict)
+    _queues: dict[int, set[int]] = field(default_factory=dict)  # eventfds that the G's of a VMM read
+    _pool: Counter[int] = field(default_factory=Counter)  # how often other threads read one of these
+    _idles: dict[int, Counter[str]] = field(default_factory=dict)  # what a G waits in: "queue", "condvar"
     _named: set[tuple[int, str]] = field(default_factory=set)
 
     def step(self, step: Step, streams: Streams) -> None:
@@ -58,7 +67,7 @@ class Roles:
         self._by_name()
         workers |= set(self.registry.with_role("W"))
         for tid in sorted(workers):
-            self._interrupts(step, tid)
+            self._interrupts(step, tid, streams)
             self._rearms(step, tid, workers)
         for stream in streams.streams:
             if stream.completion is not None and stream.tgid not in self.gpu_votes:
@@ -67,7 +76,9 @@ class Roles:
                     self.gpu_votes[stream.tgid] = Counter({writer: 1})
         self._decide(streams)
         for tid in self.registry.with_role("G"):
+            self._idling(step, tid, streams)
             self._kickers(step, tid)
+        self._pools(step)
 
     def _set(self, tid: int, role: str, by: str) -> None:
         state = self.registry.threads.get(tid)
@@ -87,32 +98,68 @@ class Roles:
             if role and not state.role:
                 state.role, state.role_by = role, "name"
 
-    def _interrupts(self, step: Step, tid: int) -> None:
-        """Eventfds that W writes are interrupts."""
+    def _interrupts(self, step: Step, tid: int, streams: Streams) -> None:
+        """Eventfds that W writes are interrupts, but for completions (some workers write these too)."""
         rows = view(step.threads.calls(tid), RW)
         wrote = np.flatnonzero((rows["kind"] == _WRITE) & ((rows["flags"] & _EVENTFD) != 0))
         if len(wrote):
             known = self.irq_ids.setdefault(self.registry.tgid(tid), set())
-            known.update(rows["eventfd_id"][wrote].tolist())
+            ids = rows["eventfd_id"][wrote].tolist()
+            known.update(i for i in ids if streams.object_of(i) != "completion")
 
     def _rearms(self, step: Step, tid: int, workers: set[int]) -> None:
         """Who ends W's condvar waits re-arms it: that is G."""
         futex = view(step.threads.calls(tid), FUTEX)  # no wakes among them
-        parked = (futex["kind"] == _FUTEX) & (futex["expected"] != MUTEX_CONTENDED) & (futex["ret"] == 0)
-        if not parked.any():
+        waits = parked(futex) & (futex["ret"] == 0)
+        if not waits.any():
             return
         spans = step.sleeps(tid)
-        at = np.searchsorted(spans["enter_ns"], futex["enter_ns"][parked])
+        at = np.searchsorted(spans["enter_ns"], futex["enter_ns"][waits])
         woken = spans.take(np.unique(at[at < len(spans)]))
         tgid = self.registry.tgid(tid)
         for waker, n in _wakers(woken.take(np.flatnonzero(woken["waker_tgid"] == tgid))):
             if waker not in workers:
                 self.gpu_votes.setdefault(tgid, Counter())[waker] += n
 
+    def _idling(self, step: Step, tid: int, streams: Streams) -> None:
+        """What a G waits in for its next command, and which eventfds it reads there."""
+        calls = step.threads.calls(tid)
+        rows = view(calls, RW)
+        reads = (rows["kind"] == _READ) & ((rows["flags"] & _EVENTFD) != 0)
+        votes = self._idles.setdefault(tid, Counter())
+        votes["queue"] += int(
+            (reads | (calls["kind"] == _EPOLL_WAIT) & ~np.isin(calls["op"], sorted(POLLS))).sum()
+        )
+        votes["condvar"] += int(parked(calls).sum())
+        ids = {i for i in np.unique(rows["eventfd_id"][reads]).tolist() if not streams.object_of(i)}
+        self._queues.setdefault(self.registry.tgid(tid), set()).update(ids)
+
+    def parks(self, gpu: int) -> bool:
+        """Whether a G idles in a condvar: it never was seen at an eventfd or an epoll set."""
+        votes = self._idles.get(gpu)
+        return votes is not None and not votes["queue"] and votes["condvar"] >= MIN_PARKED
+
+    def interrupts_by_wake(self, tgid: int) -> bool:
+        """Whether no W of a VMM was ever seen to write an interrupt's eventfd."""
+        return not self.irq_ids.get(tgid)
+
+    def _pools(self, step: Step) -> None:
+        """Threads that take commands from the same eventfd as G."""
+        rows = step.of(Kind.READ)
+        for tgid, ids in self._queues.items():
+            took = rows["tid"][np.isin(rows["eventfd_id"], sorted(ids)) & ((rows["flags"] & _EVENTFD) != 0)]
+            tids, counts = np.unique(took, return_counts=True)
+            for tid, n in zip(tids.tolist(), counts.tolist(), strict=True):
+                if self.registry.tgid(tid) == tgid:
+                    self._pool[tid] += n
+
+    def _shares_queue(self, tid: int) -> bool:
+        return self._pool[tid] >= MIN_VOTES
+
     def _kickers(self, step: Step, tid: int) -> None:
         """Who wakes an idle G is a vCPU (a real guest's kick is no syscall of its own)."""
         calls = step.threads.calls(tid)
-        reads = calls["kind"] == _READ
+        reads = parked(calls) if self.parks(tid) else calls["kind"] == _READ
         spans = step.sleeps(tid)
         spans = spans.take(np.flatnonzero(spans["woken_ns"] > 0))
         if not reads.any() or not len(spans):
@@ -130,24 +177,36 @@ class Roles:
             held = self.registry.with_role("G", tgid)
             if n >= MIN_VOTES or not held:
                 for tid in held:
-                    if tid != best:
+                    if tid != best and not self._shares_queue(tid):
                         self.registry.threads[tid].role = ""
                 self._set(best, "G", "behaviour" if n >= MIN_VOTES else "name")
         for stream in streams.streams:
             if stream.completion is None or not stream.completion_expected:
                 continue
             for tid in set(stream.completion.written.tid[-64:]):
-                if self.registry.role(tid) == "":
+                if self._shares_queue(tid) and self.registry.role(tid) != "W":
+                    self._set(tid, "G", "behaviour")
+                elif self.registry.role(tid) == "":
                     self._set(tid, "task", "behaviour")
         for tid, n in self.vcpu_votes.items():
             state = self.registry.threads.get(tid)
             if state is not None and n >= MIN_VOTES and self.registry.is_vmm(state.tgid) and not state.role:
                 self._set(tid, "vcpu", "behaviour")
 
-    def gpu_worker(self, tgid: int) -> int:
-        """G of a VMM, 0 while unknown."""
+    def gpu_worker(self, tgid: int, writer: int | None = None) -> int:
+        """G of a VMM, 0 while unknown; of several the one that wrote, else the one that re-arms most."""
         tids = self.registry.with_role("G", tgid)
-        return tids[0] if tids else 0
+        if writer in tids:
+            return writer or 0
+        votes = self.gpu_votes.get(tgid, Counter())
+        return min(tids, key=lambda tid: (-votes[tid], tid), default=0)
+
+
+def parked(calls: Records) -> NDArray[np.bool_]:
+    """Which of a thread's calls (n,), no wakes among them, wait for something that is no mutex."""
+    futex = view(calls, FUTEX)
+    found: NDArray[np.bool_] = (futex["kind"] == _FUTEX) & (futex["expected"] != MUTEX_CONTENDED)
+    return found
 
 
 def _wakers(woken: Records) -> Iterator[tuple[int, int]]:

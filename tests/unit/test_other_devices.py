@@ -1,0 +1,127 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Devices built otherwise than libkrun's: the same delays, the same causes.
+
+Owns variations of the scripted world in who takes commands, where it idles, and who writes completions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import records as r
+from test_verdicts import analyse, origins
+from world import (
+    DONE_ID,
+    IRQ_ID,
+    KICK_ID,
+    LATE,
+    START,
+    US,
+    VMM,
+    Delays,
+    F,
+    G,
+    W,
+    World,
+    feed,
+    play_on,
+)
+
+from tracer.schema import OFFCPU, RW, Kind, Records, view
+
+QUEUE, HALT = 0x7100, 0x7200  # condvars that G and the vCPU wait for
+JOB_ID = 50
+CAUSES = [
+    (Delays(guest=LATE), "guest_late"),
+    (Delays(gpu_syscall=LATE), "head_of_line"),
+    (Delays(write=LATE), "slow_syscall"),
+    (Delays(worker_cpu=LATE), "on_cpu"),
+]
+
+
+def polled(records: Records) -> Records:
+    """G polls its kick eventfd and then reads it."""
+    kicks = (records["tid"] == G) & (records["kind"] == Kind.READ)
+    parts = [records[~kicks]]
+    for row in records[kicks]:
+        begin, end = int(row["enter_ns"]), int(row["enter_ns"] + row["dur_ns"])
+        poll = r.epoll_wait(G, begin, end - 600)
+        poll["op"] = r.NR_POLL
+        parts += [poll, r.read(G, end - 400, end, fd=13, eventfd=KICK_ID)]
+    return r.trace(parts)
+
+
+def parked(records: Records) -> Records:
+    """G waits in a condvar for its list of commands: a vCPU thread puts them there itself."""
+    kicks = (records["tid"] == G) & (records["kind"] == Kind.READ)
+    parts = [records[~kicks]]
+    for i, row in enumerate(records[kicks]):
+        begin, end = int(row["enter_ns"]), int(row["enter_ns"] + row["dur_ns"])
+        parts.append(r.wait(G, QUEUE, begin, end, expected=3 + i))
+    return r.trace(parts)
+
+
+def without_irqs(records: Records) -> Records:
+    """As ``parked``; and a vCPU thread that halts is woken out of a condvar, not by an eventfd."""
+    records = parked(records)
+    irqs = (records["kind"] == Kind.WRITE) & (records["tid"] == W)
+    parts = [
+        records[~irqs & ~((records["kind"] == Kind.WRITE) & (view(records, RW)["eventfd_id"] == IRQ_ID))]
+    ]
+    parts += [r.wake(W, HALT, int(row["enter_ns"]), dur=int(row["dur_ns"]), count=1) for row in records[irqs]]
+    return r.trace(parts)
+
+
+def pooled(records: Records) -> Records:
+    """F takes the commands of every other cycle, from the same eventfd."""
+    records = records.copy()
+    number = (
+        records["enter_ns"].astype(np.int64) + records["dur_ns"].astype(np.int64) - START
+    ) // World().period
+    odd = number % 2 == 1
+    off = view(records, OFFCPU)
+    off["waker_tid"][(records["kind"] == Kind.OFFCPU) & odd & (off["waker_tid"] == G)] = F
+    records["tid"][odd & (records["tid"] == G)] = F
+    return r.trace(records)
+
+
+@pytest.mark.parametrize("built", [polled, parked, without_irqs, pooled])
+@pytest.mark.parametrize(("delays", "cause"), CAUSES)
+def test_a_cause_is_told_however_commands_are_taken(
+    built: Callable[[Records], Records], delays: Delays, cause: str
+) -> None:
+    world = World()
+    (miss,) = origins(analyse(world, built(play_on(world, delays))))
+    assert miss.cause == cause, (miss.detail, miss.sufficient, miss.segments)
+
+
+def test_threads_that_take_commands_from_one_eventfd_are_all_g() -> None:
+    world = World()
+    analysis = feed(world, pooled(play_on(world, warm=48)))
+    assert set(analysis.registry.with_role("G", VMM)) == {G, F}
+
+
+class WorkerCompletes(World):
+    """G hands completions to W, by an eventfd in W's epoll set."""
+
+    def _completed(self, rearm: int, write: int = 0) -> int:
+        hand = rearm + 30 * US
+        self.add(r.write(G, hand - 2 * US, hand, fd=16, eventfd=JOB_ID))
+        self.free[G] = hand + 2 * US
+        begin = self.free[W]
+        self.sleep(W, hand, hand + 4 * US, G, VMM)
+        self.add(r.epoll_wait(W, begin, hand + 6 * US, data=2))
+        self.add(r.read(W, hand + 7 * US, hand + 8 * US, fd=17, eventfd=JOB_ID))
+        done = hand + 12 * US + write
+        self.add(r.write(W, hand + 10 * US, done, fd=14, eventfd=DONE_ID))
+        self.free[W] = done + 2 * US
+        return done
+
+
+@pytest.mark.parametrize(("delays", "cause"), CAUSES)
+def test_a_cause_is_told_where_w_writes_what_g_hands_it(delays: Delays, cause: str) -> None:
+    world = WorkerCompletes()
+    (miss,) = origins(analyse(world, play_on(world, delays)))
+    assert miss.cause == cause, (miss.detail, miss.sufficient, miss.segments)
