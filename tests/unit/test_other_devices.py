@@ -125,3 +125,25 @@ def test_a_cause_is_told_where_w_writes_what_g_hands_it(delays: Delays, cause: s
     world = WorkerCompletes()
     (miss,) = origins(analyse(world, play_on(world, delays)))
     assert miss.cause == cause, (miss.detail, miss.sufficient, miss.segments)
+
+
+class SlowPoll(World):
+    """W waits in ppoll while it serves e_n; it does not wait for a re-arm (``free``: of its next event)."""
+
+    def _serve(self, t: int, d: Delays) -> int:
+        if not d.worker_cpu:
+            return super()._serve(t, d)
+        back = t + d.worker_cpu
+        poll = r.epoll_wait(W, t + 3 * US, back, ret=0)
+        poll["op"] = r.NR_POLL
+        self.add(poll, r.offcpu(W, t + 4 * US, back - 2 * US, woken=back - 4 * US, waker=1, irq=True))
+        return super()._serve(t, d)
+
+    def _rearmed(self, rearm: int) -> None:
+        self.free[W] += 2 * US
+
+
+def test_a_worker_that_polls_in_the_middle_of_a_turn_is_at_work() -> None:
+    world = SlowPoll()
+    (miss,) = origins(analyse(world, play_on(world, Delays(worker_cpu=LATE))))
+    assert miss.cause == "slow_syscall", (miss.detail, miss.sufficient, miss.segments)

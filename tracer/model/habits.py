@@ -8,7 +8,7 @@ that), at a hundredth of the cost; of every other cycle it says nothing.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Final, NamedTuple
 
 import numpy as np
@@ -82,7 +82,8 @@ class Answers:
         read = np.array([c.read_ns for c in cycles], dtype=np.int64)
         first = np.array([c.write_enter_ns for c in cycles], dtype=np.int64)
         done = np.array([c.write_ns for c in cycles], dtype=np.int64)
-        irq = _interrupts(self._timeline.spans(worker, start, stop), read, first)
+        works = self._roles.other_waits(worker)
+        irq = _interrupts(self._timeline.spans(worker, start, stop), read, first, works)
         woken, foreign = _kicks(self._timeline.spans(gpu, start, stop), parks=self._roles.parks(gpu))
         last = np.searchsorted(woken, first, side="right") - 1
         kick = np.where(last >= 0, woken[np.maximum(last, 0)], 0) if len(woken) else np.zeros_like(first)
@@ -97,11 +98,14 @@ class Answers:
         ]
 
 
-def _interrupts(spans: Records, read: NDArray[np.int64], first: NDArray[np.int64]) -> NDArray[np.int64]:
+def _interrupts(
+    spans: Records, read: NDArray[np.int64], first: NDArray[np.int64], works: Collection[int]
+) -> NDArray[np.int64]:
     """End of W's first eventfd write after each read, before its next choice and our write; 0 without one."""
     kind, ends = spans["kind"], end_ns(spans).astype(np.int64)
     irqs = ends[(kind == Kind.WRITE) & ((spans["flags"] & Flag.EVENTFD) != 0)]
-    chosen = spans["enter_ns"][kind == Kind.EPOLL_WAIT].astype(np.int64)
+    waits = (kind == Kind.EPOLL_WAIT) & ~np.isin(spans["op"], sorted(works))
+    chosen = spans["enter_ns"][waits].astype(np.int64)
     if not len(irqs):
         return np.zeros_like(read)
     at = np.searchsorted(irqs, read, side="right")

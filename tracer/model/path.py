@@ -67,7 +67,8 @@ class PathFinder:
 
         def read(calls: Sequence[Call]) -> WorkerReading:
             by_wake = self._roles.interrupts_by_wake(tgid)
-            return WorkerReading(calls, low, is_lock, by_wake=by_wake)
+            works = self._roles.other_waits(tid)
+            return WorkerReading(calls, low, is_lock, by_wake=by_wake, works=works)
 
         low, _ = window.bounds(tid)[0]
         if window.alone:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import itertools
 from bisect import bisect_left, bisect_right
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Final, NamedTuple
 
 from tracer.model.spans import Call, Off
@@ -64,6 +64,7 @@ class WorkerReading:
         calls: W's syscalls from ``first`` on, by end.
         is_lock: whether a word is a lock's: who waits for one is not parked.
         by_wake: W interrupts a vCPU thread by waking it, not by an eventfd.
+        works: numbers of polls that are part of W's work.
     """
 
     __slots__ = (
@@ -79,7 +80,13 @@ class WorkerReading:
     )
 
     def __init__(
-        self, calls: Sequence[Call], first: int, is_lock: Callable[[int], bool], *, by_wake: bool = False
+        self,
+        calls: Sequence[Call],
+        first: int,
+        is_lock: Callable[[int], bool],
+        *,
+        by_wake: bool = False,
+        works: Collection[int] = (),
     ) -> None:
         self.first = first
         self.choices: list[tuple[int, int]] = []
@@ -94,7 +101,7 @@ class WorkerReading:
         open_: list[tuple[int, Call]] = []
         for i, call in enumerate(calls, first):
             kind = call[2]
-            if kind == _EPOLL_WAIT:
+            if kind == _EPOLL_WAIT and call[3] not in works:
                 self.choices.append((call[0], call[1]))
                 self.choice_at.append(i)
                 self._file(open_, self.parked, self.parked_at)

@@ -52,6 +52,9 @@ class Roles:
     gpu_votes: dict[int, Counter[int]] = field(default_factory=dict)
     vcpu_votes: Counter[int] = field(default_factory=Counter)
     irq_ids: dict[int, set[int]] = field(default_factory=dict)
+    _waits: dict[int, Counter[int]] = field(
+        default_factory=dict
+    )  # by what a W waits: a poll's number, 0 for epoll
     _queues: dict[int, set[int]] = field(default_factory=dict)  # eventfds that the G's of a VMM read
     _pool: Counter[int] = field(default_factory=Counter)  # how often other threads read one of these
     _idles: dict[int, Counter[str]] = field(default_factory=dict)  # what a G waits in: "queue", "condvar"
@@ -67,6 +70,7 @@ class Roles:
         self._by_name()
         workers |= set(self.registry.with_role("W"))
         for tid in sorted(workers):
+            self._choosing(step, tid)
             self._interrupts(step, tid, streams)
             self._rearms(step, tid, workers)
         for stream in streams.streams:
@@ -106,6 +110,22 @@ class Roles:
             known = self.irq_ids.setdefault(self.registry.tgid(tid), set())
             ids = rows["eventfd_id"][wrote].tolist()
             known.update(i for i in ids if streams.object_of(i) != "completion")
+
+    def _choosing(self, step: Step, tid: int) -> None:
+        calls = step.threads.calls(tid)
+        ops = calls["op"][calls["kind"] == _EPOLL_WAIT]
+        votes = self._waits.setdefault(tid, Counter())
+        for op, n in zip(
+            *np.unique(np.where(np.isin(ops, sorted(POLLS)), ops, 0), return_counts=True), strict=True
+        ):
+            votes[int(op)] += int(n)
+
+    def other_waits(self, tid: int) -> frozenset[int]:
+        """Numbers of the polls in which a W does not wait for its next event: such a call is work."""
+        votes = self._waits.get(tid)
+        if not votes:
+            return frozenset()
+        return POLLS - {min(votes.items(), key=lambda item: (-item[1], item[0]))[0]}
 
     def _rearms(self, step: Step, tid: int, workers: set[int]) -> None:
         """Who ends W's condvar waits re-arms it: that is G."""
