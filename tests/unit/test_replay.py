@@ -135,6 +135,24 @@ def test_a_group_that_is_enough_only_with_a_lock_in_it_is_that_lock(deadline: in
     assert found.cause == label
 
 
+@pytest.mark.parametrize(("held", "label"), [(10, "not_scheduled"), (40, "lock")])
+def test_a_lock_that_is_only_several_threads_missing_cpu_is_that(held: int, label: str) -> None:
+    """G holds it for 50 without a CPU and ``held`` with one; W, woken by it, waits 60 for a CPU."""
+    ran, off = (Holder(G, state, None, (LOCK_WORD,), (G,)) for state in ("running", "runnable"))
+    end = 110 + held
+    leaves = [
+        Leaf(0, 50, "lock", W, 0, word=LOCK_WORD, holder=off, off_tid=G),
+        Leaf(50, 50 + held, "lock", W, 0, word=LOCK_WORD, holder=ran),
+        Leaf(50 + held, end, "not_scheduled", W, 0, after=LOCK_WORD),
+        Leaf(end, end + 5, "on_cpu", W, 0),
+    ]
+    case = Case(Path([Phase(0, end + 5, WORKER, W)], end + 5 - 100, gpu_tid=G), leaves)
+    found = judge(case, none_usual)
+    assert found.cause == label
+    assert ("lock", *LOCK_WORD) in found.sufficient
+    assert (("not_scheduled",) in found.sufficient) == (label == "not_scheduled")
+
+
 @pytest.mark.parametrize(("ran", "label"), [(60, "serialised"), (30, "mixed"), (20, "not_scheduled")])
 def test_a_turn_without_a_cpu_is_a_missing_cpu_only_where_both_are_the_same_milliseconds(
     ran: int, label: str

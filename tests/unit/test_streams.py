@@ -452,3 +452,20 @@ def test_whom_the_driver_waited_for_shows_in_what_others_do(
     parts += [*start(late + 2 * T, asleep), taken(late + 2 * T + answer)]
     _, found = decided(*cycles(START, 20), *parts, tick(late + 3 * T))
     assert misses(found) == expected
+
+
+@pytest.mark.parametrize("after", [3, 9, 14])  # where the birth lies in its step of 200 ms: nine cycles long
+def test_an_eventfd_id_that_is_born_again_takes_no_cycle_of_its_predecessor(after: int) -> None:
+    """A stream ends, and its eventfd's id is another stream's; both are answered in time."""
+    old, end = cycles(START, 30 + after), START + (30 + after) * T
+    birth = r.eventfd(D, end + MS, end + MS + US, new_fd=20, eventfd_id=WAKE)
+    new = cycles(end + 2 * T, 30, done=DONE + 1)
+    ticks = [tick(end), tick(end + T), tick(end + 32 * T)]
+    _, found = decided(*old, birth, *ticks, *new)
+    lives: dict[int, list[int]] = {}
+    for one in found:
+        lives.setdefault(one.stream.serial, []).append((one.start_ns - START) // T)
+        assert not one.missed
+    first, second = lives.values()
+    assert first == list(range(30 + after))
+    assert second == list(range(32 + after, 62 + after))

@@ -79,6 +79,11 @@ def judge(case: Case, usual: Callable[[Key], int]) -> Judgement:
     label = _label(case, sufficient, excess)
     if label is None:
         return Judgement("mixed", None, tuple(sufficient), (), excess)
+    missing = _only_missing_cpu(case, label, excess)
+    if missing:
+        label = (NOT_SCHEDULED,)
+        excess[label] = missing
+        sufficient = [label, *sufficient]
     cause = CAUSE_OF.get(str(label[0]), str(label[0]))
     return Judgement(cause, label, tuple(sufficient), (), excess)
 
@@ -157,6 +162,19 @@ def _is_holder(case: Case, lock: Key, missing: Key) -> bool:
         if case.leaf(i).off_tid == missing[1]
     ]
     return bool(held) and case.meets(dict.fromkeys(held, 1.0), freed=case.freed([missing]))
+
+
+def _only_missing_cpu(case: Case, lock: Key, excess: Mapping[Key, int]) -> int:
+    """Of a lock that is nothing but missing CPU: the ns of that; else 0.
+
+    Its holders' and, after their wakes, the waiters': nearly all of it, and enough together. As one holder's
+    missing CPU is more specific than its lock, so is several threads'.
+    """
+    if lock[0] != LOCK:
+        return 0
+    off = [i for i in case.members_of(lock) if (leaf := case.leaf(i)).kind == NOT_SCHEDULED or leaf.off_tid]
+    ns = case.ns_of(off)
+    return ns if ns >= SAME_SHARE * excess[lock] and case.meets(dict.fromkeys(off, 1.0)) else 0
 
 
 def _more_specific(case: Case, one: Key, other: Key) -> Key:

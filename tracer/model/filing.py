@@ -91,6 +91,20 @@ class Filing:
         """How many are kept."""
         return len(self.eventfds) + len(self._loose) + len(self._reborn)
 
+    def before_births(self, rows: Records, rw: Records) -> NDArray[np.bool_]:
+        """Of a step's events (n,), which were on an eventfd of ``eventfds`` before its id was born again.
+
+        Args:
+            rows: the step's FD records. Of an id's births in one step the last counts.
+        """
+        op, ids = rows["op"], rows["eventfd_id"]
+        born = np.flatnonzero(((op == EVENTFD2[0]) | (op == EVENTFD2[1])) & (ids >= 0))
+        found = np.zeros(len(rw), dtype=bool)
+        for number, at in dict(zip(ids[born].tolist(), rows["enter_ns"][born].tolist(), strict=True)).items():
+            if number in self.eventfds:
+                found |= (rw["eventfd_id"] == number) & (rw["enter_ns"] < np.uint64(at))
+        return found
+
     def births(self, rows: Records) -> list[int]:
         """Take a step's FD records; those of ``eventfds`` whose ids are other eventfds now."""
         op, ids = rows["op"], rows["eventfd_id"]

@@ -126,7 +126,7 @@ class Streams:
         """Take over one step's records."""
         audio = [t.tgid for t in self._registry.targets.values() if t.role == "audio"]
         vmms = [t.tgid for t in self._registry.targets.values() if t.role == "vmm"]
-        self._births(step.of(Kind.FD))
+        births = step.of(Kind.FD)
         rows = step.of(Kind.READ, Kind.WRITE)
         is_eventfd = ((rows["flags"] & _EVENTFD) != 0) & (rows["ret"] == 8) & (rows["eventfd_id"] >= 0)
         rw = rows.take(np.flatnonzero(is_eventfd))
@@ -140,10 +140,13 @@ class Streams:
         if own_loops:
             by_audio |= np.isin(rw["tid"], list(own_loops))
         if len(rw) and (audio or by_audio.any()):
-            mine = np.flatnonzero(by_audio | _among(tgids, vmms))
-            touched = self.filing.step(rw.take(mine), tgids[mine], by_audio[mine])
-            self._untimed.step(self.filing.eventfds[number] for number in sorted(touched))
-            self._find_streams(touched)
+            mine = by_audio | _among(tgids, vmms)
+            early = self.filing.before_births(births, rw) & mine
+            self._file(rw, tgids, by_audio, np.flatnonzero(early))
+            self._births(births)
+            self._find_streams(self._file(rw, tgids, by_audio, np.flatnonzero(mine & ~early)))
+        else:
+            self._births(births)
         exact = {s.tgid for s in self.streams if s.exact}
         blind = [tgid for tgid in vmms if tgid not in exact]
         if blind or self.inferred.followers:
@@ -158,6 +161,14 @@ class Streams:
         self.loops.update_periods()
         self._objects = {s.completion.id: "completion" for s in self.streams if s.completion is not None}
         self._objects |= {s.wake.id: "stream" for s in self.streams if s.alive}
+
+    def _file(
+        self, rw: Records, tgids: NDArray[np.uint32], by_audio: NDArray[np.bool_], at: NDArray[np.intp]
+    ) -> set[int]:
+        """File some of a step's events; the eventfds that had any."""
+        touched = self.filing.step(rw.take(at), tgids[at], by_audio[at])
+        self._untimed.step(self.filing.eventfds[number] for number in sorted(touched))
+        return touched
 
     def _just_attached(self, step: Step, audio: list[int]) -> bool:
         """Whether an audio server has been traced for so short a time that its streams may still show."""

@@ -174,8 +174,11 @@ impl DataLoop {
         }
         truth.read_late(|stream| self.shared.read[stream].get().1);
         for i in truth.unanswered() {
-            let stream = truth.rows[i].stream;
-            truth.unread(i, start, sys::readable(&[self.streams[stream].wake.as_raw_fd()], 0)[0]);
+            let (stream, signal_ns) = (truth.rows[i].stream, truth.rows[i].signal_ns);
+            let unread = sys::readable(&[self.streams[stream].wake.as_raw_fd()], 0)[0];
+            // What W has read since this start was unread at it.
+            let (begun, ended) = self.shared.read[stream].get();
+            truth.unread(i, start, unread || (begun > signal_ns && ended > start));
         }
         record.start_ns = if cycle == 0 { start } else { record.start_ns };
         let limit = (self.args.duration_s * 1e9) as u64;

@@ -114,7 +114,9 @@ fn received() {
     let state = state();
     if state.burst.load(Ordering::Acquire) > 0 && state.burst.fetch_sub(1, Ordering::AcqRel) == 1 {
         if let Some((plan, _)) = take(&[Kind::Serialised], true) {
-            inject::log(&plan, state.burst_begin_ns.load(Ordering::Acquire), sys::now_ns());
+            let (begin, end) = (state.burst_begin_ns.load(Ordering::Acquire), sys::now_ns());
+            inject::log(&plan, begin, end);
+            inject::learn_turn(end - begin);
         }
     }
 }

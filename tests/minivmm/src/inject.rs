@@ -184,6 +184,8 @@ pub struct State {
     pub own_item: AtomicU32,
     pub burst: AtomicI64,
     pub burst_begin_ns: AtomicU64,
+    /// How many messages it had, and how long W's turn for one takes without trouble.
+    pub burst_count: AtomicU64,
     pub turn_ns: AtomicU64,
     /// Streams whose worker has ended, one bit each.
     pub exited: AtomicU64,
@@ -295,6 +297,16 @@ pub fn take(kinds: &[Kind], early: bool) -> Option<(Plan, Kind)> {
 /// The same, only if the plan is for the stream that `is_hit` knows.
 pub fn take_of(kinds: &[Kind], is_hit: impl Fn(usize) -> bool) -> Option<(Plan, Kind)> {
     peek(kinds).filter(|found| is_hit(found.0.stream)).and_then(|_| take(kinds, false))
+}
+
+/// A burst was served in so long: the next one is counted by that. Quick to believe a shorter turn, as what
+/// makes a turn longer is seldom the burst's own.
+pub fn learn_turn(burst_ns: u64) {
+    let state = state();
+    let count = state.burst_count.load(Ordering::Acquire).max(1);
+    let (seen, known) = ((burst_ns / count).max(20_000), state.turn_ns.load(Ordering::Acquire));
+    let next = if seen < known { (seen + known) / 2 } else { known + (seen - known).min(known) / 16 };
+    state.turn_ns.store(next, Ordering::Release);
 }
 
 /// Writes down what was done, all of the time from `begin_ns` to `end_ns`.
