@@ -170,6 +170,14 @@ class Filing:
                 touched.add(number)
         return touched
 
+    def only_signalled(self) -> dict[int, list[int]]:
+        """Eventfds that an audio server signals and nobody answers or reads: when, of late, by end."""
+        return {
+            number: [end for _, columns, a, b in loose.parts for end in columns.end[a:b]]
+            for number, loose in self._loose.items()
+            if loose.done == 1 << _AUDIO_WRITE
+        }
+
     def signalled_by(self, tid: int) -> list[Eventfd]:
         """Eventfds that a thread of an audio server was the last to signal, also those that no VMM reads."""
         for number in [n for n, e in self._loose.items() if e.signalled_by() == tid]:

@@ -20,6 +20,7 @@ from tracer.model.registry import Registry, ThreadState
 from tracer.model.step import Step
 from tracer.model.streams import Streams
 from tracer.model.summary import Finding
+from tracer.model.unread import unread
 from tracer.model.wording import PLAY
 from tracer.model.words import bump
 from tracer.schema import Flag, Kind, Losses
@@ -164,6 +165,15 @@ def _audio(seen: Evidence) -> Iterator[Finding]:
             why,
             PLAY,
             "info",
+        )
+    for dead in unread(seen.streams.filing, seen.registry):
+        yield Finding(
+            f"eventfd {dead.eventfd} of pid {dead.tgid} is signalled every {dead.period_ns / 1e6:.1f} ms, "
+            "and nobody there reads it",
+            "its stream was dead before xdtrace came: the worker that should serve it is stuck or gone, or "
+            "never registered it; its cycles are in no figure here",
+            f"see where its workers stand (/proc/{dead.tgid}/task/*/syscall); restart the guest's client",
+            "alert",
         )
     inferred = [s for s in alive if not s.exact]
     if inferred:
