@@ -16,6 +16,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from tracer.cli.attach import attach
+from tracer.cli.bounded import bounded
 from tracer.cli.bundle import bundle
 from tracer.cli.compare import Sides, compare
 from tracer.cli.demo import demo
@@ -46,12 +47,14 @@ app.command("demo", short_help="run the bundled mini-VMM and attach to it")(demo
 app.command("list", short_help="VMMs found on this host, their audio streams")(list_vmms)
 app.command("doctor", short_help="what is missing here, and how to get it")(doctor)
 app.command("record", short_help="the same as attach, into a folder, headless")(record)
-app.command("report", short_help="what a recorded trace says")(report)
-app.command("bundle", short_help="one file to attach to a bug report")(bundle)
-app.command("compare", cls=Sides, short_help="runs before and after a change")(compare)
-app.command("export", short_help="a trace as tables, as one file, or for Perfetto")(export)
-app.command("glitches", short_help="what is heard in a capture, and which misses explain it")(glitches)
-app.command("whatif", short_help="which misses a remedy would have avoided")(whatif)
+app.command("report", short_help="what a recorded trace says")(bounded(report))
+app.command("bundle", short_help="one file to attach to a bug report")(bounded(bundle))
+app.command("compare", cls=Sides, short_help="runs before and after a change")(bounded(compare))
+app.command("export", short_help="a trace as tables, as one file, or for Perfetto")(bounded(export))
+app.command("glitches", short_help="what is heard in a capture, and which misses explain it")(
+    bounded(glitches)
+)
+app.command("whatif", short_help="which misses a remedy would have avoided")(bounded(whatif))
 
 
 def _version(wanted: bool) -> None:
