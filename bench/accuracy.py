@@ -132,6 +132,7 @@ def truth(folder: Path, trial: Trial | None = None) -> tuple[list[Cycle], list[I
             row.get("closer", ""),
             row.get("at_work", False),
             row.get("read_ns", 0),
+            row.get("signal_ns", 0),
         )
         for row in rows
     ]

@@ -58,8 +58,8 @@ class Cycle:
     """One row of the audio server's own log; ``leg`` "none": in time. ``closing_ns`` 0: never.
 
     ``closer``: who wrote the closing completion: vmm, other, either (both were writing as it was read), ""
-    for nobody. ``at_work``: the stream's own client had not finished at the deadline. ``read_ns``: when W
-    began to read its wakeup, 0: not known.
+    for nobody. ``at_work``: the stream's own client had not finished at the deadline. ``signal_ns``: when its
+    wakeup was written, ``read_ns``: when W began to read that, 0: not known.
     """
 
     wake_eventfd: int
@@ -72,6 +72,7 @@ class Cycle:
     closer: str = ""
     at_work: bool = False
     read_ns: int = 0
+    signal_ns: int = 0
 
     @property
     def ambiguous(self) -> bool:
@@ -135,6 +136,16 @@ def went_on(injection: Injection, cycle: Cycle) -> bool:
     return lasting and cycle.leg == "completion" and 0 < cycle.closing_ns < injection.end_ns
 
 
+def chosen_first(injection: Injection, cycle: Cycle) -> bool:
+    """Whether W may have chosen, with the wakeup there, the turn whose re-arm the guest then sent late.
+
+    Then it is `serialised`; not if the wakeup came between the interrupt of that turn and the delay,
+    which no log tells.
+    """
+    late_rearm = injection.kind == "not_rearmed.guest" and cycle.leg == "wake"
+    return late_rearm and 0 < cycle.signal_ns < injection.begin_ns
+
+
 def on_leg(injection: Injection, leg: str) -> Injection:
     """What an injection was to a miss of that leg."""
     instead = INSTEAD_ON_WAKE.get(injection.kind) if leg == "wake" else None
@@ -190,6 +201,8 @@ def why_unknown(cycle: Cycle, over: Sequence[Injection], period_ns: int, waits: 
         return "later than the injected delay"
     if went_on(over[0], cycle):
         return "completed before the delay ended"
+    if chosen_first(over[0], cycle):
+        return "begun after the wakeup was there"
     if without_cpu(over[0], cycle, waits):
         return CPU_TOO
     return "longer than asked for" if stretched(over[0], cycle) else ""

@@ -21,6 +21,7 @@ from world import (
     D,
     Delays,
     G,
+    V,
     W,
     World,
     play_on,
@@ -104,3 +105,34 @@ def test_a_cycle_closed_by_an_earlier_one_s_completion_was_kept_by_the_turn_that
         miss.segments,
     )
     assert {s.via for s in miss.segments if s.kind == "slow_syscall" and s.ns > MS} == {"serialised"}
+
+
+class BusyBeforeRearm(World):
+    """W serves its channel; G, kicked once for two commands, is in another's ioctl before it re-arms W."""
+
+    def _channel(self, t: int, d: Delays) -> int:
+        if not d.channel_turns:
+            return super()._channel(t, d)
+        back = t + 5 * US
+        self.add(r.epoll_wait(W, self.free[W], back, data=0))
+        self.add(r.recvmsg(W, back + 2 * US, back + 5 * US, eventfds=(7, 8)))
+        irq = back + 20 * US
+        self.add(r.write(W, irq - 2 * US, irq, fd=12, eventfd=IRQ_ID))
+        self.free[W] = irq
+        kick = self._guest(irq, 0)
+        self.sleep(G, kick, kick + 4 * US, V, VMM)
+        self.add(r.read(G, self.free[G], kick + 5 * US, fd=13, eventfd=KICK_ID))
+        rearm = kick + 12 * US + d.turn
+        self.add(r.syscall(G, kick + 8 * US, rearm - 5 * US, number=16))
+        self.add(r.offcpu(G, kick + 9 * US, rearm - 6 * US, woken=rearm - 7 * US, waker=0, irq=True))
+        self.add(r.wake(G, CONDVAR, rearm, dur=2 * US))
+        self.free[G] = rearm
+        self._rearmed(rearm)
+        return rearm + 8 * US
+
+
+def test_what_g_works_before_it_rearms_w_is_another_command_in_any_turn() -> None:
+    world = BusyBeforeRearm()
+    (miss,) = origins(analyse(world, play_on(world, Delays(channel_turns=1, turn=LATE))))
+    assert miss.leg == "wake"
+    assert set(miss.sufficient) == {"serialised", "head_of_line"}, (miss.detail, miss.segments)

@@ -88,6 +88,14 @@ def test_a_worker_that_holds_its_lock_in_another_turn_serialises_its_wakeups() -
     assert labelled(held, replace(LATE, leg="wake")) == (["serialised"], {})
 
 
+def test_a_late_rearm_of_a_turn_that_may_have_been_chosen_first_is_of_no_known_cause() -> None:
+    late = replace(DONE, kind="not_rearmed.guest", cause="not_rearmed", locks=frozenset(), begin_ns=1100)
+    wake = replace(LATE, leg="wake", signal_ns=1099)
+    assert labelled(late, wake) == ([], {"begun after the wakeup was there": 1})
+    assert labelled(late, replace(wake, signal_ns=1100)) == (["not_rearmed"], {})
+    assert labelled(replace(late, kind="not_rearmed.g"), wake) == (["not_rearmed"], {})
+
+
 def test_a_busy_g_that_keeps_the_worker_from_its_wakeup_is_a_late_rearm_as_well() -> None:
     busy = replace(DONE, kind="head_of_line.cpu", cause="head_of_line", locks=frozenset())
     told = replace(TOLD, cause="not_rearmed", sufficient=("not_rearmed",))

@@ -36,6 +36,21 @@ def _computed(window: Window, tid: int, start_ns: int, stop_ns: int) -> int:
     return sum(piece.end - piece.start for piece in pieces if piece.state is State.ON_CPU)
 
 
+def _worked(window: Window, tid: int, start_ns: int, stop_ns: int) -> int:
+    """How much longer a thread computed or was in syscalls than it waited on futexes in an interval, ns.
+
+    One that has to wait for a lock again and again, and spins for it in between, is at no work of its own.
+    """
+    ns = 0
+    for piece in window.pieces(tid, start_ns, stop_ns):
+        call = piece.call
+        if call is not None and call.kind == _FUTEX:
+            ns -= piece.end - piece.start
+        elif piece.state is State.ON_CPU or (call is not None and piece.state is not State.RUNNABLE):
+            ns += piece.end - piece.start
+    return ns
+
+
 def _end(call: Call) -> int:
     return call.end
 
@@ -200,13 +215,15 @@ class Commands:
     # --- other commands -----------------------------------------------------------
 
     def foreign(
-        self, cycle: Cycle, window: Window, gpu: int, worker: Worker, stop: int
+        self, cycle: Cycle, window: Window, gpu: int, worker: Worker, stop: int, habits: Habitual
     ) -> list[tuple[int, int]]:
         """G's commands in the window that are not ours, as (start, end) in ns, sorted.
 
         Ours are those that wake our W or write our completion. They answer an interrupt of W, so what a G
         that has not slept did before that interrupt was somebody else's, though nothing else shows its end.
+        So is what G works before it wakes W, if that is much more than all of ours usually takes.
         """
+        limit = 2 * habits.command_ns
         done = cycle.stream.completion.id if cycle.stream.completion is not None else -1
         rearms = sorted(worker.rearmed(wait)[0] for wait in worker.parked)
         commands: list[tuple[int, int]] = []
@@ -223,6 +240,9 @@ class Commands:
             begin = max(begin, earliest)
             if ours:
                 end = worker.irq_before(begin, enter)
+                since = max(begin, end)
+                if wakes and 0 < limit < enter - since and limit < _worked(window, gpu, since, enter):
+                    end = enter
             if end > begin:
                 commands.append((begin, end))
         return commands

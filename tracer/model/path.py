@@ -112,7 +112,7 @@ class PathFinder:
         _tidy(path, cycle.nominal_ns, stop)
         path.gpu_tid = gpu
         if gpu and not direct:
-            path.foreign = self._commands.foreign(cycle, window, gpu, worker, stop)
+            path.foreign = self._commands.foreign(cycle, window, gpu, worker, stop, habits)
         return path
 
     def with_kick(self, path: Path, cycle: Cycle, window: Window, habits: Habitual, kick_ns: int) -> Path:
