@@ -178,6 +178,12 @@ def test_streams_that_ended_become_counts() -> None:
     assert streams.past.streams + len(kept) == 600
     assert len(streams.filing) <= 64
     assert streams.streams == []
+    # A miss names its stream for as long as it is kept itself: without the stream's events.
+    gone = {c.stream.serial: c.stream for c in found}.keys() - {s.serial for s in kept}
+    assert len(gone) == 600 - len(kept)
+    assert not any(
+        c.stream.wake.signals.end or c.stream.wake.read.end for c in found if c.stream.serial in gone
+    )
 
 
 def test_a_long_stream_keeps_its_place_beside_short_ones() -> None:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from tracer.model.drivers import Driver
-from tracer.model.eventfds import Completion, Eventfd
+from tracer.model.eventfds import Completion, Eventfd, Series
 
 #: A completion is expected only of (eventfd, VMM) pairs seen this often.
 MIN_COMPLETIONS: Final = 8
@@ -104,6 +104,15 @@ class Stream:
     pending: list[Cycle] = field(default_factory=list)
     taken_over: int = 0  # signals turned into cycles so far (over the whole lifetime)
     match_at: int = MIN_COMPLETIONS  # at so many signals the completion eventfd is looked for (again)
+
+    def let_go(self) -> None:
+        """It is kept for its names alone, by misses that were: forget its events, which nobody trims."""
+        self.wake = Eventfd(self.wake.id, self.wake.born_ns)
+        done = self.completion
+        if done is not None:
+            total = done.written.total
+            self.completion = Completion(done.id, done.tgid, Series(), Series(total=total))
+        self.usual_ns.clear()
 
     @property
     def id(self) -> str:

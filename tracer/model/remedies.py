@@ -8,7 +8,11 @@ change, so a result is kept for those it was made with, as far as they concern i
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
+from functools import reduce
+from operator import and_
+from typing import Final
 
 from tracer.model.counterfactual import Names, remedied
 from tracer.model.leaves import Word
@@ -17,31 +21,45 @@ from tracer.model.verdicts import EpisodeState, MissState
 
 #: item_state words, movable threads and G's among those of a case.
 _Relevant = tuple[frozenset[Word], frozenset[int], frozenset[int]]
+_BIT: Final = {remedy: 1 << i for i, remedy in enumerate(REMEDIES)}
 
 
 class Remedies:
-    """Replays of origins under every remedy."""
+    """Replays of origins under every remedy; of each a number, with the bits of those that avoid it."""
 
     def __init__(self) -> None:
-        self._cache: dict[int, dict[str, tuple[_Relevant, bool]]] = {}  # by origin, in the order of their ids
+        # Both by origin, in the order of their ids. Those with a path can still be asked under other names.
+        self._open: dict[int, tuple[Names, _Relevant, int]] = {}
+        self._closed: dict[int, int] = {}
 
     def __len__(self) -> int:
         """Origins of which results are kept."""
-        return len(self._cache)
+        return len(self._open) + len(self._closed)
 
     def avoids(self, origin: MissState, remedy: str, names: Names) -> bool:
         """Whether an origin would have met its deadline under a remedy."""
+        return bool(self._avoiding(origin, names) & _BIT[remedy])
+
+    def _avoiding(self, origin: MissState, names: Names) -> int:
         case = origin.case
-        results = self._cache.get(origin.id, {})
-        cached = results.get(remedy)
-        if case is None:
-            return cached[1] if cached is not None else False
+        if case is None or origin.judgement is None:
+            return self._closed.get(origin.id, 0)
+        known = self._open.get(origin.id)
+        if known is not None and known[0] is names:
+            return known[2]
         relevant = names.item_state & case.words, names.movable & case.tids, names.gpu & case.tids
-        if cached is not None and cached[0] == relevant:
-            return cached[1]
-        met = origin.judgement is not None and remedied(case, remedy, names) <= case.path.deadline_ns
-        self._cache.setdefault(origin.id, results)[remedy] = (relevant, met)
-        return met
+        if known is not None and known[1] == relevant:
+            found = known[2]
+        else:
+            deadline_ns = case.path.deadline_ns
+            found = sum(bit for remedy, bit in _BIT.items() if remedied(case, remedy, names) <= deadline_ns)
+        self._open[origin.id] = names, relevant, found
+        return found
+
+    def close(self, origin: MissState, names: Names) -> None:
+        """An origin's path is about to be let go: what is found now stays."""
+        self._closed[origin.id] = self._avoiding(origin, names)
+        self._open.pop(origin.id, None)
 
     def table(
         self, misses: Iterable[MissState], episodes: Iterable[Sequence[EpisodeState]], names: Names
@@ -52,35 +70,30 @@ class Remedies:
             episodes: each as the streams' episodes that were merged into it.
         """
         misses = list(misses)
-        origins = [[o for e in merged for o in e.origins] for merged in episodes]
-        origins = [members for members in origins if members]
+        of = {miss.id: self._avoiding(miss, names) for miss in misses if miss.origin is None}
+        alike = Counter((of.get((miss.origin or miss).id, 0), miss.cause) for miss in misses)
+        merged = Counter(
+            reduce(and_, [of.get(o.id, 0) if not e.more else 0 for e in members for o in e.origins])
+            for members in episodes
+            if any(e.origins for e in members)
+        )
         table: dict[str, Remedy] = {}
-        for remedy in REMEDIES:
-            gone: dict[int, bool] = {}
-            for miss in misses:
-                if miss.origin is None:
-                    gone[miss.id] = self.avoids(miss, remedy, names)
-            avoided = 0
-            remaining: dict[str, int] = {}
-            for miss in misses:
-                origin = miss.origin or miss
-                if gone.get(origin.id, False):
-                    avoided += 1
-                else:
-                    remaining[miss.cause] = remaining.get(miss.cause, 0) + 1
+        for remedy, bit in _BIT.items():
+            remaining: Counter[str] = Counter()
+            for (avoiding, cause), n in alike.items():
+                if not avoiding & bit:
+                    remaining[cause] += n
             table[remedy] = Remedy(
-                avoided=avoided,
+                avoided=len(misses) - remaining.total(),
                 of=len(misses),
                 remaining_by_cause=dict(sorted(remaining.items(), key=lambda i: (-i[1], i[0]))),
-                episodes_avoided=sum(all(gone.get(o.id, False) for o in members) for members in origins),
-                episodes_of=len(origins),
+                episodes_avoided=sum(n for avoiding, n in merged.items() if avoiding & bit),
+                episodes_of=merged.total(),
             )
         return table
 
     def forget(self, before_id: int) -> None:
         """Drop results of misses that are no longer kept: costs what is dropped."""
-        while self._cache:
-            oldest = next(iter(self._cache))
-            if oldest >= before_id:
-                return
-            del self._cache[oldest]
+        for results in (self._open, self._closed):
+            while results and (oldest := next(iter(results))) < before_id:
+                del results[oldest]

@@ -18,7 +18,6 @@ from tracer.model.leaves import LOCK, Leaf, Word
 from tracer.model.remedies import Remedies
 from tracer.model.streams import MIN_CYCLES, Stream
 from tracer.model.summary import (
-    REMEDIES,
     DriverRow,
     Episode,
     Finding,
@@ -71,6 +70,9 @@ class Rows:
         self._misses: dict[int, tuple[tuple[str, ...], Miss]] = {}
         self._names: dict[Word, str] = {}
         self._counted = 0
+        nothing: frozenset[int] = frozenset()
+        self._remedy_names = self._settled_by = RemedyNames(frozenset(), nothing, nothing)
+        self._settled_ns = -1
 
     def summary(self, limit: int | None, found: tuple[Finding, ...]) -> Summary:
         """The Summary now, with the latest ``limit`` misses and episodes."""
@@ -127,9 +129,9 @@ class Rows:
     def settle(self, miss: MissState) -> None:
         """A miss's path is about to be let go: judge it under every remedy while it is there."""
         if miss.judgement is not None:
-            names = self.remedy_names()
-            for remedy in REMEDIES:
-                self._remedies.avoids(miss, remedy, names)
+            if self._settled_ns != self._a.timeline.end_ns:  # names do not change while a step is judged
+                self._settled_ns, self._settled_by = self._a.timeline.end_ns, self.remedy_names()
+            self._remedies.close(miss, self._settled_by)
         # Whoever never asks for a summary (a flight recorder, for weeks) must not grow either.
         self._remedies.forget(self._a.verdicts.misses[0].id)
 
@@ -153,7 +155,10 @@ class Rows:
             words |= {(tgid, w) for w in a.names.item_states(tgid)}
         # The vCPUs too: with W and G alone at real-time priority the guest starves (docs/accuracy.md).
         movable = [tid for role in ("W", "G", "task", "vcpu") for tid in a.registry.with_role(role)]
-        return RemedyNames(frozenset(words), frozenset(movable), frozenset(a.registry.with_role("G")))
+        names = RemedyNames(frozenset(words), frozenset(movable), frozenset(a.registry.with_role("G")))
+        if names != self._remedy_names:
+            self._remedy_names = names
+        return self._remedy_names  # the same object as long as they are the same
 
     # --- rows --------------------------------------------------------------------
 

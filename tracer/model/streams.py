@@ -352,3 +352,4 @@ class Streams:
             if self._by_eventfd.get(stream.wake.id) is stream:
                 del self._by_eventfd[stream.wake.id]
             self.inferred.drop(stream)
+            stream.let_go()

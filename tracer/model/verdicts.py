@@ -35,6 +35,8 @@ KEEP_MISSES: Final = 20_000
 KEEP_CASES: Final = 2_000
 #: ... and leaves of such paths in all, which bounds their memory (about 150 MB).
 KEEP_LEAVES: Final = 500_000
+#: Origins kept of one episode; of one with more no remedy is said to avoid it.
+KEEP_ORIGINS: Final = 1_000
 
 
 @dataclass(slots=True)
@@ -58,7 +60,11 @@ class StreamState:
 
 @dataclass(slots=True)
 class EpisodeState:
-    """A run of misses of one stream from nothing pending to nothing pending."""
+    """A run of misses of one stream from nothing pending to nothing pending.
+
+    Attributes:
+        origins: the first ``KEEP_ORIGINS`` of them.
+    """
 
     id: int
     stream: Stream
@@ -66,6 +72,7 @@ class EpisodeState:
     end_ns: int | None
     misses: int = 0
     origins: list[MissState] = field(default_factory=list)
+    more: bool = False  # origins beyond ``KEEP_ORIGINS``
 
 
 @dataclass(slots=True)
@@ -195,7 +202,10 @@ class Verdicts:
             state.carried += 1
         else:
             self._judge(miss, state)
-            episode.origins.append(miss)
+            if len(episode.origins) < KEEP_ORIGINS:
+                episode.origins.append(miss)
+            else:
+                episode.more = True
         state.last = miss
         episode.misses += 1
         episode.end_ns = cycle.closing_ns
