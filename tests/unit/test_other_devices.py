@@ -19,10 +19,12 @@ from world import (
     LATE,
     START,
     US,
+    V2,
     VMM,
     Delays,
     F,
     G,
+    V,
     W,
     World,
     feed,
@@ -101,6 +103,18 @@ def test_threads_that_take_commands_from_one_eventfd_are_all_g() -> None:
     world = World()
     analysis = feed(world, pooled(play_on(world, warm=48)))
     assert set(analysis.registry.with_role("G", VMM)) == {G, F}
+
+
+def test_a_guest_in_another_process_may_have_kicked_at_any_time_while_g_was_busy() -> None:
+    """Its threads are not traced, so that it slept shows nowhere: that is said, not "several causes"."""
+    world = World()
+    records = play_on(world, Delays(gpu_syscall=LATE))
+    off = view(records, OFFCPU)
+    off["waker_tgid"][(records["kind"] == Kind.OFFCPU) & np.isin(off["waker_tid"], (V, V2))] = 999
+    records = records.take(np.flatnonzero(~np.isin(records["tid"], (V, V2))))
+    (miss,) = origins(analyse(world, records))
+    assert (miss.cause, "head_of_line" in miss.sufficient) == ("mixed", True), miss.sufficient
+    assert "when the guest kicked is not known" in miss.detail
 
 
 class WorkerCompletes(World):

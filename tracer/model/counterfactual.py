@@ -50,6 +50,7 @@ class Judgement:
     Attributes:
         cause: a name of summary.CAUSES; key: the candidate behind it, None for mixed and unknown.
         excess: ns above baseline per candidate; of the sufficient ones, of all where none is.
+        open_kick: mixed because the cause depends on when an inferred kick came.
     """
 
     cause: str
@@ -57,6 +58,7 @@ class Judgement:
     sufficient: tuple[Key, ...]
     jointly: tuple[Key, ...]
     excess: Mapping[Key, int]
+    open_kick: bool = False
 
 
 def judge(case: Case, usual: Callable[[Key], int]) -> Judgement:

@@ -294,7 +294,7 @@ class Verdicts:
             other = judge(self._moved(case, cycle, window, usual, kick), usual.of)
             if other.cause != found.cause:
                 either = dict.fromkeys((*found.sufficient, *other.sufficient))
-                return Judgement("mixed", None, tuple(either), found.jointly, found.excess)
+                return Judgement("mixed", None, tuple(either), found.jointly, found.excess, open_kick=True)
         return found
 
     def _vcpu(self, cycle: Cycle, path: Path) -> int:

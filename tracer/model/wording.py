@@ -6,7 +6,7 @@ Owns the wording only. Lock names are asked for here, at summary time, never sto
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Final
 
 from tracer.model.blame import syscall_name
@@ -160,6 +160,20 @@ def chain_of(miss: MissState, registry: Registry, lock_name: LockName) -> tuple[
     return tuple(links)
 
 
+def _mixed(names: Sequence[str], joint: Sequence[str], *, open_kick: bool) -> str:
+    """Why no one cause is told."""
+    if names and open_kick:
+        return (
+            "when the guest kicked is not known, as the gpu worker was busy, and the cause depends on it; "
+            f"possibly on time without {' or '.join(names)}"
+        )
+    if names:
+        return f"several causes alike; on time without any one of {', '.join(names)}"
+    if joint:
+        return f"no single cause; only together: {' + '.join(joint)}"
+    return "no set of causes explains it"
+
+
 def sentence(miss: MissState, registry: Registry, lock_name: LockName, period_ns: int) -> str:
     """A miss in one sentence."""
     cycle = miss.cycle
@@ -175,12 +189,8 @@ def sentence(miss: MissState, registry: Registry, lock_name: LockName, period_ns
     found = miss.judgement
     names = [key_text(k, registry, lock_name) for k in found.sufficient]
     if found.cause == "mixed":
-        if names:
-            return f"{head}: several causes alike; on time without any one of {', '.join(names)}"
         joint = [key_text(k, registry, lock_name) for k in found.jointly]
-        if joint:
-            return f"{head}: no single cause; only together: {' + '.join(joint)}"
-        return f"{head}: no set of causes explains it"
+        return f"{head}: {_mixed(names, joint, open_kick=found.open_kick)}"
     assert found.key is not None
     cost = duration(found.excess[found.key])
     what = _what(miss, found.key, registry, lock_name)
