@@ -8,9 +8,10 @@ took our command. Commands end with a write, a close, an epoll_ctl or a condvar'
 
 from __future__ import annotations
 
-from bisect import bisect_left, bisect_right
-from collections.abc import Sequence
+from bisect import bisect_right
 from typing import Final
+
+import numpy as np
 
 from tracer.model.locks import Locks
 from tracer.model.phases import GPU, GUEST, HEAD_OF_LINE, Habitual, Path, Phase
@@ -18,7 +19,7 @@ from tracer.model.pieces import State
 from tracer.model.readings import CLOSE, GpuReading
 from tracer.model.registry import Registry
 from tracer.model.roles import Roles
-from tracer.model.spans import Call, Off
+from tracer.model.spans import Call
 from tracer.model.streams import Cycle
 from tracer.model.track import Track
 from tracer.model.window import BEFORE_NS, Window
@@ -28,6 +29,8 @@ from tracer.schema import Kind
 #: Memory syscalls belong to whatever command runs (mmap, mprotect, munmap, brk, madvise on x86-64).
 MEMORY_CALLS: Final = frozenset({9, 10, 11, 12, 28})
 _READ, _FD, _FUTEX, _SYSCALL = int(Kind.READ), int(Kind.FD), int(Kind.FUTEX), int(Kind.SYSCALL)
+
+_NEVER: Final = np.iinfo(np.int64).max
 
 
 def _computed(window: Window, tid: int, start_ns: int, stop_ns: int) -> int:
@@ -71,24 +74,23 @@ class Commands:
         """G's spans in a window, read once for all windows that overlap it."""
         if self._last is not None and self._last[0] is window and self._last[1] == gpu:
             return self._last[2]
-        (low, high), offs = window.bounds(gpu)
+        track, ((low, high), offs) = window.track(gpu), window.bounds(gpu)
+        tgid, parks = self._registry.tgid(gpu), self._roles.parks(gpu)
         found: GpuReading | None = None
+
+        def is_lock(word: int) -> bool:
+            return self._locks.is_lock(tgid, word)
+
         if not window.alone:
-            track = window.track(gpu)
             known = self._known.get(gpu)
             if known is None or known[0] is not track or known[1].first > low:
-                calls = track.calls[low:]
-                known = self._known[gpu] = (track, self._read(calls, low, track.offs[offs[0] :], gpu))
+                found = GpuReading(track, low, len(track.calls), slice(offs[0], None), is_lock, parks=parks)
+                known = self._known[gpu] = (track, found)
             found = known[1]
         if found is None or not found.kicked(low, high):
-            found = self._read(window.calls(gpu), low, window.offs(gpu), gpu)
+            found = GpuReading(track, low, high, slice(*offs), is_lock, parks=parks)
         self._last = (window, gpu, found)
         return found
-
-    def _read(self, calls: Sequence[Call], first: int, offs: Sequence[Off], gpu: int) -> GpuReading:
-        tgid = self._registry.tgid(gpu)
-        parks = self._roles.parks(gpu)
-        return GpuReading(calls, first, offs, lambda call: self._is_own(call, tgid), parks=parks)
 
     def forget(self) -> None:
         """There are more records, or more is known of locks."""
@@ -225,24 +227,22 @@ class Commands:
         """
         limit = 2 * habits.command_ns
         done = cycle.stream.completion.id if cycle.stream.completion is not None else -1
-        rearms = sorted(worker.rearmed(wait)[0] for wait in worker.parked)
-        commands: list[tuple[int, int]] = []
-        earliest = cycle.nominal_ns - BEFORE_NS
-        for _, enter, end, begin, last_enter, eventfd, wakes in self.reading(window, gpu).acts_in(
-            *window.bounds(gpu)[0]
+        acts, (low, high) = self.reading(window, gpu).acts, window.bounds(gpu)[0]
+        first = int(acts.at.searchsorted(low))
+        last = min(int(acts.at.searchsorted(high)), int(acts.last_enter.searchsorted(stop, side="right")))
+        some = slice(first, max(first, last))
+        begin, end = np.maximum(acts.begin[some], cycle.nominal_ns - BEFORE_NS), acts.end[some]
+        rearms = np.array([*worker.rearms(), _NEVER], dtype=np.int64)
+        ours = acts.wakes[some] & (rearms[rearms.searchsorted(acts.enter[some])] <= end)
+        ours |= acts.writes[some] & (acts.eventfd[some] == done)
+        irqs = np.array([0, *worker.irqs], dtype=np.int64)
+        irq = irqs[irqs[1:].searchsorted(acts.enter[some], side="right")]
+        end = np.where(ours, np.where(irq > begin, irq, 0), end)
+        since, enter = np.maximum(begin, end), acts.enter[some]
+        for i in (
+            np.flatnonzero(ours & acts.wakes[some] & (enter - since > limit)).tolist() if limit > 0 else ()
         ):
-            if last_enter > stop:
-                break
-            ours = eventfd == done if eventfd is not None else False
-            if wakes:
-                i = bisect_left(rearms, enter)
-                ours = i < len(rearms) and rearms[i] <= end
-            begin = max(begin, earliest)
-            if ours:
-                end = worker.irq_before(begin, enter)
-                since = max(begin, end)
-                if wakes and 0 < limit < enter - since and limit < _worked(window, gpu, since, enter):
-                    end = enter
-            if end > begin:
-                commands.append((begin, end))
-        return commands
+            if limit < _worked(window, gpu, int(since[i]), int(enter[i])):
+                end[i] = enter[i]
+        theirs = np.flatnonzero(end > begin)
+        return list(zip(begin[theirs].tolist(), end[theirs].tolist(), strict=True))

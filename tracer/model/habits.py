@@ -8,32 +8,20 @@ that), at a hundredth of the cost; of every other cycle it says nothing.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence, Set
 from typing import Final, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from tracer.model.commands import MEMORY_CALLS
-from tracer.model.readings import CLOSE, IDLE_CALLS, POLLS
-from tracer.model.roles import MUTEX_CONTENDED, Roles
-from tracer.model.spans import OFF_BY_ITSELF
+from tracer.model.readings import CLOSE, also_idle, calls_among, idle_calls, wakings
+from tracer.model.roles import Roles
+from tracer.model.spans import END, ENTER, FLAGS, KIND, Columns
 from tracer.model.streams import Cycle
 from tracer.model.timeline import Timeline
 from tracer.model.window import AFTER_NS
-from tracer.schema import (
-    FUTEX,
-    FUTEX_CMD_MASK,
-    FUTEX_WAIT,
-    FUTEX_WAIT_BITSET,
-    OFFCPU,
-    RW,
-    Flag,
-    Kind,
-    Records,
-    end_ns,
-    view,
-)
+from tracer.schema import Flag, Kind
 
 #: How far before a cycle spans are looked at.
 BEFORE_NS: Final = 5_000_000
@@ -76,6 +64,11 @@ class Answers:
                 answers[i] = answer
         return answers
 
+    def _calls(self, tid: int, start: int, stop: int) -> tuple[Columns, Columns]:
+        track = self._timeline.track(tid, start)
+        calls, offs = track.bounds(start, stop)
+        return track.call_columns[:, slice(*calls)], track.off_columns[:, slice(*offs)]
+
     def _between(self, worker: int, gpu: int, cycles: Sequence[Cycle]) -> list[Answer | None]:
         start = min(c.nominal_ns for c in cycles) - BEFORE_NS
         stop = max(c.end_ns for c in cycles) + AFTER_NS
@@ -83,8 +76,8 @@ class Answers:
         first = np.array([c.write_enter_ns for c in cycles], dtype=np.int64)
         done = np.array([c.write_ns for c in cycles], dtype=np.int64)
         works = self._roles.other_waits(worker)
-        irq = _interrupts(self._timeline.spans(worker, start, stop), read, first, works)
-        woken, foreign = _kicks(self._timeline.spans(gpu, start, stop), parks=self._roles.parks(gpu))
+        irq = _interrupts(self._calls(worker, start, stop)[0], read, first, works)
+        woken, foreign = _kicks(*self._calls(gpu, start, stop), parks=self._roles.parks(gpu))
         last = np.searchsorted(woken, first, side="right") - 1
         kick = np.where(last >= 0, woken[np.maximum(last, 0)], 0) if len(woken) else np.zeros_like(first)
         # G worked for somebody else between the kick and our write: when ours was kicked is not known.
@@ -99,45 +92,27 @@ class Answers:
 
 
 def _interrupts(
-    spans: Records, read: NDArray[np.int64], first: NDArray[np.int64], works: Collection[int]
+    calls: Columns, read: NDArray[np.int64], first: NDArray[np.int64], works: Set[int]
 ) -> NDArray[np.int64]:
     """End of W's first eventfd write after each read, before its next choice and our write; 0 without one."""
-    kind, ends = spans["kind"], end_ns(spans).astype(np.int64)
-    irqs = ends[(kind == Kind.WRITE) & ((spans["flags"] & Flag.EVENTFD) != 0)]
-    waits = (kind == Kind.EPOLL_WAIT) & ~np.isin(spans["op"], sorted(works))
-    chosen = spans["enter_ns"][waits].astype(np.int64)
+    kind = calls[KIND]
+    irqs = calls[END][(kind == Kind.WRITE) & ((calls[FLAGS] & Flag.EVENTFD) != 0)]
+    waits = (kind == Kind.EPOLL_WAIT) & ~calls_among(calls, int(Kind.EPOLL_WAIT), works)
+    chosen = calls[ENTER][waits]
     if not len(irqs):
         return np.zeros_like(read)
-    at = np.searchsorted(irqs, read, side="right")
-    irq = np.where(at < len(irqs), irqs[np.minimum(at, len(irqs) - 1)], 0)
-    later = np.searchsorted(chosen, read, side="left")
-    bound = np.append(chosen, np.iinfo(np.int64).max)[later]
+    irq = np.append(irqs, 0)[irqs.searchsorted(read, side="right")]
+    bound = np.append(chosen, np.iinfo(np.int64).max)[chosen.searchsorted(read, side="left")]
     return np.where((irq <= first) & (irq <= bound), irq, 0)
 
 
-def _kicks(spans: Records, *, parks: bool = False) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+def _kicks(
+    calls: Columns, offs: Columns, *, parks: bool = False
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """When G was woken out of its idle call, and the ends of what it did for somebody else."""
-    kind, ends, enters = spans["kind"], end_ns(spans).astype(np.int64), spans["enter_ns"].astype(np.int64)
-    idle = np.isin(kind, IDLE_CALLS) & ((kind == Kind.READ) | ~np.isin(spans["op"], sorted(POLLS)))
-    if parks:
-        futex = view(spans, FUTEX)
-        waits = np.isin(spans["op"] & FUTEX_CMD_MASK, (FUTEX_WAIT, FUTEX_WAIT_BITSET))
-        idle |= (kind == Kind.FUTEX) & waits & (futex["expected"] != MUTEX_CONTENDED)
-    call = np.flatnonzero(kind != Kind.OFFCPU)
-    polls = (kind == Kind.EPOLL_WAIT) & np.isin(spans["op"], sorted(POLLS))
-    takes = (kind == Kind.READ) & ((spans["flags"] & Flag.EVENTFD) != 0)
-    idle[call[:-1][polls[call[:-1]] & takes[call[1:]]]] = True
-    flagged = idle & ((kind != Kind.READ) | ((spans["flags"] & Flag.EVENTFD) != 0))
-    calls = flagged if flagged.any() else idle
-    off = view(spans.take(np.flatnonzero(kind == Kind.OFFCPU)), OFFCPU)
-    slept = (off["woken_ns"] > 0) & (off["preempted"] == 0) & ((off["op"] & OFF_BY_ITSELF) != 0)
-    off = off.take(np.flatnonzero(slept))
-    woken = off["woken_ns"].astype(np.int64)
-    at = np.searchsorted(ends[calls], woken, side="left")
-    begun = np.append(enters[calls], np.iinfo(np.int64).max)[at]
-    woken = woken[begun <= off["enter_ns"].astype(np.int64)]
-    rw = view(spans, RW)
-    own = (kind == Kind.FD) & ~np.isin(rw["op"], sorted(CLOSE))
-    own |= (kind == Kind.SYSCALL) & np.isin(rw["op"], sorted(MEMORY_CALLS))
-    foreign = ~own & ~idle & (kind != Kind.OFFCPU) & (kind != Kind.FUTEX)
-    return woken, ends[foreign]
+    idle, flagged = idle_calls(calls, also_idle(calls, parks=parks))
+    own = calls[KIND] == Kind.FUTEX
+    own[idle] = True
+    own |= (calls[KIND] == Kind.FD) & ~calls_among(calls, int(Kind.FD), CLOSE)
+    own |= calls_among(calls, int(Kind.SYSCALL), MEMORY_CALLS)
+    return wakings(calls, flagged if len(flagged) else idle, offs), calls[END][~own]

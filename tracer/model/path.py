@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import itertools
 from bisect import bisect_right
-from collections.abc import Sequence
 from dataclasses import replace
 from typing import Final
 
@@ -34,7 +33,6 @@ from tracer.model.phases import (
 from tracer.model.readings import WorkerReading
 from tracer.model.registry import Registry
 from tracer.model.roles import Roles
-from tracer.model.spans import Call
 from tracer.model.streams import Cycle
 from tracer.model.timeline import Timeline
 from tracer.model.track import Track
@@ -65,18 +63,18 @@ class PathFinder:
         def is_lock(word: int) -> bool:
             return self._locks.is_lock(tgid, word)
 
-        def read(calls: Sequence[Call]) -> WorkerReading:
+        track, (low, high) = window.track(tid), window.bounds(tid)[0]
+
+        def read(high: int) -> WorkerReading:
             by_wake = self._roles.interrupts_by_wake(tgid)
             works = self._roles.other_waits(tid)
-            return WorkerReading(calls, low, is_lock, by_wake=by_wake, works=works)
+            return WorkerReading(track, low, high, is_lock, by_wake=by_wake, works=works)
 
-        low, _ = window.bounds(tid)[0]
         if window.alone:
-            return Worker(window, tid, read(window.calls(tid)))
-        track = window.track(tid)
+            return Worker(window, tid, read(high))
         known = self._workers.get(tid)
         if known is None or known[0] is not track or known[1].first > low:
-            known = self._workers[tid] = (track, read(track.calls[low:]))
+            known = self._workers[tid] = (track, read(len(track.calls)))
         return Worker(window, tid, known[1])
 
     def window(self, cycle: Cycle, before_ns: int = BEFORE_NS) -> Window:
@@ -176,7 +174,7 @@ class PathFinder:
         parked = worker.parked_in(signal, signal + 1)
         if worker.served(turn_began, signal)[1] == cycle.stream.wake.id:
             return NOT_REARMED, "own"
-        if worker.irq_before(turn_began, signal) or any(c.enter <= signal for c in parked):
+        if worker.irq_before(turn_began, signal) or any(worker.parked[i].enter <= signal for i in parked):
             return NOT_REARMED, ""
         return SERIALISED, "in_progress"
 
@@ -197,10 +195,11 @@ class PathFinder:
             return
         cursor = start
         tgid = self._registry.tgid(worker.tid)
-        for wait in worker.parked_in(start, stop):
+        for i in worker.parked_in(start, stop):
+            wait = worker.parked[i]
             if wait.end <= cursor:
                 continue
-            rearm, waker, waker_tgid = worker.rearmed(wait)
+            rearm, waker, waker_tgid = worker.rearmed(i)
             rearm = min(max(rearm, cursor), stop)
             irq = worker.irq_before(turn_began, wait.enter)
             mover = waker if waker and waker_tgid == tgid else gpu
@@ -284,7 +283,8 @@ class PathFinder:
     ) -> int:
         """No interrupt in W's turn: W until it waits, then G until *its* interrupt write."""
         assert cycle.read_ns is not None
-        parked = [c.enter for c in worker.parked_in(cycle.read_ns, before) if c.enter >= cycle.read_ns]
+        waits = (worker.parked[i].enter for i in worker.parked_in(cycle.read_ns, before))
+        parked = [enter for enter in waits if enter >= cycle.read_ns]
         rest = min(parked[0] if parked else cycle.read_ns, before)
         irqs = self._roles.irq_ids.get(cycle.stream.tgid, set())
         writes = [

@@ -8,13 +8,41 @@ there are more records.
 
 from __future__ import annotations
 
-import itertools
 from bisect import bisect_left, bisect_right
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Set
 from typing import Final, NamedTuple
 
-from tracer.model.spans import Call, Off
-from tracer.schema import FUTEX_CMD_MASK, FUTEX_WAIT, FUTEX_WAIT_BITSET, Flag, Kind
+import numpy as np
+from numpy.typing import NDArray
+
+from tracer.model.spans import (
+    END,
+    ENTER,
+    EVENTFD,
+    EXPECTED,
+    FLAGS,
+    KIND,
+    OFF_BY_ITSELF,
+    OP,
+    OUT,
+    PREEMPTED,
+    STATE,
+    WOKEN,
+    WORD,
+    Call,
+    Columns,
+    Off,
+)
+from tracer.model.track import Track
+from tracer.schema import (
+    FUTEX_CMD_MASK,
+    FUTEX_WAIT,
+    FUTEX_WAIT_BITSET,
+    FUTEX_WAKE,
+    FUTEX_WAKE_BITSET,
+    Flag,
+    Kind,
+)
 
 #: close on x86-64 and arm64: it ends a command that wrote to a dup.
 CLOSE: Final = frozenset({3, 57})
@@ -26,15 +54,8 @@ POLLS: Final = frozenset({7, 23, 270, 271, 72, 73})
 #: Plain ints: enum look-ups cost more than the comparison.
 _READ, _WRITE, _FD, _FUTEX = int(Kind.READ), int(Kind.WRITE), int(Kind.FD), int(Kind.FUTEX)
 _EPOLL_WAIT, _RECVMSG, _EVENTFD = int(Kind.EPOLL_WAIT), int(Kind.RECVMSG), int(Flag.EVENTFD)
-_WAITS: Final = (FUTEX_WAIT, FUTEX_WAIT_BITSET)
-#: What W serves an event by.
-_WORKS: Final = (_READ, _RECVMSG)
-#: Syscalls that end a command of G.
-_ENDS: Final = (_FD, _WRITE, int(Kind.EPOLL_CTL), _FUTEX)
-
-
-#: What a NamedTuple's constructor does, without a call of Python's own.
-_new: Final = tuple.__new__
+_EPOLL_CTL: Final = int(Kind.EPOLL_CTL)
+_NEVER: Final = np.iinfo(np.int64).max
 
 
 def is_idle(call: Call) -> bool:
@@ -42,16 +63,74 @@ def is_idle(call: Call) -> bool:
     return call.kind in IDLE_CALLS and (call.kind == _READ or call.op not in POLLS)
 
 
-def is_parked(call: Call) -> bool:
-    """Whether a thread waits in a call for something that is no mutex."""
-    return call.kind == _FUTEX and call.op & FUTEX_CMD_MASK in _WAITS and call.expected != 2
+def calls_among(columns: Columns, kind: int, numbers: Set[int]) -> NDArray[np.bool_]:
+    """Which of some calls are of a kind, and have one of these numbers."""
+    found: NDArray[np.bool_] = columns[KIND] == kind
+    at = np.flatnonzero(found)
+    if len(at):
+        found[at] = np.isin(columns[OP].take(at), sorted(numbers))
+    return found
 
 
-def polls_of_queue(calls: Sequence[Call]) -> Iterator[int]:
-    """Begins of the polls (not of epoll sets) that a read of an eventfd follows at once."""
-    for call, after in itertools.pairwise(calls):
-        if call[2] == _EPOLL_WAIT and after[2] == _READ and after[4] & _EVENTFD and call[3] in POLLS:
-            yield call[0]
+def waits_among(columns: Columns) -> NDArray[np.bool_]:
+    """Which of some calls are futex waits."""
+    command = columns[OP] & FUTEX_CMD_MASK
+    found: NDArray[np.bool_] = columns[KIND] == _FUTEX
+    found &= (command == FUTEX_WAIT) | (command == FUTEX_WAIT_BITSET)
+    return found
+
+
+def wakes_among(columns: Columns, is_lock: Callable[[int], bool]) -> NDArray[np.bool_]:
+    """Which of some calls wake somebody who waits for no lock."""
+    command = columns[OP] & FUTEX_CMD_MASK
+    found: NDArray[np.bool_] = columns[KIND] == _FUTEX
+    found &= (command == FUTEX_WAKE) | (command == FUTEX_WAKE_BITSET)
+    at = np.flatnonzero(found)
+    word, of = np.unique(columns[WORD].take(at), return_inverse=True)
+    locks = np.array([is_lock(w) for w in word.tolist()], dtype=bool)
+    found[at[locks[of]]] = False
+    return found
+
+
+def also_idle(columns: Columns, *, parks: bool) -> NDArray[np.int64]:
+    """Calls of G in which it is idle by what follows, a read of its queue after a poll, or by habit."""
+    kind = columns[KIND]
+    polls = calls_among(columns, _EPOLL_WAIT, POLLS)
+    polls[:-1] &= (kind[1:] == _READ) & ((columns[FLAGS, 1:] & _EVENTFD) != 0)
+    polls[-1:] = False
+    if parks:
+        polls |= waits_among(columns) & (columns[EXPECTED] != 2)
+    return np.flatnonzero(polls)
+
+
+def idle_calls(columns: Columns, also: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Those calls of G in which it may be idle, and those of them that are for its queue beyond doubt."""
+    kind = columns[KIND]
+    idle = (kind == _READ) | (kind == _EPOLL_WAIT)
+    idle &= ~calls_among(columns, _EPOLL_WAIT, POLLS)
+    idle[also] = True
+    at = np.flatnonzero(idle)
+    sure = (kind.take(at) != _READ) | ((columns[FLAGS].take(at) & _EVENTFD) != 0)
+    return at, at[sure]
+
+
+def wakings(columns: Columns, kicks: NDArray[np.int64], offs: Columns) -> NDArray[np.int64]:
+    """When G was woken out of one of the calls for its queue, in order."""
+    slept = np.flatnonzero((offs[WOKEN] > 0) & (offs[PREEMPTED] == 0) & ((offs[STATE] & OFF_BY_ITSELF) != 0))
+    woken = offs[WOKEN].take(slept)
+    at = columns[END].take(kicks).searchsorted(woken)
+    begun = np.append(columns[ENTER].take(kicks), _NEVER)[at]
+    found: NDArray[np.int64] = woken[begun <= offs[OUT].take(slept)]
+    return found
+
+
+class Rearm(NamedTuple):
+    """Who ended a wait: the waking within it (None: not seen), where that is among W's off-CPU spans, and
+    where those begin that come after the wait."""
+
+    off: Off | None
+    at: int
+    after: int
 
 
 class WorkerReading:
@@ -61,13 +140,15 @@ class WorkerReading:
     the interrupt, after which W goes on with that turn, is ``within`` its work: for what, is parking.py's.
 
     Args:
-        calls: W's syscalls from ``first`` on, by end.
+        track: W's; its syscalls [low, high) are read.
         is_lock: whether a word is a lock's: who waits for one is not parked.
         by_wake: W interrupts a vCPU thread by waking it, not by an eventfd.
         works: numbers of polls that are part of W's work.
     """
 
     __slots__ = (
+        "_rearms",
+        "_track",
         "choice_at",
         "choices",
         "first",
@@ -81,80 +162,82 @@ class WorkerReading:
 
     def __init__(
         self,
-        calls: Sequence[Call],
-        first: int,
+        track: Track,
+        low: int,
+        high: int,
         is_lock: Callable[[int], bool],
         *,
         by_wake: bool = False,
-        works: Collection[int] = (),
+        works: Set[int] = frozenset(),
     ) -> None:
-        self.first = first
-        self.choices: list[tuple[int, int]] = []
-        self.choice_at: list[int] = []
-        self.irqs: list[int] = []
-        self.irq_at: list[int] = []
+        self.first = low
+        self._track = track
+        columns = track.call_columns[:, low:high]
+        kind = columns[KIND]
+        at = np.flatnonzero((kind == _EPOLL_WAIT) & ~calls_among(columns, _EPOLL_WAIT, works))
+        self.choice_at: list[int] = (at + low).tolist()
+        self.choices: list[tuple[int, int]] = _pairs(columns[ENTER].take(at), columns[END].take(at))
+        irqs = (kind == _WRITE) & ((columns[FLAGS] & _EVENTFD) != 0)
+        if by_wake:
+            irqs |= wakes_among(columns, is_lock)
+        at = np.flatnonzero(irqs)
+        self.irq_at: list[int] = (at + low).tolist()
+        self.irqs: list[int] = columns[END].take(at).tolist()
+        waits = waits_among(columns)
+        calls = track.calls
         self.parked: list[Call] = []
         self.parked_at: list[int] = []
         self.within: list[Call] = []
         self.within_at: list[int] = []
-        in_turn = False
-        open_: list[tuple[int, Call]] = []
-        for i, call in enumerate(calls, first):
-            kind = call[2]
-            if kind == _EPOLL_WAIT and call[3] not in works:
-                self.choices.append((call[0], call[1]))
-                self.choice_at.append(i)
-                self._file(open_, self.parked, self.parked_at)
-                in_turn = True
-            elif kind == _WRITE:
-                if call[4] & _EVENTFD:
-                    self.irqs.append(call[1])
-                    self.irq_at.append(i)
-                    self._file(open_, self.within, self.within_at)
-                    in_turn = False
-            elif kind in _WORKS:
-                self._file(open_, self.within, self.within_at)
-            elif by_wake and kind == _FUTEX and call.is_wake and not is_lock(call.word):
-                self.irqs.append(call[1])
-                self.irq_at.append(i)
-                self._file(open_, self.within, self.within_at)
-                in_turn = False
-            elif (
-                kind == _FUTEX
-                and call[3] & FUTEX_CMD_MASK in _WAITS
-                and not (call.expected == 2 and is_lock(call.word))
-            ):
-                open_.append((i, call))
-                if not in_turn:
-                    self._file(open_, self.parked, self.parked_at)
-        self._file(open_, self.parked, self.parked_at)
+        waiting = np.flatnonzero(waits)
+        for i, within in zip((waiting + low).tolist(), self._goes_on(kind, waiting).tolist(), strict=True):
+            call = calls[i]
+            if call[6] != 2 or not is_lock(call[8]):
+                (self.within if within else self.parked).append(call)
+                (self.within_at if within else self.parked_at).append(i)
+        self._rearms: dict[int, Rearm] = {}
 
-    @staticmethod
-    def _file(waits: list[tuple[int, Call]], into: list[Call], at: list[int]) -> None:
-        for i, call in waits:
-            into.append(call)
-            at.append(i)
-        waits.clear()
+    def _goes_on(self, kind: NDArray[np.int64], waits: NDArray[np.int64]) -> NDArray[np.bool_]:
+        """Whether W goes on with a turn after each of some waits, by place."""
+        chose = np.array([0, *self.choice_at, _NEVER], dtype=np.int64) - self.first
+        done = np.array([0, *self.irq_at], dtype=np.int64) - self.first
+        works = np.flatnonzero((kind == _READ) | (kind == _RECVMSG))
+        goes_on = np.append(np.union1d(works, done[1:]), _NEVER)
+        chose[0] = done[0] = -1
+        after = chose.searchsorted(waits)
+        in_turn = chose[after - 1] > done[done.searchsorted(waits) - 1]
+        found: NDArray[np.bool_] = in_turn & (goes_on[goes_on.searchsorted(waits)] < chose[after])
+        return found
+
+    def rearm(self, at: int) -> Rearm:
+        """The last waking within one of the waits, by its place."""
+        found = self._rearms.get(at)
+        if found is None:
+            track, wait = self._track, self._track.calls[at]
+            after = bisect_right(track.off_ends, wait[1] + 1)
+            found = self._rearms[at] = Rearm(*track.wake_in(wait, 0, after), after)
+        return found
 
 
-class Act(NamedTuple):
-    """What may have ended a command of G.
+class Acts:
+    """What may have ended commands of G (n,).
 
     Attributes:
-        at: its place among G's syscalls.
-        begin: when the command began: where G was woken for it, or ended the one before.
+        at: places among G's syscalls.
+        begin: when each command began: where G was woken for it, or ended the one before.
         last_enter: when the last syscall up to it began.
-        eventfd: what was written, -1 if it is no eventfd, None if nothing was written.
-        wakes: it woke somebody who waits for no mutex.
+        writes, wakes: it wrote (``eventfd``: -1 if that is none), or woke somebody who waits for no lock.
     """
 
-    at: int
-    enter: int
-    end: int
-    begin: int
-    last_enter: int
-    eventfd: int | None
-    wakes: bool
+    __slots__ = ("at", "begin", "end", "enter", "eventfd", "last_enter", "wakes", "writes")
+
+    def __init__(self, columns: Columns, first: int, acts: NDArray[np.int64]) -> None:
+        self.at = acts + first
+        self.enter, self.end = columns[ENTER].take(acts), columns[END].take(acts)
+        kind = columns[KIND].take(acts)
+        self.writes, self.wakes = kind == _WRITE, kind == _FUTEX
+        self.eventfd = columns[EVENTFD].take(acts)
+        self.last_enter = self.begin = acts
 
 
 class GpuReading:
@@ -164,37 +247,47 @@ class GpuReading:
     read may be one.)
 
     Args:
-        calls: G's syscalls from ``first`` on, by end; offs: its off-CPU spans of that time.
-        is_own: whether a syscall belongs to the command that follows.
+        track: G's; its syscalls [low, high) are read, and off-CPU spans ``offs``.
+        is_lock: whether a word is a lock's: waking who waits for it ends no command.
         parks: this G takes commands from a list and waits in a condvar for them.
     """
 
-    __slots__ = ("_acts", "_also", "_calls", "_flagged_at", "_is_own", "any_reads", "first", "kicks", "woken")
+    __slots__ = (
+        "_acts",
+        "_also",
+        "_columns",
+        "_flagged_at",
+        "_is_lock",
+        "_kicks",
+        "any_reads",
+        "first",
+        "woken",
+    )
 
     def __init__(
         self,
-        calls: Sequence[Call],
-        first: int,
-        offs: Sequence[Off],
-        is_own: Callable[[Call], bool],
+        track: Track,
+        low: int,
+        high: int,
+        offs: slice,
+        is_lock: Callable[[int], bool],
         *,
         parks: bool = False,
     ) -> None:
-        self.first = first
-        # What is idle by what follows or by habit, by its begin.
-        self._also = {c.enter for c in calls if parks and is_parked(c)} | set(polls_of_queue(calls))
-        reads = [(i, c) for i, c in enumerate(calls, first) if self._idle(c)]
-        flagged = [(i, c) for i, c in reads if c[2] != _READ or c[4] & _EVENTFD]
-        self._flagged_at = [i for i, _ in flagged]
-        self.kicks: list[Call] = [c for _, c in flagged or reads]
+        self.first = low
+        self._columns = columns = track.call_columns[:, low:high]
+        also = also_idle(columns, parks=parks)
+        #: What is idle by what follows or by habit, by its begin.
+        self._also = set(columns[ENTER].take(also).tolist())
+        idle, flagged = idle_calls(columns, also)
+        self._flagged_at: list[int] = (flagged + low).tolist()
         #: Any read may take a kick.
-        self.any_reads = not self.kicks or (
-            self.kicks[0].kind == _READ and not self.kicks[0].flags & _EVENTFD
-        )
+        self.any_reads = not len(flagged)
+        self._kicks = idle if self.any_reads else flagged
         #: When it was woken out of its idle call, in order.
-        self.woken = self._wakings(offs)
-        self._calls, self._is_own = calls, is_own
-        self._acts: list[Act] | None = None
+        self.woken: list[int] = wakings(columns, self._kicks, track.off_columns[:, offs]).tolist()
+        self._is_lock = is_lock
+        self._acts: Acts | None = None
 
     def kicked(self, low: int, high: int) -> bool:
         """Whether one of some syscalls is a call for G's queue beyond doubt."""
@@ -204,71 +297,41 @@ class GpuReading:
     def takes_kick(self, call: Call) -> bool:
         """Whether G is at its queue in a call, not at work."""
         if call.kind != _READ or call.flags & _EVENTFD:
-            return self._idle(call)
+            return is_idle(call) or call.enter in self._also
         return self.any_reads
-
-    def _idle(self, call: Call) -> bool:
-        return (call[2] in IDLE_CALLS and is_idle(call)) or call[0] in self._also
 
     def woken_before(self, before_ns: int) -> int:
         """When G was last woken out of its idle read, at or before a time; 0 where not seen."""
         i = bisect_right(self.woken, before_ns) - 1
         return self.woken[i] if i >= 0 else 0
 
-    def acts_in(self, low: int, high: int) -> Sequence[Act]:
-        """Those among some syscalls."""
+    @property
+    def acts(self) -> Acts:
+        """What may have ended its commands."""
         if self._acts is None:
             self._acts = self._found()
-        first = bisect_left(self._acts, low, key=_at)
-        return self._acts[first : bisect_left(self._acts, high, key=_at)]
+        return self._acts
 
-    def _wakings(self, offs: Sequence[Off]) -> list[int]:
-        reads = self.kicks
-        ends = [c.end for c in reads]
-        found = []
-        i, n = 0, len(reads)
-        for off in offs:
-            woken = off.woken
-            if not woken or not off.slept:
-                continue
-            if i and ends[i - 1] >= woken:
-                i = bisect_left(ends, woken)  # spans that overlap: records are missing
-            while i < n and ends[i] < woken:
-                i += 1
-            if i < n and reads[i].enter <= off.out:
-                found.append(woken)
-        return found
-
-    def _found(self) -> list[Act]:
-        acts: list[Act] = []
-        begin = gap = last = 0
-        woken, n = self.woken, len(self.woken)
-        for at, call in enumerate(self._calls, self.first):
-            enter, end, kind = call[0], call[1], call[2]
-            if enter > last:
-                last = enter
-            while gap < n and woken[gap] <= enter:
-                begin = max(begin, woken[gap])
-                gap += 1
-            if self._idle(call):
-                if self.takes_kick(call):
-                    # Woken by somebody's kick, G is that command's, even while it waits for a CPU.
-                    wake = self.woken_before(end)
-                    begin = max(begin, wake if wake > enter else end)
-                continue
-            if kind not in _ENDS:
-                continue
-            if kind == _FUTEX:
-                if self._is_own(call):
-                    continue
-            elif kind == _FD and call.op not in CLOSE:
-                continue
-            written = call.eventfd if kind == _WRITE else None
-            acts.append(_new(Act, (at, enter, end, begin, last, written, kind == _FUTEX)))
-            if end > begin:
-                begin = end
+    def _found(self) -> Acts:
+        columns, kind = self._columns, self._columns[KIND]
+        enter, end = columns[ENTER], columns[END]
+        wakes = wakes_among(columns, self._is_lock)
+        closes = calls_among(columns, _FD, CLOSE)
+        ended = np.flatnonzero(wakes | closes | (kind == _WRITE) | (kind == _EPOLL_CTL))
+        acts = Acts(columns, self.first, ended)
+        # Woken by somebody's kick, G is that command's, even while it waits for a CPU.
+        over = np.zeros(len(kind), dtype=np.int64)
+        over[ended] = acts.end
+        woken = np.append(0, np.maximum.accumulate(np.array(self.woken, dtype=np.int64)))
+        kicked = end.take(self._kicks)
+        wake = woken[np.searchsorted(woken[1:], kicked, side="right")]
+        over[self._kicks] = np.where(wake > enter.take(self._kicks), wake, kicked)
+        before = np.append(0, np.maximum.accumulate(over))
+        acts.last_enter = np.maximum.accumulate(enter).take(ended)
+        last = woken[np.searchsorted(woken[1:], acts.last_enter, side="right")]
+        acts.begin = np.maximum(before.take(ended), last)
         return acts
 
 
-def _at(act: Act) -> int:
-    return act.at
+def _pairs(one: NDArray[np.int64], other: NDArray[np.int64]) -> list[tuple[int, int]]:
+    return list(zip(one.tolist(), other.tolist(), strict=True))

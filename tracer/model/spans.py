@@ -8,9 +8,10 @@ once (timeline.py keeps what was converted), and only where a verdict asks for i
 from __future__ import annotations
 
 from itertools import repeat
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from tracer.schema import (
     FUTEX,
@@ -27,7 +28,6 @@ from tracer.schema import (
     view,
 )
 
-_WITH_EVENTFD: Final = (Kind.READ, Kind.WRITE, Kind.FD)
 # Plain ints and tuples: enum look-ups cost more than the comparison, hundreds of thousands of times.
 _FUTEX: Final = int(Kind.FUTEX)
 _WAITS: Final = (FUTEX_WAIT, FUTEX_WAIT_BITSET)
@@ -81,7 +81,7 @@ class Off(NamedTuple):
     preempted: int
     state: int
     stolen: int
-    open: bool
+    open: int
 
     @property
     def slept(self) -> bool:
@@ -94,41 +94,62 @@ class Off(NamedTuple):
         return not self.preempted and bool(self.state & _STOPPED)
 
 
-def calls_of(records: Records) -> list[Call]:
-    """Syscall spans (n,) as tuples, in the order given."""
+#: Rows of ``call_columns`` and ``off_columns``: as in the tuples, which have these places.
+ENTER, END, KIND, OP, FLAGS, EXPECTED, EVENTFD, WORD = 0, 1, 2, 3, 4, 6, 7, 8
+OUT, BACK, WOKEN, PREEMPTED, STATE = 0, 1, 2, 7, 8
+
+Columns = NDArray[np.int64]
+
+
+def call_columns(records: Records) -> Columns:
+    """Syscall spans (n,) as what a ``Call`` holds (9, n)."""
     rw, futex = view(records, RW), view(records, FUTEX)
     enter, kind = records["enter_ns"], records["kind"]
-    columns = zip(
-        enter.tolist(),
-        (enter + records["dur_ns"]).tolist(),
-        kind.tolist(),
-        records["op"].tolist(),
-        records["flags"].tolist(),
-        rw["ret"].tolist(),
-        rw["fd"].tolist(),
-        np.where(np.isin(kind, _WITH_EVENTFD), rw["eventfd_id"], -1).tolist(),
-        np.where(kind == Kind.FUTEX, futex["word"], 0).tolist(),
-        strict=True,
+    with_eventfd = (kind == Kind.READ) | (kind == Kind.WRITE) | (kind == Kind.FD)
+    return _columns(
+        enter,
+        enter + records["dur_ns"],
+        kind,
+        records["op"],
+        records["flags"],
+        rw["ret"],
+        rw["fd"],
+        np.where(with_eventfd, rw["eventfd_id"], -1),
+        np.where(kind == Kind.FUTEX, futex["word"], 0),
     )
-    return list(map(_new, repeat(Call), columns))
 
 
-def offs_of(records: Records) -> list[Off]:
-    """Off-CPU spans (n,) as tuples, in the order given."""
+def calls_of(columns: Columns) -> list[Call]:
+    """Columns of syscall spans as tuples."""
+    return list(map(_new, repeat(Call), zip(*columns.tolist(), strict=True)))
+
+
+def off_columns(records: Records) -> Columns:
+    """Off-CPU spans (n,) as what an ``Off`` holds (11, n)."""
     off = view(records, OFFCPU)
     out = off["enter_ns"]
-    columns = zip(
-        out.tolist(),
-        (out + off["dur_ns"]).tolist(),
-        off["woken_ns"].tolist(),
-        off["waker_tid"].tolist(),
-        off["waker_tgid"].tolist(),
-        off["instead_tid"].tolist(),
-        off["waker_in_irq"].tolist(),
-        off["preempted"].tolist(),
-        off["op"].tolist(),
-        off["stolen_ns"].tolist(),
-        ((off["flags"] & Flag.OPEN) != 0).tolist(),
-        strict=True,
+    return _columns(
+        out,
+        out + off["dur_ns"],
+        off["woken_ns"],
+        off["waker_tid"],
+        off["waker_tgid"],
+        off["instead_tid"],
+        off["waker_in_irq"],
+        off["preempted"],
+        off["op"],
+        off["stolen_ns"],
+        (off["flags"] & Flag.OPEN) != 0,
     )
-    return list(map(_new, repeat(Off), columns))
+
+
+def offs_of(columns: Columns) -> list[Off]:
+    """Columns of off-CPU spans as tuples."""
+    return list(map(_new, repeat(Off), zip(*columns.tolist(), strict=True)))
+
+
+def _columns(*columns: NDArray[Any]) -> Columns:
+    found = np.empty((len(columns), len(columns[0])), dtype=np.int64)
+    for i, column in enumerate(columns):
+        found[i] = column
+    return found

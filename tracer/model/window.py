@@ -86,15 +86,7 @@ class Window:
 
     def wake_of(self, tid: int, wait: Call) -> Off | None:
         """The last waking inside a wait, None where none was seen."""
-        track, (low, high) = self.track(tid), self.bounds(tid)[1]
-        offs, enter = track.offs, wait[0]
-        for i in range(bisect_right(track.off_ends, wait[1] + 1, low, high) - 1, low - 1, -1):
-            off = offs[i]
-            if off[0] < enter:
-                return None
-            if off[2]:
-                return off
-        return None
+        return self.track(tid).wake_in(wait, *self.bounds(tid)[1])[0]
 
     def pieces(self, tid: int, start_ns: int, stop_ns: int) -> list[Piece]:
         """Cut [start_ns, stop_ns) of a thread into pieces, in order, without gaps.

@@ -25,16 +25,19 @@ class Worker:
     def __init__(self, window: Window, tid: int, reading: WorkerReading) -> None:
         self.tid = tid
         self.window = window
-        self.calls = window.calls(tid)
-        low, high = window.bounds(tid)[0]
+        self._track = window.track(tid)
+        self._calls, self._offs = window.bounds(tid)
+        low, high = self._calls
         self.choices = reading.choices[_within(reading.choice_at, low, high)]
         self.choice_ends = [end for _, end in self.choices]
         self.irqs = reading.irqs[_within(reading.irq_at, low, high)]
-        self.parked = reading.parked[_within(reading.parked_at, low, high)]
-        within = reading.within[_within(reading.within_at, low, high)]
+        self._reading = reading
+        self.parked, self._parked_at = _some(reading.parked, reading.parked_at, low, high)
+        within, at = _some(reading.within, reading.within_at, low, high)
         if len(within) > len(self.parked):
             # A worker that waits there in most turns is re-armed there.
-            self.parked = sorted((*self.parked, *within), key=_end)
+            both = sorted(zip([*self._parked_at, *at], [*self.parked, *within], strict=True))
+            self._parked_at, self.parked = [i for i, _ in both], [wait for _, wait in both]
             within = []
         #: When its waits within its turns began.
         self.within = frozenset(wait.enter for wait in within)
@@ -53,24 +56,33 @@ class Worker:
         chosen = self.choices[later][0] if later < len(self.choices) else self.irqs[i]
         return self.irqs[i] if self.irqs[i] <= chosen else 0
 
-    def parked_in(self, start_ns: int, stop_ns: int) -> list[Call]:
-        """Waits for re-arm that overlap an interval."""
-        first = last = bisect_right(self.parked, start_ns, key=_end)
-        while last < len(self.parked) and self.parked[last].enter < stop_ns:
+    def parked_in(self, start_ns: int, stop_ns: int) -> list[int]:
+        """Waits for re-arm that overlap an interval, as indices of ``parked``."""
+        parked = self.parked
+        first = last = bisect_right(parked, start_ns, key=_end)
+        while last < len(parked) and parked[last][0] < stop_ns:
             last += 1
-        return self.parked[first:last]
+        return list(range(first, last))
 
-    def rearmed(self, wait: Call) -> tuple[int, int, int]:
+    def rearmed(self, i: int) -> tuple[int, int, int]:
         """When and by whom (tid, tgid) a wait was ended; its end and 0 where no waking was seen."""
-        off = self.window.wake_of(self.tid, wait)
-        if off is None:
-            return wait.end, 0, 0
+        off, at, after = self._reading.rearm(self._parked_at[i])
+        low, high = self._offs
+        if after > high:
+            off, at = self._track.wake_in(self.parked[i], low, high)
+        if off is None or at < low:
+            return self.parked[i][1], 0, 0
         return off.woken, (0 if off.in_irq else off.waker), off.waker_tgid
+
+    def rearms(self) -> list[int]:
+        """When each wait was ended, sorted."""
+        return sorted(self.rearmed(i)[0] for i in range(len(self.parked)))
 
     def served(self, low: int, high: int) -> tuple[str, int]:
         """What W served in a turn that began at ``low``: (name, eventfd-id or -1)."""
-        for i in range(bisect_left(self.calls, low, key=_end), len(self.calls)):
-            call = self.calls[i]
+        calls, (first, last) = self._track.calls, self._calls
+        for i in range(bisect_left(self._track.call_ends, low, first, last), last):
+            call = calls[i]
             if call.enter >= high:
                 break
             if call.enter < low:
@@ -84,6 +96,11 @@ class Worker:
 
 def _within(at: list[int], low: int, high: int) -> slice:
     return slice(bisect_left(at, low), bisect_left(at, high))
+
+
+def _some(calls: list[Call], at: list[int], low: int, high: int) -> tuple[list[Call], list[int]]:
+    some = _within(at, low, high)
+    return calls[some], at[some]
 
 
 def _end(call: Call) -> int:
