@@ -121,7 +121,8 @@ def worker(*turns: list[Records]) -> Worker:
     timeline = Timeline()
     timeline.step(Step(r.trace([row for rows in turns for row in rows]), MS))
     window = Window(timeline, 0, MS)
-    return Worker(window, W, WorkerReading(window.calls(W), 0, lambda word: False))
+    track = window.track(W)
+    return Worker(window, W, WorkerReading(track, 0, len(track.calls), lambda word: False))
 
 
 def test_a_wait_is_within_a_turn_where_the_turn_goes_on_after_it() -> None:
