@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -43,6 +44,7 @@ def test_a_lock_that_made_a_cycle_late_is_predicted_to_save_it() -> None:
     assert (found.episodes, found.episodes_avoided) == (1, 1)
     assert found.remaining_by_cause == {}
     assert found.moved_ns == 0
+    assert found.removed_ns == found.gained_ns - found.passed_ns
     assert found.gained_ns == pytest.approx(LATE, rel=0.01)
     assert all(row.avoided and row.predicted_late_ns is not None for row in found.cycles)
 
@@ -53,10 +55,14 @@ def test_a_lock_held_over_a_pipe_only_moves_the_wait_to_the_queue() -> None:
     assert found.avoided == 0
     assert found.removed_ns > 0.9 * LATE
     assert found.moved_ns > 0.9 * found.removed_ns
+    assert found.removed_ns == found.gained_ns + found.moved_ns - found.passed_ns
     assert "head_of_line" in found.then
     said = " ".join(render_prediction(found).plain(100).split())
     assert "0 of 1 missed cycle (0 of 1 episode)" in said
     assert "come back as waiting for G's other commands" in said
+    assert "passing commands of others" not in said
+    more = render_prediction(replace(found, passed_ns=5 * MS)).plain(200)
+    assert "gained (5.00ms of it from passing commands of others), " in " ".join(more.split())
 
 
 def test_carried_cycles_are_held_against_their_own_deadlines() -> None:

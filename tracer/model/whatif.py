@@ -69,7 +69,8 @@ class Prediction:
         remaining_by_cause: by the recorded label.
         then: of ``then_of`` remaining origins: how many each further cause would save, beside the remedy.
         removed_ns, gained_ns: taken out of all origins' paths, and by how much they close earlier; the rest
-            (``moved_ns``) comes back as waiting for G's other commands.
+            (``moved_ns``) comes back as waiting for G's other commands. What is gained beyond what was taken
+            out (``passed_ns``) comes from commands of others that went first and now do not.
         notes: what makes the prediction weak, in words.
     """
 
@@ -86,6 +87,7 @@ class Prediction:
     removed_ns: int
     gained_ns: int
     moved_ns: int
+    passed_ns: int
     cycles: tuple[CycleRow, ...]
     notes: tuple[str, ...]
     schema: int = SCHEMA
@@ -178,6 +180,7 @@ class Predictor:
             removed_ns=sum(r.removed_ns for r in gained),
             gained_ns=sum(r.gained_ns for r in gained),
             moved_ns=sum(max(0, r.removed_ns - r.gained_ns) for r in gained),
+            passed_ns=sum(max(0, r.gained_ns - r.removed_ns) for r in gained),
             cycles=tuple(rows),
             notes=tuple(self._notes(rows)),
         )

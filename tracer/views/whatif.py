@@ -58,9 +58,12 @@ def _said(found: Prediction) -> list[tuple[str, str]]:
     elif found.then_of:
         parts.append(("no single further cause would save what remains", ""))
     if found.removed_ns:
-        moved = f", {duration(found.moved_ns)} come back as waiting for G's other commands"
         text = f"{duration(found.removed_ns)} taken out of the late paths: {duration(found.gained_ns)} gained"
-        parts.append((text + (moved if found.moved_ns else ""), ""))
+        if found.passed_ns:
+            text += f" ({duration(found.passed_ns)} of it from passing commands of others)"
+        if found.moved_ns:
+            text += f", {duration(found.moved_ns)} come back as waiting for G's other commands"
+        parts.append((text, ""))
     if found.unjudged:
         parts.append(
             (f"{plural(found.unjudged, 'missed cycle')} without a verdict, counted as remaining", WARN)
