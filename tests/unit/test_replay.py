@@ -15,7 +15,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from world import D, F, G, V, W
 
-from tracer.model.counterfactual import Case, judge
+from tracer.model.counterfactual import Case, Names, judge, remedied
 from tracer.model.leaves import Holder, Leaf
 from tracer.model.phases import GPU, GUEST, HEAD_OF_LINE, HOST, NOT_REARMED, SERIALISED, WORKER, Path, Phase
 from tracer.schema import Kind
@@ -173,6 +173,38 @@ def test_a_turn_without_a_cpu_is_a_missing_cpu_only_where_both_are_the_same_mill
     found = judge(Case(Path(phases, end - 90, gpu_tid=G), leaves), none_usual)
     assert set(found.sufficient) == {("serialised",), ("not_scheduled", W)}
     assert found.cause == label
+
+
+def test_in_a_context_of_its_own_nobody_waits_for_others_in_the_item_table() -> None:
+    """G waits 50 for W, which holds item_state in another event's turn, and 20 for a lock of the VMM's."""
+    other = (20, 0x9100)
+    held = {word: Holder(W, "blocked", None, (word,), (W,)) for word in (LOCK_WORD, other)}
+    leaves = [
+        Leaf(0, 50, "lock", G, 0, word=LOCK_WORD, holder=held[LOCK_WORD]),
+        Leaf(50, 54, "not_scheduled", G, 0, after=LOCK_WORD),
+        Leaf(54, 74, "lock", G, 0, word=other, holder=held[other]),
+        Leaf(74, 80, "on_cpu", G, 0),
+    ]
+    case = Case(Path([Phase(0, 80, GPU, G)], 40, gpu_tid=G), leaves)
+    names = Names(frozenset({LOCK_WORD}), frozenset({W, G}), frozenset({G}))
+    assert remedied(case, "own_context", names) == 80 - 54
+    assert remedied(case, "own_context", Names(frozenset(), frozenset({W, G}), frozenset({G}))) == 80
+
+
+@pytest.mark.parametrize(("turns", "closing"), [(7, 7 * 30), (40, 40 * 30 + 40 * 10)])
+def test_real_time_priority_leaves_what_a_wake_takes(turns: int, closing: int) -> None:
+    """In each of many turns W waits 10 for the CPU that it was woken on; in every fourth 90 more."""
+    leaves, at = [], 0
+    for turn in range(turns):
+        waits = 100 if turn % 4 == 3 else 10
+        leaves += [
+            Leaf(at, at + waits, "not_scheduled", W, 0),
+            Leaf(at + waits, at + waits + 30, "on_cpu", W, 0),
+        ]
+        at += waits + 30
+    case = Case(Path([Phase(0, at, WORKER, W, SERIALISED)], 1, gpu_tid=G), leaves)
+    names = Names(frozenset(), frozenset({W, G}), frozenset({G}))
+    assert remedied(case, "realtime", names) == closing
 
 
 def test_a_lock_that_g_itself_waits_for_is_more_specific_than_its_command() -> None:

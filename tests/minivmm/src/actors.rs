@@ -323,10 +323,8 @@ fn hand(args: &Args, shared: &'static Shared, fds: &LoadFds, socket: OwnedFd, ho
             }
             Kind::Serialised => {
                 sys::sleep_until(plan.start_ns - lead / 4);
-                let turn = state().turn_ns.load(Ordering::Acquire);
-                let count = (plan.amount_ns / turn).max(2);
+                let count = (plan.amount_ns / inject::TURN_NS).max(2);
                 state().burst_begin_ns.store(sys::now_ns(), Ordering::Release);
-                state().burst_count.store(count, Ordering::Release);
                 state().burst.store(count as i64, Ordering::Release);
                 for _ in 0..count {
                     alive.extend(open_stream(&socket).ok());

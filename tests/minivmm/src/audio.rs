@@ -176,9 +176,11 @@ impl DataLoop {
         for i in truth.unanswered() {
             let (stream, signal_ns) = (truth.rows[i].stream, truth.rows[i].signal_ns);
             let unread = sys::readable(&[self.streams[stream].wake.as_raw_fd()], 0)[0];
-            // What W has read since this start was unread at it.
+            // What W began to read since this start was unread at it.
             let (begun, ended) = self.shared.read[stream].get();
-            truth.unread(i, start, unread || (begun > signal_ns && ended > start));
+            let reading = signal_ns < begun && begun <= start && start < ended && !unread;
+            let known = unread || (begun > signal_ns && begun > start);
+            truth.unread(i, start, if reading { None } else { Some(known) });
         }
         record.start_ns = if cycle == 0 { start } else { record.start_ns };
         let limit = (self.args.duration_s * 1e9) as u64;

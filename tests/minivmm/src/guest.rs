@@ -123,7 +123,7 @@ impl Bridge {
         let message: [u8; MESSAGE_BYTES] = self.rings[ctx_id as usize - 1].copy();
         self.latency();
         if message[0] == CMD_READ {
-            (self.hooks.before_poll)(word(&message, 8));
+            (self.hooks.before_poll)(ctx_id, word(&message, 8));
         }
         self.poll(ctx_id);
         match message[0] {
@@ -159,7 +159,7 @@ impl Bridge {
             }
             (PIPE, &[pipe]) => self.mem.pipe_id.store(pipe, Ordering::Release),
             (ENDLESS, &[wake]) => {
-                inject::state().own_item.store(wake, Ordering::Release);
+                inject::state().own_item.store(inject::place(ctx_id, wake), Ordering::Release);
                 self.watch(ctx_id, wake);
             }
             (CLOSE, _) => self.close(ctx_id, offer.stream),

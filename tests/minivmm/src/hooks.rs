@@ -18,8 +18,8 @@ pub struct Hooks {
     pub under_lock: fn(u32, u32),
     /// W has taken one message from the channel.
     pub received: fn(),
-    /// The guest, before it re-arms W.
-    pub before_poll: fn(u32),
+    /// The guest, before it re-arms W after the read of an item: context, item.
+    pub before_poll: fn(u32, u32),
     /// The guest, before it kicks the completion: context, item.
     pub before_kick: fn(u32, u32),
     /// G, before it executes a completion's WRITE: context, item; false: nothing is written.
@@ -35,7 +35,7 @@ impl Default for Hooks {
             before_serve: |_, _| true,
             under_lock: |_, _| {},
             received: || {},
-            before_poll: |_| {},
+            before_poll: |_, _| {},
             before_kick: |_, _| {},
             before_write: |_, _| true,
             allocating: || {},
@@ -58,8 +58,8 @@ impl Hooks {
     }
 }
 
-fn is_own(item: u32) -> bool {
-    item == state().own_item.load(Ordering::Acquire)
+fn is_own(context: u32, item: u32) -> bool {
+    place(context, item) == state().own_item.load(Ordering::Acquire)
 }
 
 fn wakes(context: u32, item: u32) -> impl Fn(usize) -> bool {
@@ -97,7 +97,7 @@ fn before_serve(context: u32, item: u32) -> bool {
 }
 
 fn under_lock(context: u32, item: u32) {
-    let found = match is_own(item) {
+    let found = match is_own(context, item) {
         true => take(&[Kind::ItemState], false),
         false => take_of(&[Kind::SlowW, Kind::CpuW, Kind::FaultW], wakes(context, item)),
     };
@@ -114,15 +114,13 @@ fn received() {
     let state = state();
     if state.burst.load(Ordering::Acquire) > 0 && state.burst.fetch_sub(1, Ordering::AcqRel) == 1 {
         if let Some((plan, _)) = take(&[Kind::Serialised], true) {
-            let (begin, end) = (state.burst_begin_ns.load(Ordering::Acquire), sys::now_ns());
-            inject::log(&plan, begin, end);
-            inject::learn_turn(end - begin);
+            inject::log(&plan, state.burst_begin_ns.load(Ordering::Acquire), sys::now_ns());
         }
     }
 }
 
-fn before_poll(item: u32) {
-    if is_own(item) {
+fn before_poll(context: u32, item: u32) {
+    if is_own(context, item) {
         if let Some((plan, _)) = take(&[Kind::RearmGuest], true) {
             compute(&plan);
         }

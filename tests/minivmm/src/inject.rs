@@ -18,6 +18,9 @@ use std::sync::atomic::{AtomicI64, AtomicPtr, AtomicU32, AtomicU64, AtomicUsize,
 const SPACING: u64 = 8;
 const ENTRIES: usize = 8192;
 const NONE: u32 = u32::MAX;
+/// About what W's turn for a message takes where it need not wait for a CPU; not measured as it goes, so that
+/// runs of the same seed have the same bursts.
+pub const TURN_NS: u64 = 200_000;
 
 macro_rules! kinds {
     ($($name:ident = $text:literal, $cause:literal, $leg:literal, $locks:literal;)*) => {
@@ -180,13 +183,10 @@ pub struct State {
     taken: [AtomicU64; 2],
     on_time: AtomicU64,
     pub wait: AtomicU64,
-    /// Item id of the injector's own eventfd in the VMM.
-    pub own_item: AtomicU32,
+    /// Where the injector's own eventfd is in the VMM: `place`. 0: not known yet.
+    pub own_item: AtomicU64,
     pub burst: AtomicI64,
     pub burst_begin_ns: AtomicU64,
-    /// How many messages it had, and how long W's turn for one takes without trouble.
-    pub burst_count: AtomicU64,
-    pub turn_ns: AtomicU64,
     /// Streams whose worker has ended, one bit each.
     pub exited: AtomicU64,
     /// Per stream, where its two items are: `place`. 0: not known yet.
@@ -250,7 +250,6 @@ pub fn prepare() -> std::io::Result<()> {
     let (ask, answer, pipe) = (sys::pipe(4096)?, sys::pipe(4096)?, sys::pipe(4096)?);
     let made = Fds { ask, answer, client: sys::event(false)?, allocator: sys::event(false)?, pipe };
     FDS.store(Box::into_raw(Box::new(made)), Ordering::Release);
-    state().turn_ns.store(250_000, Ordering::Release);
     state().wait.store(SPACING + 4, Ordering::Release);
     Ok(())
 }
@@ -297,16 +296,6 @@ pub fn take(kinds: &[Kind], early: bool) -> Option<(Plan, Kind)> {
 /// The same, only if the plan is for the stream that `is_hit` knows.
 pub fn take_of(kinds: &[Kind], is_hit: impl Fn(usize) -> bool) -> Option<(Plan, Kind)> {
     peek(kinds).filter(|found| is_hit(found.0.stream)).and_then(|_| take(kinds, false))
-}
-
-/// A burst was served in so long: the next one is counted by that. Quick to believe a shorter turn, as what
-/// makes a turn longer is seldom the burst's own.
-pub fn learn_turn(burst_ns: u64) {
-    let state = state();
-    let count = state.burst_count.load(Ordering::Acquire).max(1);
-    let (seen, known) = ((burst_ns / count).max(20_000), state.turn_ns.load(Ordering::Acquire));
-    let next = if seen < known { (seen + known) / 2 } else { known + (seen - known).min(known) / 16 };
-    state.turn_ns.store(next, Ordering::Release);
 }
 
 /// Writes down what was done, all of the time from `begin_ns` to `end_ns`.

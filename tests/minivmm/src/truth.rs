@@ -170,8 +170,12 @@ impl Truth {
         std::mem::take(&mut self.unanswered)
     }
 
-    pub fn unread(&mut self, row: usize, now_ns: u64, unread: bool) {
-        if unread {
+    /// Whether it was unread at the next cycle's start; None: W was just reading, nobody can say.
+    pub fn unread(&mut self, row: usize, now_ns: u64, unread: Option<bool>) {
+        if unread.is_none() {
+            self.rows[row].deadline_ns = now_ns;
+            self.rows[row].closer = Some(Closer::Either);
+        } else if unread == Some(true) {
             self.rows[row].deadline_ns = now_ns;
             self.rows[row].leg = Leg::Wake;
             self.streams[self.rows[row].stream].wake_misses += 1;
@@ -359,6 +363,16 @@ mod tests {
     }
 
     #[test]
+    fn a_wakeup_that_is_being_read_at_the_next_start_may_be_either() {
+        let mut truth = Truth::new(&[0]);
+        truth.signalled(None, Signal { stream: 0, wake_id: 7, cycle: 0, start_ns: 0, ns: 1 });
+        let rows = truth.unanswered();
+        truth.unread(rows[0], 10, None);
+        assert_eq!((truth.rows[0].leg, truth.rows[0].closer), (Leg::None, Some(Closer::Either)));
+        assert_eq!((truth.rows[0].deadline_ns, truth.streams[0].wake_misses), (10, 0));
+    }
+
+    #[test]
     fn the_first_read_after_a_wakeup_is_the_one_of_its_cycle() {
         let mut truth = Truth::new(&[0]);
         signal(&mut truth, 0, 0, 0, 1);
@@ -402,7 +416,7 @@ mod tests {
             let at = Signal { stream: 0, wake_id: 7, cycle, start_ns: cycle * 10, ns: cycle * 10 };
             truth.signalled(None, at);
             let rows = truth.unanswered();
-            truth.unread(rows[0], cycle * 10 + 10, cycle == 1);
+            truth.unread(rows[0], cycle * 10 + 10, Some(cycle == 1));
         }
         assert_eq!((truth.streams[0].wake_misses, truth.totals()), (1, (0, 0, 0)));
         assert_eq!((truth.rows[0].leg, truth.rows[1].leg), (Leg::None, Leg::Wake));
