@@ -6,6 +6,7 @@ Owns variations of the scripted world in who takes commands, where it idles, and
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 
 import numpy as np
@@ -31,7 +32,7 @@ from world import (
     play_on,
 )
 
-from tracer.schema import OFFCPU, RW, Kind, Records, view
+from tracer.schema import OFFCPU, RW, Batch, Kind, Records, view
 
 QUEUE, HALT = 0x7100, 0x7200  # condvars that G and the vCPU wait for
 JOB_ID = 50
@@ -161,3 +162,36 @@ def test_a_worker_that_polls_in_the_middle_of_a_turn_is_at_work() -> None:
     world = SlowPoll()
     (miss,) = origins(analyse(world, play_on(world, Delays(worker_cpu=LATE))))
     assert miss.cause == "slow_syscall", (miss.detail, miss.sufficient, miss.segments)
+
+
+class Lone(World):
+    """One thread serves wakeups and executes commands, as an event loop; nobody re-arms it."""
+
+    def batch(self, records: Records, watermark: int, *, first: bool) -> Batch:
+        batch = super().batch(records, watermark, first=first)
+        return dataclasses.replace(batch, threads=tuple(t for t in batch.threads if t.tid != G))
+
+    def _complete(self, irq: int, d: Delays) -> int:
+        kick = self._guest(irq, d.guest)
+        begin = self.free[W]
+        self.sleep(W, kick, kick + 4 * US, V, VMM)
+        self.add(r.epoll_wait(W, begin, kick + 6 * US, data=3))
+        self.add(r.read(W, kick + 7 * US, kick + 8 * US, fd=13, eventfd=KICK_ID))
+        done = kick + 12 * US + d.write
+        self.add(r.write(W, kick + 10 * US, done, fd=14, eventfd=DONE_ID))
+        self.free[W] = done + 2 * US
+        return done
+
+
+def test_who_wakes_a_loop_that_is_worker_and_command_thread_is_a_vcpu() -> None:
+    world = Lone()
+    analysis = feed(world, play_on(world))
+    assert analysis.roles.vcpu_votes[V] >= 24
+    assert analysis.registry.with_role("G", VMM) == []
+
+
+@pytest.mark.parametrize(("delays", "cause"), [case for case in CAUSES if not case[0].gpu_syscall])
+def test_a_cause_is_told_of_a_loop_that_is_both(delays: Delays, cause: str) -> None:
+    world = Lone()
+    (miss,) = origins(analyse(world, play_on(world, delays)))
+    assert miss.cause == cause, (miss.detail, miss.sufficient, miss.segments)

@@ -170,13 +170,14 @@ class Filing:
                 touched.add(number)
         return touched
 
-    def only_signalled(self) -> dict[int, list[int]]:
-        """Eventfds that an audio server signals and nobody answers or reads: when, of late, by end."""
-        return {
-            number: [end for _, columns, a, b in loose.parts for end in columns.end[a:b]]
-            for number, loose in self._loose.items()
-            if loose.done == 1 << _AUDIO_WRITE
-        }
+    def only_signalled(self) -> dict[int, tuple[int, list[int]]]:
+        """Eventfds that an audio server signals and nobody reads: how often in all, and when of late."""
+        found = {}
+        for number, loose in self._loose.items():
+            if loose.done == 1 << _AUDIO_WRITE:
+                ends = [end for _, columns, a, b in loose.parts for end in columns.end[a:b]]
+                found[number] = len(ends) + sum(loose.forgotten.values()), ends
+        return found
 
     def signalled_by(self, tid: int) -> list[Eventfd]:
         """Eventfds that a thread of an audio server was the last to signal, also those that no VMM reads."""

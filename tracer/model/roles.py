@@ -81,7 +81,10 @@ class Roles:
         self._decide(streams)
         for tid in self.registry.with_role("G"):
             self._idling(step, tid, streams)
-            self._kickers(step, tid)
+            kinds = step.threads.calls(tid)["kind"]
+            self._kickers(step, tid, parked(step.threads.calls(tid)) if self.parks(tid) else kinds == _READ)
+        for tid in self._lone(streams):
+            self._kickers(step, tid, step.threads.calls(tid)["kind"] == _EPOLL_WAIT)
         self._pools(step)
 
     def _set(self, tid: int, role: str, by: str) -> None:
@@ -176,10 +179,23 @@ class Roles:
     def _shares_queue(self, tid: int) -> bool:
         return self._pool[tid] >= MIN_VOTES
 
-    def _kickers(self, step: Step, tid: int) -> None:
-        """Who wakes an idle G is a vCPU (a real guest's kick is no syscall of its own)."""
+    def _lone(self, streams: Streams) -> set[int]:
+        """Workers that are their VMM's G as well: they complete what they serve, and nobody re-arms them."""
+        return {
+            s.context
+            for s in streams.streams
+            if s.completion is not None
+            and s.completion.written.main_tid() == s.context
+            and not self.registry.with_role("G", s.tgid)
+        }
+
+    def _kickers(self, step: Step, tid: int, reads: NDArray[np.bool_]) -> None:
+        """Who wakes an idle G is a vCPU (a real guest's kick is no syscall of its own).
+
+        Args:
+            reads: which of its calls (n,) it may idle in.
+        """
         calls = step.threads.calls(tid)
-        reads = parked(calls) if self.parks(tid) else calls["kind"] == _READ
         spans = step.sleeps(tid)
         spans = spans.take(np.flatnonzero(spans["woken_ns"] > 0))
         if not reads.any() or not len(spans):

@@ -14,14 +14,15 @@ import numpy as np
 from tracer.model.filing import Filing
 from tracer.model.registry import Registry
 
-#: So many signals must be seen: an eventfd that a worker has yet to register gets a few.
+#: So many signals must be seen in all and of late: an eventfd that a worker has yet to register gets a few.
 _MANY: Final = 32
+_LATELY: Final = 8
 #: No gap between them may be longer than so many usual ones.
 _EVEN: Final = 3
 
 
 class Unread(NamedTuple):
-    """An eventfd that a VMM holds and does not read; ``signals``: how often it was signalled of late."""
+    """An eventfd that a VMM holds and does not read; ``signals``: how often it was signalled."""
 
     eventfd: int
     tgid: int
@@ -37,11 +38,11 @@ def unread(filing: Filing, registry: Registry) -> list[Unread]:
         if fd.eventfd_id >= 0 and registry.is_vmm(fd.tgid)
     }
     found = []
-    for number, ends in sorted(filing.only_signalled().items()):
-        if number not in holders or len(ends) < _MANY:
+    for number, (total, ends) in sorted(filing.only_signalled().items()):
+        if number not in holders or total < _MANY or len(ends) < _LATELY:
             continue
         gaps = np.diff(np.array(sorted(ends), dtype=np.int64))
         usual = int(np.median(gaps))
         if gaps.max() <= _EVEN * usual:
-            found.append(Unread(number, holders[number], len(ends), usual))
+            found.append(Unread(number, holders[number], total, usual))
     return found
