@@ -136,3 +136,38 @@ def test_what_g_works_before_it_rearms_w_is_another_command_in_any_turn() -> Non
     (miss,) = origins(analyse(world, play_on(world, Delays(channel_turns=1, turn=LATE))))
     assert miss.leg == "wake"
     assert set(miss.sufficient) == {"serialised", "head_of_line"}, (miss.detail, miss.segments)
+
+
+class VcpuWithoutCpu(World):
+    """G is in another's ioctl before our interrupt; the vCPU that takes that has no CPU for ``guest``."""
+
+    def _guest(self, irq: int, extra: int) -> int:
+        kick = irq + 100 * US + extra
+        self.sleep(V, irq - 1 * US, irq + 3 * US + extra, W, VMM)
+        self.free[V] = kick + 2 * US
+        return kick
+
+    def _complete(self, irq: int, d: Delays) -> int:
+        if not d.gpu_syscall:
+            return super()._complete(irq, d)
+        self._guest(irq, d.guest)
+        kick, end = irq - 200 * US, irq + d.gpu_syscall
+        self.sleep(G, kick, kick + 4 * US, V2, VMM)
+        self.add(r.read(G, self.free[G], kick + 5 * US, fd=13, eventfd=KICK_ID))
+        self.add(r.syscall(G, kick + 8 * US, end, number=16))
+        self.add(r.offcpu(G, kick + 9 * US, end - 1 * US, woken=end - 3 * US, waker=0, irq=True))
+        self.add(r.write(G, end + 2 * US, end + 4 * US, fd=12, eventfd=IRQ_ID))
+        self.free[G] = end + 4 * US
+        rearm = end + 10 * US
+        self.add(r.wake(G, CONDVAR, rearm, dur=2 * US))
+        self._rearmed(rearm)
+        return self._completed(rearm)
+
+
+def test_no_kick_comes_while_no_vcpu_runs() -> None:
+    """G is busy for others until after the deadline, and no vCPU runs before it: either alone is enough."""
+    world = VcpuWithoutCpu()
+    (miss,) = origins(analyse(world, play_on(world, Delays(gpu_syscall=30 * MS, guest=25 * MS))))
+    assert miss.kick == "inferred"
+    assert (miss.cause, miss.sufficient) == ("mixed", ()), (miss.detail, miss.segments)
+    assert set(miss.jointly) == {"head_of_line", "not_scheduled:fc_vcpu 0"}

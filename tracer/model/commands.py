@@ -141,6 +141,17 @@ class Commands:
             last = max(last, end)
         return min(last, start)
 
+    def _earliest_kick(self, cycle: Cycle, window: Window, low: int, high: int) -> int:
+        """The earliest moment in [low, high] at which our kick can have come: when some vCPU ran."""
+        tids = self._registry.with_role("vcpu", cycle.stream.tgid)
+        runs = [
+            piece.start
+            for tid in tids
+            for piece in window.pieces(tid, low, high)
+            if piece.state in (State.ON_CPU, State.SYSCALL, State.STOLEN)
+        ]
+        return min(runs, default=low)
+
     # --- our command ------------------------------------------------------------
 
     def own(
@@ -172,9 +183,11 @@ class Commands:
             if not others and woken <= irq and start < first - habits.command_ns:
                 start = first - habits.command_ns  # pure CPU before ours: only our usual share is ours
             path.kick_high_ns = self._latest_kick(cycle, window, irq, max(start, irq), habits.guest_ns)
-            guess = kick_at if kick_at is not None else min(irq + habits.guest_ns, path.kick_high_ns)
             path.kick = "inferred"
             path.kick_high_ns = max(path.kick_high_ns, low)
+            low = path.kick_low_ns = self._earliest_kick(cycle, window, low, path.kick_high_ns)
+            usual = irq + habits.guest_ns if low <= irq + habits.guest_ns else low + habits.guest_ns
+            guess = kick_at if kick_at is not None else min(usual, path.kick_high_ns)
             path.kick_ns = min(max(guess, low), max(start, low))
         kick = path.kick_ns
         start = max(start, kick)
