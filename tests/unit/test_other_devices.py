@@ -195,3 +195,13 @@ def test_a_cause_is_told_of_a_loop_that_is_both(delays: Delays, cause: str) -> N
     world = Lone()
     (miss,) = origins(analyse(world, play_on(world, delays)))
     assert miss.cause == cause, (miss.detail, miss.sufficient, miss.segments)
+
+
+@pytest.mark.parametrize(("threads", "told"), [((W, F), True), ((W, W), False)])
+def test_a_worker_that_moves_between_threads_is_said_to(threads: tuple[int, int], told: bool) -> None:
+    world = World()
+    records = play_on(world, warm=48)
+    served = (records["tid"] == W) & (records["kind"] == Kind.READ)
+    records["tid"][served] = np.resize(threads, int(served.sum()))
+    findings = feed(world, r.trace(records)).summary().findings
+    assert any("served by 2 threads in turn" in f.what for f in findings) == told

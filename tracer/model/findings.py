@@ -29,6 +29,9 @@ from tracer.schema import Flag, Kind, Losses
 RUN_DELAY_SHARE: Final = 0.02
 #: A lock wait older than this is told as stuck.
 STUCK_NS: Final = 1_000_000_000
+#: A stream is served by threads in turn if of so many reads its main one has less than this part.
+SHARED_READS: Final = 16
+SHARED: Final = 0.8
 #: Streams in one context from which on sharing it is worth a finding.
 MANY_STREAMS: Final = 4
 #: So many of those that ran instead are told apart.
@@ -194,6 +197,17 @@ def _audio(seen: Evidence) -> Iterator[Finding]:
                 "only the wake leg can be judged",
                 "nothing, if the client is async (PipeWire >= 1.2 default); else check the device's version",
                 "info",
+            )
+        readers = stream.wake.read.tid
+        if len(readers) >= SHARED_READS and readers.count(stream.wake.read.main_tid()) < SHARED * len(
+            readers
+        ):
+            yield Finding(
+                f"{stream.id} is served by {len(set(readers))} threads in turn",
+                "a worker that moves between threads (Go, an async runtime, a pool) is not followed from one "
+                "to the next: misses are counted right, their causes may be another thread's",
+                "read its causes as hints; pin the worker to a thread to have them told",
+                "warn",
             )
         if stream.others_late:
             yield Finding(
