@@ -2,9 +2,10 @@
 """Analysing a recorded trace: cost per record, whether cost grows with the trace, and memory.
 
 A trace of the mini-VMM under churn is recorded first (or given by --trace), then repeated, shifted in time,
-until it has 1 M, 3 M and (without --quick) 10 M records. Each size is analysed by a process of its own, in
-batches of a twentieth of a second of record time: CPU, wall time, peak memory. ``us_per_record`` is all;
-``us_unjudged`` leaves out what verdicts on misses cost, which depends on how many there are.
+into trace folders of 1 M, 3 M and (without --quick) 10 M records, in batches of a quarter of a second as a
+recording has them. Each is read and analysed by a process of its own, as `xdtrace report --format json`
+does: CPU, wall time, peak memory. ``us_per_record`` is all, ``us_read`` reading, ``us_unjudged`` analysis
+without what verdicts on misses cost, which depends on how many there are.
 
 Peer: one question of the many, futex waits per word with count, total and longest, asked of text as `perf
 script` prints it, through pandas. The text is written beforehand; only reading it counts.
@@ -33,6 +34,7 @@ from tracer.schema import FUTEX, Batch, Flag, Kind, Records, end_ns, view
 
 _MILLION = 1_000_000
 _BATCH_NS = 50_000_000
+_WRITTEN_NS = 250_000_000
 _PEER_RECORDS = 500_000
 
 
@@ -68,11 +70,11 @@ def load(trace: Path) -> tuple[Batch, Records]:
     return first, records
 
 
-def repeated(first: Batch, records: Records, wanted: int) -> Iterator[Batch]:
+def repeated(first: Batch, records: Records, wanted: int, batch_ns: int = _BATCH_NS) -> Iterator[Batch]:
     """Batches with ``wanted`` records in all: the trace again and again, each time shifted by its length."""
     ends = end_ns(records)
-    length = int(ends[-1] - ends[0]) + _BATCH_NS
-    edges = np.arange(int(ends[0]) + _BATCH_NS, int(ends[-1]) + _BATCH_NS, _BATCH_NS, dtype=np.uint64)
+    length = int(ends[-1] - ends[0]) + batch_ns
+    edges = np.arange(int(ends[0]) + batch_ns, int(ends[-1]) + batch_ns, batch_ns, dtype=np.uint64)
     cuts = [0, *np.searchsorted(ends, edges, side="right").tolist(), len(records)]
     yield first
     sent = shift = 0
@@ -87,34 +89,49 @@ def repeated(first: Batch, records: Records, wanted: int) -> Iterator[Batch]:
         shift += length
 
 
+def _write(trace: Path, wanted: int, folder: Path) -> None:
+    """The trace folder that is analysed."""
+    from tracer.trace import TraceWriter
+
+    with TraceWriter(folder) as writer:
+        for batch in repeated(*load(trace), wanted, _WRITTEN_NS):
+            writer.append(batch)
+
+
 def _one(trace: Path, wanted: int) -> None:
-    """Analyse ``wanted`` records in this process; print what it took."""
+    """Report on a trace folder of ``wanted`` records in this process; print what it took."""
     from tracer.cli.run import collect_seldom
     from tracer.model.analysis import Analysis
+    from tracer.trace import TraceReader
 
-    first, records = load(trace)
     collect_seldom()  # as every command does
     before_kib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    cpu, wall = time.process_time(), time.perf_counter()
+    cpu, wall, analysed = time.process_time(), time.perf_counter(), 0.0
     analysis = Analysis()
     judging = Judging(analysis)
-    for batch in repeated(first, records, wanted):
-        analysis.feed(batch)
+    with TraceReader(trace) as batches:
+        for batch in batches:
+            start = time.process_time()
+            analysis.feed(batch)
+            analysed += time.process_time() - start
+    start = time.process_time()
     analysis.finish()
-    fed = time.process_time() - cpu
+    fed = time.process_time()
     summary = analysis.summary()
     text = summary.to_json()
-    cpu, wall = time.process_time() - cpu, time.perf_counter() - wall
+    done, wall = time.process_time(), time.perf_counter() - wall
+    read_s, analysed, summary_s, cpu = start - cpu - analysed, analysed + fed - start, done - fed, done - cpu
     peak_kib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     assert summary.records.total == wanted, (summary.records.total, wanted)
     say = {
         "cpu_s": cpu,
         "wall_s": wall,
         "us_per_record": cpu / wanted * 1e6,
-        "us_unjudged": (fed - judging.cpu_s) / wanted * 1e6,
+        "us_read": read_s / wanted * 1e6,
+        "us_unjudged": (analysed - judging.cpu_s) / wanted * 1e6,
         "misses": (misses := sum(stream.misses for stream in summary.streams)),
         "ms_per_miss": judging.cpu_s * 1e3 / max(1, misses),
-        "summary_s": cpu - fed,
+        "summary_s": summary_s,
         "peak_mib": peak_kib / 1024,
         "grown_mib": (peak_kib - before_kib) / 1024,
         "json_kib": len(text) / 1024,
@@ -186,7 +203,10 @@ def main() -> None:
         sizes = (1, 3) if chosen.quick else (1, 3, 10)
         for _ in range(chosen.rounds):
             for size in sizes:
-                found = _child("--trace", str(trace), "--one", str(size * _MILLION))
+                written = Path(folder) / f"{size}.xdt"
+                if not written.exists():
+                    _write(trace, size * _MILLION, written)
+                found = _child("--trace", str(written), "--one", str(size * _MILLION))
                 results.add(f"xdtrace, {size} M records", **found)
             peer = _child("--trace", str(text), "--peer")
             results.add(
