@@ -8,6 +8,7 @@ import re
 from pathlib import Path
 
 import pytest
+from views_data import many_streams, missing
 
 from tracer.model import summary
 
@@ -55,3 +56,8 @@ def test_causes_and_remedies_are_listed() -> None:
 
 def test_the_schema_number_is_told() -> None:
     assert f"schema {summary.SCHEMA}" in DOC.read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("made", [missing(), many_streams()], ids=["missing", "many streams"])
+def test_the_dict_of_a_summary_has_every_field_of_all_its_rows(made: summary.Summary) -> None:
+    assert made.to_dict() == dataclasses.asdict(made)

@@ -446,7 +446,8 @@ class Summary:
 
     def to_dict(self) -> dict[str, Any]:
         """The JSON form (schema 1): nested dicts and lists of plain values."""
-        return dataclasses.asdict(self)
+        plain: dict[str, Any] = _plain(self)
+        return plain
 
     def to_json(self, *, kind: str | None = None) -> str:
         """One line of JSON; ``kind`` adds a leading ``"type"`` (snapshot, summary)."""
@@ -454,3 +455,19 @@ class Summary:
         if kind is not None:
             data = {"type": kind, **data}
         return json.dumps(data, separators=(",", ":"), ensure_ascii=False)
+
+
+def _plain(value: Any) -> Any:
+    """What ``dataclasses.asdict`` gives, without copying texts and numbers one by one: there are 100,000s."""
+    if isinstance(value, str | int | float) or value is None:
+        return value
+    if isinstance(value, tuple | list):
+        return type(value)([_plain(part) for part in value])
+    if isinstance(value, Mapping):
+        return {key: _plain(part) for key, part in value.items()}
+    if isinstance(value, Segment):
+        return {name: getattr(value, name) for name in _OF_SEGMENT}
+    return {part.name: _plain(getattr(value, part.name)) for part in dataclasses.fields(value)}
+
+
+_OF_SEGMENT: Final = tuple(part.name for part in dataclasses.fields(Segment))
