@@ -12,6 +12,7 @@ from bisect import bisect_right
 from typing import Final
 
 import numpy as np
+from numpy.typing import NDArray
 
 from tracer.model.locks import Locks
 from tracer.model.phases import GPU, GUEST, HEAD_OF_LINE, Habitual, Path, Phase
@@ -52,6 +53,10 @@ def _worked(window: Window, tid: int, start_ns: int, stop_ns: int) -> int:
         elif piece.state is State.ON_CPU or (call is not None and piece.state is not State.RUNNABLE):
             ns += piece.end - piece.start
     return ns
+
+
+def _pairs(one: NDArray[np.int64], other: NDArray[np.int64]) -> list[tuple[int, int]]:
+    return list(zip(one.tolist(), other.tolist(), strict=True))
 
 
 def _end(call: Call) -> int:
@@ -240,7 +245,8 @@ class Commands:
         """
         limit = 2 * habits.command_ns
         done = cycle.stream.completion.id if cycle.stream.completion is not None else -1
-        acts, (low, high) = self.reading(window, gpu).acts, window.bounds(gpu)[0]
+        reading, (low, high) = self.reading(window, gpu), window.bounds(gpu)[0]
+        acts = reading.acts
         first = int(acts.at.searchsorted(low))
         last = min(int(acts.at.searchsorted(high)), int(acts.last_enter.searchsorted(stop, side="right")))
         some = slice(first, max(first, last))
@@ -252,10 +258,14 @@ class Commands:
         irq = irqs[irqs[1:].searchsorted(acts.enter[some], side="right")]
         end = np.where(ours, np.where(irq > begin, irq, 0), end)
         since, enter = np.maximum(begin, end), acts.enter[some]
-        for i in (
-            np.flatnonzero(ours & acts.wakes[some] & (enter - since > limit)).tolist() if limit > 0 else ()
-        ):
-            if limit < _worked(window, gpu, int(since[i]), int(enter[i])):
-                end[i] = enter[i]
+        long = np.flatnonzero(ours & acts.wakes[some] & (enter - since > limit) & (limit > 0))
+        for i, span in zip(long.tolist(), _pairs(since[long], enter[long]), strict=True):
+            worked = reading.worked.get(span) if window.shared else None
+            if worked is None:
+                worked = _worked(window, gpu, *span)
+                if window.shared:
+                    reading.worked[span] = worked
+            if limit < worked:
+                end[i] = span[1]
         theirs = np.flatnonzero(end > begin)
-        return list(zip(begin[theirs].tolist(), end[theirs].tolist(), strict=True))
+        return _pairs(begin[theirs], end[theirs])

@@ -20,8 +20,12 @@ from tracer.model.roles import Roles
 from tracer.model.spans import END, ENTER, FLAGS, KIND, Columns
 from tracer.model.streams import Cycle
 from tracer.model.timeline import Timeline
-from tracer.model.window import AFTER_NS
+from tracer.model.track import Track
+from tracer.model.window import AFTER_NS, RECENT_NS
 from tracer.schema import Flag, Kind
+
+_WRITE, _EPOLL_WAIT, _EVENTFD = int(Kind.WRITE), int(Kind.EPOLL_WAIT), int(Flag.EVENTFD)
+_FUTEX, _FD, _SYSCALL = int(Kind.FUTEX), int(Kind.FD), int(Kind.SYSCALL)
 
 #: How far before a cycle spans are looked at.
 BEFORE_NS: Final = 5_000_000
@@ -44,6 +48,8 @@ class Answers:
     def __init__(self, timeline: Timeline, roles: Roles) -> None:
         self._timeline = timeline
         self._roles = roles
+        self._workers: dict[int, tuple[Track, _Interrupts]] = {}
+        self._gpus: dict[int, tuple[Track, _Kicks]] = {}
 
     def measure(self, cycles: Sequence[Cycle]) -> list[Answer | None]:
         """An answer per cycle; None where it is not the usual case."""
@@ -64,10 +70,34 @@ class Answers:
                 answers[i] = answer
         return answers
 
-    def _calls(self, tid: int, start: int, stop: int) -> tuple[Columns, Columns]:
+    def forget(self) -> None:
+        """There are more records: what was read may be read otherwise now."""
+        self._workers.clear()
+        self._gpus.clear()
+
+    def _interrupts(self, tid: int, start: int, stop: int) -> _Interrupts:
         track = self._timeline.track(tid, start)
-        calls, offs = track.bounds(start, stop)
-        return track.call_columns[:, slice(*calls)], track.off_columns[:, slice(*offs)]
+        (low, high), _ = track.bounds(start, stop)
+        works = self._roles.other_waits(tid)
+        if track.until_ns - stop > RECENT_NS:
+            return _interrupts(track.call_columns[:, low:high], low, works)
+        known = self._workers.get(tid)
+        if known is None or known[0] is not track or known[1].low > low:
+            known = self._workers[tid] = (track, _interrupts(track.call_columns[:, low:], low, works))
+        return known[1]
+
+    def _kicks(self, tid: int, start: int, stop: int) -> _Kicks:
+        track = self._timeline.track(tid, start)
+        (low, high), (first, last) = track.bounds(start, stop)
+        calls, offs, parks = track.call_columns, track.off_columns, self._roles.parks(tid)
+        if track.until_ns - stop <= RECENT_NS:
+            known = self._gpus.get(tid)
+            if known is None or known[0] is not track or known[1].low > low:
+                known = self._gpus[tid] = (track, _kicks(calls[:, low:], offs[:, first:], low, parks=parks))
+            i = known[1].sure.searchsorted(low)
+            if i < len(known[1].sure) and known[1].sure[i] < high:
+                return known[1]
+        return _kicks(calls[:, low:high], offs[:, first:last], low, parks=parks)
 
     def _between(self, worker: int, gpu: int, cycles: Sequence[Cycle]) -> list[Answer | None]:
         start = min(c.nominal_ns for c in cycles) - BEFORE_NS
@@ -75,9 +105,8 @@ class Answers:
         read = np.array([c.read_ns for c in cycles], dtype=np.int64)
         first = np.array([c.write_enter_ns for c in cycles], dtype=np.int64)
         done = np.array([c.write_ns for c in cycles], dtype=np.int64)
-        works = self._roles.other_waits(worker)
-        irq = _interrupts(self._calls(worker, start, stop)[0], read, first, works)
-        woken, foreign = _kicks(*self._calls(gpu, start, stop), parks=self._roles.parks(gpu))
+        irq = self._interrupts(worker, start, stop).of(read, first)
+        _, woken, foreign, _ = self._kicks(gpu, start, stop)
         last = np.searchsorted(woken, first, side="right") - 1
         kick = np.where(last >= 0, woken[np.maximum(last, 0)], 0) if len(woken) else np.zeros_like(first)
         # G worked for somebody else between the kick and our write: when ours was kicked is not known.
@@ -91,28 +120,45 @@ class Answers:
         ]
 
 
-def _interrupts(
-    calls: Columns, read: NDArray[np.int64], first: NDArray[np.int64], works: Set[int]
-) -> NDArray[np.int64]:
-    """End of W's first eventfd write after each read, before its next choice and our write; 0 without one."""
-    kind = calls[KIND]
-    irqs = calls[END][(kind == Kind.WRITE) & ((calls[FLAGS] & Flag.EVENTFD) != 0)]
-    waits = (kind == Kind.EPOLL_WAIT) & ~calls_among(calls, int(Kind.EPOLL_WAIT), works)
-    chosen = calls[ENTER][waits]
-    if not len(irqs):
-        return np.zeros_like(read)
-    irq = np.append(irqs, 0)[irqs.searchsorted(read, side="right")]
-    bound = np.append(chosen, np.iinfo(np.int64).max)[chosen.searchsorted(read, side="left")]
-    return np.where((irq <= first) & (irq <= bound), irq, 0)
+class _Interrupts(NamedTuple):
+    """What W's syscalls from one (``low``) on say: ends of its eventfd writes, begins of its choices."""
+
+    low: int
+    irqs: NDArray[np.int64]
+    chosen: NDArray[np.int64]
+
+    def of(self, read: NDArray[np.int64], first: NDArray[np.int64]) -> NDArray[np.int64]:
+        """End of the first interrupt after each read, before the next choice and our write; 0 without one."""
+        irq = np.append(self.irqs, 0)[self.irqs.searchsorted(read, side="right")]
+        bound = np.append(self.chosen, np.iinfo(np.int64).max)[self.chosen.searchsorted(read, side="left")]
+        return np.where((irq <= first) & (irq <= bound), irq, 0)
 
 
-def _kicks(
-    calls: Columns, offs: Columns, *, parks: bool = False
-) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """When G was woken out of its idle call, and the ends of what it did for somebody else."""
+class _Kicks(NamedTuple):
+    """What G's syscalls from one (``low``) on say.
+
+    Attributes:
+        woken: when it was woken out of its idle call; foreign: ends of what it did for somebody else.
+        sure: places of the calls that are for its queue beyond doubt.
+    """
+
+    low: int
+    woken: NDArray[np.int64]
+    foreign: NDArray[np.int64]
+    sure: NDArray[np.int64]
+
+
+def _interrupts(calls: Columns, low: int, works: Set[int]) -> _Interrupts:
+    irqs = calls[END][(calls[KIND] == _WRITE) & ((calls[FLAGS] & _EVENTFD) != 0)]
+    waits = (calls[KIND] == _EPOLL_WAIT) & ~calls_among(calls, _EPOLL_WAIT, works)
+    return _Interrupts(low, irqs, calls[ENTER][waits])
+
+
+def _kicks(calls: Columns, offs: Columns, low: int = 0, *, parks: bool = False) -> _Kicks:
     idle, flagged = idle_calls(calls, also_idle(calls, parks=parks))
-    own = calls[KIND] == Kind.FUTEX
+    own = calls[KIND] == _FUTEX
     own[idle] = True
-    own |= (calls[KIND] == Kind.FD) & ~calls_among(calls, int(Kind.FD), CLOSE)
-    own |= calls_among(calls, int(Kind.SYSCALL), MEMORY_CALLS)
-    return wakings(calls, flagged if len(flagged) else idle, offs), calls[END][~own]
+    own |= (calls[KIND] == _FD) & ~calls_among(calls, _FD, CLOSE)
+    own |= calls_among(calls, _SYSCALL, MEMORY_CALLS)
+    woken = wakings(calls, flagged if len(flagged) else idle, offs)
+    return _Kicks(low, woken, calls[END][~own], flagged + low)

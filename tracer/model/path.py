@@ -13,7 +13,6 @@ from __future__ import annotations
 import itertools
 from bisect import bisect_right
 from dataclasses import replace
-from typing import Final
 
 from tracer.model.commands import Commands
 from tracer.model.locks import Locks
@@ -36,11 +35,8 @@ from tracer.model.roles import Roles
 from tracer.model.streams import Cycle
 from tracer.model.timeline import Timeline
 from tracer.model.track import Track
-from tracer.model.window import BEFORE_NS, Window, is_eventfd_write
+from tracer.model.window import BEFORE_NS, RECENT_NS, Window, is_eventfd_write
 from tracer.model.worker import Worker
-
-#: A window this old is read by itself: what is read for others too goes on to the newest record.
-RECENT_NS: Final = 600_000_000
 
 
 class PathFinder:

@@ -262,6 +262,7 @@ class GpuReading:
         "any_reads",
         "first",
         "woken",
+        "worked",
     )
 
     def __init__(
@@ -286,6 +287,8 @@ class GpuReading:
         self._kicks = idle if self.any_reads else flagged
         #: When it was woken out of its idle call, in order.
         self.woken: list[int] = wakings(columns, self._kicks, track.off_columns[:, offs]).tolist()
+        #: How long it worked within some intervals, as far as that was asked.
+        self.worked: dict[tuple[int, int], int] = {}
         self._is_lock = is_lock
         self._acts: Acts | None = None
 

@@ -157,6 +157,7 @@ class Verdicts:
         """Take over decided cycles, ordered by deadline."""
         self._cutter.forget()
         self._finder.forget()
+        self._baselines.forget()
         for cycle in cycles:
             state = self.state(cycle.stream)
             if cycle.missed:

@@ -22,6 +22,8 @@ _EVENTFD: Final = int(Flag.EVENTFD)
 #: How far around a window spans are taken: a turn before it, and the steal told after it.
 BEFORE_NS: Final = 50_000_000
 AFTER_NS: Final = 20_000_000
+#: A window this old is read by itself: what is read for others too goes on to the newest record.
+RECENT_NS: Final = 600_000_000
 
 
 class Window:
@@ -57,8 +59,7 @@ class Window:
     def _load(self, tid: int) -> None:
         begin = self.start_ns - self._before_ns
         track = self._tracks[tid] = self._timeline.track(tid, begin)
-        self._bounds[tid] = calls, offs = track.bounds(begin, self.stop_ns + AFTER_NS)
-        self._calls[tid], self._offs[tid] = track.calls[slice(*calls)], track.offs[slice(*offs)]
+        self._bounds[tid] = track.bounds(begin, self.stop_ns + AFTER_NS)
 
     def track(self, tid: int) -> Track:
         """All that is known of a thread, also beyond the window."""
@@ -75,13 +76,13 @@ class Window:
     def calls(self, tid: int) -> list[Call]:
         """Syscall spans of a thread around the window, by end."""
         if tid not in self._calls:
-            self._load(tid)
+            self._calls[tid] = self.track(tid).calls[slice(*self.bounds(tid)[0])]
         return self._calls[tid]
 
     def offs(self, tid: int) -> list[Off]:
         """Off-CPU spans of a thread around the window, by end."""
         if tid not in self._offs:
-            self._load(tid)
+            self._offs[tid] = self.track(tid).offs[slice(*self.bounds(tid)[1])]
         return self._offs[tid]
 
     def wake_of(self, tid: int, wait: Call) -> Off | None:
