@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import pytest
 import records as r
 from test_verdicts import analyse, origins
 from world import (
@@ -108,7 +109,9 @@ def test_a_cycle_closed_by_an_earlier_one_s_completion_was_kept_by_the_turn_that
 
 
 class BusyBeforeRearm(World):
-    """W serves its channel; G, kicked once for two commands, is in another's ioctl before it re-arms W."""
+    """W serves its channel; G, kicked for two commands, is in another's ioctl before it re-arms W."""
+
+    one_by_one = False  # it takes one kick for each command
 
     def _channel(self, t: int, d: Delays) -> int:
         if not d.channel_turns:
@@ -123,6 +126,8 @@ class BusyBeforeRearm(World):
         self.sleep(G, kick, kick + 4 * US, V, VMM)
         self.add(r.read(G, self.free[G], kick + 5 * US, fd=13, eventfd=KICK_ID))
         rearm = kick + 12 * US + d.turn
+        if self.one_by_one:
+            self.add(r.read(G, rearm - 4 * US, rearm - 3 * US, fd=13, eventfd=KICK_ID))
         self.add(r.syscall(G, kick + 8 * US, rearm - 5 * US, number=16))
         self.add(r.offcpu(G, kick + 9 * US, rearm - 6 * US, woken=rearm - 7 * US, waker=0, irq=True))
         self.add(r.wake(G, CONDVAR, rearm, dur=2 * US))
@@ -131,8 +136,10 @@ class BusyBeforeRearm(World):
         return rearm + 8 * US
 
 
-def test_what_g_works_before_it_rearms_w_is_another_command_in_any_turn() -> None:
+@pytest.mark.parametrize("one_by_one", [False, True])
+def test_what_g_works_before_it_rearms_w_is_another_command_in_any_turn(one_by_one: bool) -> None:
     world = BusyBeforeRearm()
+    world.one_by_one = one_by_one
     (miss,) = origins(analyse(world, play_on(world, Delays(channel_turns=1, turn=LATE))))
     assert miss.leg == "wake"
     assert set(miss.sufficient) == {"serialised", "head_of_line"}, (miss.detail, miss.segments)

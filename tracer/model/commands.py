@@ -8,7 +8,7 @@ took our command. Commands end with a write, a close, an epoll_ctl or a condvar'
 
 from __future__ import annotations
 
-from bisect import bisect_right
+from bisect import bisect_right, insort
 from typing import Final
 
 import numpy as np
@@ -241,7 +241,8 @@ class Commands:
 
         Ours are those that wake our W or write our completion. They answer an interrupt of W, so what a G
         that has not slept did before that interrupt was somebody else's, though nothing else shows its end.
-        So is what G works before it wakes W, if that is much more than all of ours usually takes.
+        So is what G works before it wakes W, if that is much more than all of ours usually takes, and what it
+        did until it was back at its queue without an act of ours.
         """
         limit = 2 * habits.command_ns
         done = cycle.stream.completion.id if cycle.stream.completion is not None else -1
@@ -268,4 +269,9 @@ class Commands:
             if limit < worked:
                 end[i] = span[1]
         theirs = np.flatnonzero(end > begin)
-        return _pairs(begin[theirs], end[theirs])
+        found = _pairs(begin[theirs], end[theirs])
+        earliest, (since, back) = cycle.nominal_ns - BEFORE_NS, reading.unended
+        some = slice(*back.searchsorted([earliest, stop], side="right").tolist())
+        for one in _pairs(np.maximum(since[some], earliest), back[some]):
+            insort(found, one)
+        return found

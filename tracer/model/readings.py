@@ -56,6 +56,9 @@ _READ, _WRITE, _FD, _FUTEX = int(Kind.READ), int(Kind.WRITE), int(Kind.FD), int(
 _EPOLL_WAIT, _RECVMSG, _EVENTFD = int(Kind.EPOLL_WAIT), int(Kind.RECVMSG), int(Flag.EVENTFD)
 _EPOLL_CTL: Final = int(Kind.EPOLL_CTL)
 _NEVER: Final = np.iinfo(np.int64).max
+_NONE: Final = np.empty(0, dtype=np.int64)
+#: Until it is back at its queue a G that has ended a command is still at it; longer, it was at another one.
+TAIL_NS: Final = 50_000
 
 
 def is_idle(call: Call) -> bool:
@@ -261,6 +264,7 @@ class GpuReading:
         "_kicks",
         "any_reads",
         "first",
+        "unended",
         "woken",
         "worked",
     )
@@ -291,6 +295,8 @@ class GpuReading:
         self.worked: dict[tuple[int, int], int] = {}
         self._is_lock = is_lock
         self._acts: Acts | None = None
+        #: With ``acts``: (begins, ends) of commands that ended with G back at its queue and nothing else.
+        self.unended: tuple[NDArray[np.int64], NDArray[np.int64]] = (_NONE, _NONE)
 
     def kicked(self, low: int, high: int) -> bool:
         """Whether one of some syscalls is a call for G's queue beyond doubt."""
@@ -333,6 +339,13 @@ class GpuReading:
         acts.last_enter = np.maximum.accumulate(enter).take(ended)
         last = woken[np.searchsorted(woken[1:], acts.last_enter, side="right")]
         acts.begin = np.maximum(before.take(ended), last)
+        if not self.any_reads:
+            back = enter.take(self._kicks)
+            since = np.maximum(
+                before.take(self._kicks), woken[np.searchsorted(woken[1:], back, side="right")]
+            )
+            long = back - since > TAIL_NS
+            self.unended = (since[long], back[long])
         return acts
 
 
