@@ -97,30 +97,25 @@ class Filing:
         Args:
             rows: the step's FD records. Of an id's births in one step the last counts.
         """
-        op, ids = rows["op"], rows["eventfd_id"]
-        born = np.flatnonzero(((op == EVENTFD2[0]) | (op == EVENTFD2[1])) & (ids >= 0))
+        last = _births(rows)
         found = np.zeros(len(rw), dtype=bool)
-        for number, at in dict(zip(ids[born].tolist(), rows["enter_ns"][born].tolist(), strict=True)).items():
-            if number in self.eventfds:
-                found |= (rw["eventfd_id"] == number) & (rw["enter_ns"] < np.uint64(at))
+        for number in last.keys() & self.eventfds.keys():
+            found |= (rw["eventfd_id"] == number) & (rw["enter_ns"] < np.uint64(last[number]))
         return found
 
     def births(self, rows: Records) -> list[int]:
         """Take a step's FD records; those of ``eventfds`` whose ids are other eventfds now."""
-        op, ids = rows["op"], rows["eventfd_id"]
-        born = np.flatnonzero(((op == EVENTFD2[0]) | (op == EVENTFD2[1])) & (ids >= 0))
-        reborn = []
         # Of an id's births in one step the last counts: what is done with it is filed after them.
-        last = dict(zip(ids[born].tolist(), rows["enter_ns"][born].tolist(), strict=True))
-        for number, at in last.items():
-            if number in self.eventfds:
-                del self.eventfds[number]
-                self.answered.discard(number)
-                reborn.append(number)
-            elif self._loose.pop(number, None) is None and number not in self._reborn:
-                continue
-            self._reborn[number] = at
-        return reborn
+        last = _births(rows)
+        over, loose = last.keys() & self.eventfds.keys(), last.keys() & self._loose.keys()
+        for number in over:
+            del self.eventfds[number]
+        self.answered -= over
+        for number in loose:
+            del self._loose[number]
+        again = last.keys() & self._reborn.keys()
+        self._reborn.update((number, last[number]) for number in over | loose | again)
+        return [number for number in last if number in over]
 
     def step(self, rw: Records, tgids: NDArray[np.uint32], by_audio: NDArray[np.bool_]) -> set[int]:
         """File a step's events; the ids among ``eventfds`` that had any.
@@ -223,3 +218,10 @@ class Filing:
             del self._loose[number]
         self._reborn.clear()
         return gone
+
+
+def _births(rows: Records) -> dict[int, int]:
+    """When each eventfd-id was last born among FD records (n,)."""
+    op, ids = rows["op"], rows["eventfd_id"]
+    born = np.flatnonzero(((op == EVENTFD2[0]) | (op == EVENTFD2[1])) & (ids >= 0))
+    return dict(zip(ids[born].tolist(), rows["enter_ns"][born].tolist(), strict=True))

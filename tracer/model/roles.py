@@ -26,6 +26,7 @@ from tracer.schema import FUTEX, RW, Flag, Kind, Records, view
 
 _READ, _WRITE, _FUTEX = int(Kind.READ), int(Kind.WRITE), int(Kind.FUTEX)
 _EVENTFD = int(Flag.EVENTFD)
+_IS_POLL = np.isin(np.arange(1 << 10), sorted(POLLS))  # by syscall number
 _EPOLL_WAIT = int(Kind.EPOLL_WAIT)
 _NAMED = 65_536
 
@@ -86,6 +87,10 @@ class Roles:
         for tid in self._lone(streams):
             self._kickers(step, tid, step.threads.calls(tid)["kind"] == _EPOLL_WAIT)
         self._pools(step)
+        if max(len(self._waits), len(self._idles), len(self._pool)) > _NAMED:  # threads come and go for weeks
+            for counts in (self._waits, self._idles, self._pool):
+                for tid in [tid for tid in counts if tid not in self.registry.threads]:
+                    del counts[tid]
 
     def _set(self, tid: int, role: str, by: str) -> None:
         state = self.registry.threads.get(tid)
@@ -118,10 +123,8 @@ class Roles:
         calls = step.threads.calls(tid)
         ops = calls["op"][calls["kind"] == _EPOLL_WAIT]
         votes = self._waits.setdefault(tid, Counter())
-        for op, n in zip(
-            *np.unique(np.where(np.isin(ops, sorted(POLLS)), ops, 0), return_counts=True), strict=True
-        ):
-            votes[int(op)] += int(n)
+        for op, n in Counter(ops.tolist()).items():
+            votes[op if op in POLLS else 0] += n
 
     def other_waits(self, tid: int) -> frozenset[int]:
         """Numbers of the polls in which a W does not wait for its next event: such a call is work."""
@@ -151,10 +154,10 @@ class Roles:
         reads = (rows["kind"] == _READ) & ((rows["flags"] & _EVENTFD) != 0)
         votes = self._idles.setdefault(tid, Counter())
         votes["queue"] += int(
-            (reads | (calls["kind"] == _EPOLL_WAIT) & ~np.isin(calls["op"], sorted(POLLS))).sum()
+            (reads | (calls["kind"] == _EPOLL_WAIT) & ~_IS_POLL.take(calls["op"], mode="clip")).sum()
         )
         votes["condvar"] += int(parked(calls).sum())
-        ids = {i for i in np.unique(rows["eventfd_id"][reads]).tolist() if not streams.object_of(i)}
+        ids = {i for i in set(rows["eventfd_id"][reads].tolist()) if not streams.object_of(i)}
         self._queues.setdefault(self.registry.tgid(tid), set()).update(ids)
 
     def parks(self, gpu: int) -> bool:
@@ -171,8 +174,7 @@ class Roles:
         rows = step.of(Kind.READ)
         for tgid, ids in self._queues.items():
             took = rows["tid"][np.isin(rows["eventfd_id"], sorted(ids)) & ((rows["flags"] & _EVENTFD) != 0)]
-            tids, counts = np.unique(took, return_counts=True)
-            for tid, n in zip(tids.tolist(), counts.tolist(), strict=True):
+            for tid, n in sorted(Counter(took.tolist()).items()):
                 if self.registry.tgid(tid) == tgid:
                     self._pool[tid] += n
 
