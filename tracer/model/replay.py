@@ -12,6 +12,9 @@ from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Final
 
+import numpy as np
+from numpy.typing import NDArray
+
 from tracer.model.candidates import EVERYWHERE, Cut, Key, keys_of, own_key
 from tracer.model.leaves import LOCK, NOT_SCHEDULED, ON_CPU, SLOW_SYSCALL, Holder, Leaf, Word
 from tracer.model.phases import GPU, HEAD_OF_LINE, NOT_REARMED, SERIALISED, Path, Phase
@@ -43,6 +46,7 @@ class Case:
     """
 
     __slots__ = (
+        "_columns",
         "_ends",
         "_firsts",
         "_members",
@@ -75,6 +79,7 @@ class Case:
         self.words: set[Word] = set()
         self.tids: set[int] = set()
         self._members: dict[Key, list[int]] = {}
+        self._columns: tuple[NDArray[np.int64], NDArray[np.int64]] | None = None
         self._touched: dict[Key, list[_Touched]] = {}
         #: The first leaf of each phase; phases that wait for G; how much from each on is G's queue.
         self._firsts: list[int] = []
@@ -153,6 +158,16 @@ class Case:
         """One leaf, by its index; what it says of its phase is nothing."""
         index = self.phase_of(i)
         return self.cuts[index].leaves[i - self._firsts[index]]
+
+    @property
+    def _flat(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """The phase of each leaf, and its ns."""
+        if self._columns is None:
+            counts = [len(cut.leaves) for cut in self.cuts]
+            ns = [leaf[1] - leaf[0] for cut in self.cuts for leaf in cut.leaves]
+            phase = np.repeat(np.arange(len(counts)), counts)
+            self._columns = phase, np.array(ns, dtype=np.int64)
+        return self._columns
 
     def phase_of(self, i: int) -> int:
         """The index of a leaf's phase."""
@@ -283,16 +298,15 @@ class Case:
             unqueued: G is not busy with other commands when ours come (head of line taken out).
             freed: when G's commands for others are not held up (``freed``), of what is taken out.
         """
-        lost: dict[int, int] = {}
-        firsts, cuts = self._firsts, self.cuts
-        for i, share in removed.items():
-            index = bisect_right(firsts, i) - 1
-            leaf = cuts[index].leaves[i - firsts[index]]
-            ns = leaf[1] - leaf[0]
-            lost[index] = lost.get(index, 0) + (ns if share == 1.0 else round(ns * share))
+        phase, ns = self._flat
+        at = np.fromiter(removed, np.int64, len(removed))
+        taken = np.rint(ns[at] * np.fromiter(removed.values(), np.float64, len(removed)))
+        there = np.flatnonzero(np.bincount(phase[at]))
+        sums = np.bincount(phase[at], weights=taken).astype(np.int64)[there]
+        lost = dict(zip(there.tolist(), sums.tolist(), strict=True))
         if unqueued:
             return self._unqueued(lost, removed)
-        return self._replay(sorted(lost.items()), removed, freed)
+        return self._replay(list(lost.items()), removed, freed)
 
     def _replay(
         self, lost: Sequence[tuple[int, int]], removed: Removal, freed: Sequence[tuple[int, int]]
