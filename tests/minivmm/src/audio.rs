@@ -96,8 +96,9 @@ impl DataLoop {
                 if event.data != TIMER && event.data != CLIENT {
                     continue;
                 }
+                let before_ns = sys::now_ns();
                 if let Ok(expirations) = sys::read_u64(&self.timer) {
-                    last = self.cycle(&ep, &mut record, &mut director, cycle, expirations);
+                    last = self.cycle(&ep, &mut record, &mut director, cycle, (expirations, before_ns));
                     cycle += 1;
                 }
             }
@@ -148,14 +149,15 @@ impl DataLoop {
         streams.iter().zip(sys::readable(&fds, 0)).map(state).collect()
     }
 
-    /// The start of a cycle; true if it was only the deadline of the last one.
+    /// The start of a cycle, after a read of the timer that began at `before_ns`; true if it was only the
+    /// deadline of the last one.
     fn cycle(
         &mut self,
         ep: &OwnedFd,
         record: &mut Record,
         director: &mut Director,
         cycle: u64,
-        expirations: u64,
+        (expirations, before_ns): (u64, u64),
     ) -> bool {
         let start = sys::now_ns();
         let period = self.shared.period_ns.load(Ordering::Acquire);
@@ -178,7 +180,7 @@ impl DataLoop {
             let unread = sys::readable(&[self.streams[stream].wake.as_raw_fd()], 0)[0];
             // What W began to read since this start was unread at it.
             let (begun, ended) = self.shared.read[stream].get();
-            let reading = signal_ns < begun && begun <= start && start < ended && !unread;
+            let reading = signal_ns < begun && begun <= start && before_ns < ended && !unread;
             let known = unread || (begun > signal_ns && begun > start);
             truth.unread(i, start, if reading { None } else { Some(known) });
         }
