@@ -57,7 +57,6 @@ class Comparison:
     Attributes:
         cause: what the misses that the intervention takes away are called.
         predicted: misses per minute that remain by replay, one value per run before.
-        by_cycle: the same, each carried cycle by itself (bench.runs).
         ratio: real / predicted, of means; low, high: its 95 % interval over runs. None: nothing predicted.
         predicted_avoided, real_avoided: shares of the misses before, of means. None: no misses before.
         holds: see CLOSE; None: a prediction of something else, shown for contrast.
@@ -69,7 +68,6 @@ class Comparison:
     before: Side
     after: Side
     predicted: list[float]
-    by_cycle: list[float]
     predicted_avoided: float | None
     real_avoided: float | None
     ratio: float | None
@@ -113,7 +111,6 @@ class Comparison:
             before=first,
             after=second,
             predicted=predicted,
-            by_cycle=[run.remaining[prediction][2] / _minutes(before, run) for run in before_runs],
             predicted_avoided=1 - mean_predicted / was if was else None,
             real_avoided=1 - mean_real / was if was else None,
             ratio=mean_real / mean_predicted if mean_predicted else None,
@@ -169,7 +166,6 @@ _COMPARISON = (
     "prediction",
     "misses/min before",
     "predicted to remain",
-    "cycle by cycle",
     "remained",
     "real / predicted",
     "avoided: predicted, real",
@@ -215,7 +211,6 @@ def _comparison(one: Comparison) -> tuple[str, ...]:
         one.prediction,
         _range(one.before.misses_per_minute),
         _range(one.predicted),
-        _range(one.by_cycle),
         _range(one.after.misses_per_minute) if carried_out else "not this",
         ratio if carried_out else "–",
         ", ".join("–" if share is None else f"{100 * share:.0f} %" for share in shares[: 1 + carried_out]),

@@ -22,10 +22,10 @@ from tracer.capture.session import Session, Settings
 from tracer.cli.minivmm import MiniVmm, binary
 from tracer.cli.run import Ending, run
 from tracer.model.analysis import Analysis
-from tracer.model.counterfactual import Case, Names, remedied
+from tracer.model.counterfactual import Case
 from tracer.model.leaves import NOT_SCHEDULED
 from tracer.model.phases import HEAD_OF_LINE, SERIALISED
-from tracer.model.summary import REMEDIES, Summary
+from tracer.model.summary import Summary
 from tracer.trace import TraceWriter
 from tracer.views.base import Action
 
@@ -76,9 +76,9 @@ class Run:
 
     Attributes:
         truth: what the audio server counted; seen: what xdtrace did.
-        remaining: by remedy or candidate, as replayed: misses and episodes left as a report counts them (a
-            carried miss goes with its origin), and misses left when each carried cycle is held against the
-            replayed closing.
+        remaining: by remedy or candidate, as replayed: misses and episodes left as a report counts them
+            (each carried cycle by its own deadline). Runs kept before
+            had another count first and this one last.
         steal_percent: of all CPUs' time; load_average: of the machine's last minute, our run in it.
         lost: records lost; trace: folder, "" if none was kept.
     """
@@ -88,7 +88,7 @@ class Run:
     truth: Count
     seen: Count
     by_cause: Mapping[str, int]
-    remaining: Mapping[str, tuple[int, int, int]]
+    remaining: Mapping[str, tuple[int, int]]
     steal_percent: float
     load_average: float
     lost: int
@@ -105,7 +105,8 @@ class Run:
         """Read a line that ``json.dumps(asdict(run))`` wrote."""
         data = json.loads(line)
         data["truth"], data["seen"] = Count(**data["truth"]), Count(**data["seen"])
-        data["remaining"] = {key: (v[0], v[1], v[2]) for key, v in data["remaining"].items()}
+        left = data["remaining"].items()
+        data["remaining"] = {key: (counts[2 if len(counts) > 2 else 0], counts[1]) for key, counts in left}
         return cls(**data)
 
 
@@ -216,25 +217,15 @@ def traced(
     )
 
 
-def _remaining(analysis: Analysis, summary: Summary) -> dict[str, tuple[int, int, int]]:
-    """Misses and episodes left, as a report counts them; and misses left counted cycle by cycle."""
-    roles = {role: frozenset(analysis.registry.with_role(role)) for role in ("W", "G", "task", "vcpu")}
-    words = {
-        (target.tgid, word)
-        for target in analysis.registry.targets.values()
-        if target.role == "vmm"
-        for word in analysis.names.item_states(target.tgid)
+def _remaining(analysis: Analysis, summary: Summary) -> dict[str, tuple[int, int]]:
+    """Misses and episodes left, as a report counts them."""
+    left = {
+        name: (row.of - row.avoided, row.episodes_of - row.episodes_avoided)
+        for name, row in summary.counterfactual.items()
     }
-    names = Names(frozenset(words), frozenset().union(*roles.values()), roles["G"])
-    left: dict[str, tuple[int, int, int]] = {}
-    for name in REMEDIES:
-        row = summary.counterfactual[name]
-        replays = _replays(analysis, lambda case, name=name: remedied(case, name, names))  # type: ignore[misc]
-        cycles = _left(analysis, replays, carried=False)[0]
-        left[name] = (row.of - row.avoided, row.episodes_of - row.episodes_avoided, cycles)
     for name, kind in CANDIDATES.items():
         replays = _replays(analysis, lambda case, kind=kind: _without(case, kind))  # type: ignore[misc]
-        left[name] = (*_left(analysis, replays, carried=True), _left(analysis, replays, carried=False)[0])
+        left[name] = _left(analysis, replays)
     return left
 
 
@@ -250,18 +241,12 @@ def _replays(analysis: Analysis, replay: Callable[[Case], int]) -> dict[int, int
     return {m.id: replay(m.case) for m in misses if m.case is not None and m.judgement is not None}
 
 
-def _left(analysis: Analysis, replays: Mapping[int, int], *, carried: bool) -> tuple[int, int]:
-    """Misses and episodes left after replay.
-
-    Args:
-        carried: a carried miss goes when its origin does, as in a report; else when the origin's
-            replayed closing is within its own deadline.
-    """
+def _left(analysis: Analysis, replays: Mapping[int, int]) -> tuple[int, int]:
+    """Misses and episodes left after replay, each miss by its own deadline."""
     left, episodes = 0, set()
     for miss in analysis.verdicts.misses:
         origin = miss.origin or miss
-        deadline = (origin if carried else miss).cycle.deadline_ns
-        if origin.id not in replays or replays[origin.id] > deadline:
+        if origin.id not in replays or replays[origin.id] > miss.cycle.deadline_ns:
             left += 1
             episodes.add(miss.episode.id)
     return left, len(episodes)

@@ -14,6 +14,7 @@ from world import MS, Delays, World
 
 from tracer.cli.main import run_command
 from tracer.model.analysis import Analysis
+from tracer.model.summary import REMEDIES
 from tracer.model.whatif import Prediction, Predictor, WhatIf
 from tracer.schema import Records, end_ns
 from tracer.trace import TraceWriter
@@ -63,6 +64,29 @@ def test_a_lock_held_over_a_pipe_only_moves_the_wait_to_the_queue() -> None:
     assert "passing commands of others" not in said
     more = render_prediction(replace(found, passed_ns=5 * MS)).plain(200)
     assert "gained (5.00ms of it from passing commands of others), " in " ".join(more.split())
+
+
+@pytest.mark.parametrize(
+    "delays",
+    [
+        Delays(channel_turns=40, turn=3 * MS, guest=26 * MS),
+        Delays(channel_turns=12, turn=9 * MS),
+        Delays(worker_off=5 * LATE),
+        Delays(guest=LATE),
+    ],
+)
+def test_a_report_counts_the_same_cycles_as_avoided(delays: Delays) -> None:
+    world, records = play(delays)
+    analysis = Analysis()
+    analysis.feed(world.batch(records, int(end_ns(records)[-1]), first=True))
+    analysis.finish()
+    table = analysis.summary().counterfactual
+    for remedy in REMEDIES:
+        if remedy in ("item_state", "no_steal"):  # whatif asks for these in other words, or not at all
+            continue
+        found = predict(world, records, WhatIf((remedy,)))
+        assert (table[remedy].of, table[remedy].avoided) == (found.misses, found.avoided), remedy
+        assert table[remedy].remaining_by_cause == found.remaining_by_cause
 
 
 def test_carried_cycles_are_held_against_their_own_deadlines() -> None:
