@@ -178,3 +178,57 @@ def test_no_kick_comes_while_no_vcpu_runs() -> None:
     assert miss.kick == "inferred"
     assert (miss.cause, miss.sufficient) == ("mixed", ()), (miss.detail, miss.segments)
     assert set(miss.jointly) == {"head_of_line", "not_scheduled:fc_vcpu 0"}
+
+
+class PollThenWrite(World):
+    """Each command has its kick: the POLL's comes at once, ours 300 µs later, and of another context's one.
+
+    G computes for ``gpu_cpu``, and takes with ours what was kicked meanwhile.
+    """
+
+    theirs = True  # the other one kicks too
+    slept = False  # between the POLL and ours G slept
+
+    def _kicked(self, kick: int) -> None:
+        self.sleep(G, kick, kick + 4 * US, V, VMM)
+        self.add(r.read(G, self.free[G], kick + 5 * US, fd=13, eventfd=KICK_ID))
+        self.free[G] = kick + 5 * US
+
+    def _complete(self, irq: int, d: Delays) -> int:
+        poll, ours = irq + 20 * US, irq + 320 * US
+        self.sleep(V, irq - 1 * US, irq + 3 * US, W, VMM)
+        self.free[V] = ours + 2 * US
+        self._kicked(poll)
+        rearm = poll + 12 * US
+        self.add(r.wake(G, CONDVAR, rearm, dur=2 * US, count=1))
+        self.free[G] = rearm
+        self._rearmed(rearm)
+        meanwhile = int(self.theirs)
+        if d.gpu_cpu and not self.slept:
+            meanwhile += 1
+        else:
+            self._kicked(ours)
+        done = self.free[G] + 10 * US + d.gpu_cpu
+        self.add(r.write(G, done - 4 * US, done, fd=14, eventfd=DONE_ID))
+        self.free[G] = done + 2 * US
+        if d.gpu_cpu and meanwhile:
+            self.add(r.read(G, done + 1 * US, done + 2 * US, fd=13, eventfd=KICK_ID, value=meanwhile))
+        return done
+
+
+def test_what_g_computes_before_ours_can_have_come_is_another_command_if_it_read_a_kick_for_that() -> None:
+    """What woke G was the POLL's kick; the third of the drain is another's, of which nothing else shows."""
+    world = PollThenWrite()
+    (miss,) = origins(analyse(world, play_on(world, Delays(gpu_cpu=LATE))))
+    assert (miss.leg, miss.kick) == ("completion", "inferred")
+    assert (miss.cause, miss.sufficient) == ("head_of_line", ("head_of_line",)), (miss.detail, miss.segments)
+
+
+@pytest.mark.parametrize(("theirs", "slept"), [(False, False), (True, True), (False, True)])
+def test_what_g_computes_is_ours_if_it_slept_until_then_or_each_kick_has_its_command(
+    theirs: bool, slept: bool
+) -> None:
+    world = PollThenWrite()
+    world.theirs, world.slept = theirs, slept
+    (miss,) = origins(analyse(world, play_on(world, Delays(gpu_cpu=LATE))))
+    assert (miss.cause, miss.sufficient) == ("on_cpu", ("on_cpu:gpu worker",)), (miss.detail, miss.segments)

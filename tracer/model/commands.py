@@ -14,6 +14,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
+from tracer.model.kickruns import KickRuns
 from tracer.model.locks import Locks
 from tracer.model.phases import GPU, GUEST, HEAD_OF_LINE, Habitual, Path, Phase
 from tracer.model.pieces import State
@@ -23,7 +24,7 @@ from tracer.model.roles import Roles
 from tracer.model.spans import Call
 from tracer.model.streams import Cycle
 from tracer.model.track import Track
-from tracer.model.window import BEFORE_NS, Window
+from tracer.model.window import AFTER_NS, BEFORE_NS, Window
 from tracer.model.worker import Worker
 from tracer.schema import Kind
 
@@ -66,10 +67,11 @@ def _end(call: Call) -> int:
 class Commands:
     """Reads G's spans as commands."""
 
-    def __init__(self, registry: Registry, locks: Locks, roles: Roles) -> None:
+    def __init__(self, registry: Registry, locks: Locks, roles: Roles, kicks: KickRuns) -> None:
         self._registry = registry
         self._locks = locks
         self._roles = roles
+        self._kicks = kicks
         self._known: dict[int, tuple[Track, GpuReading]] = {}
         self._last: tuple[Window, int, GpuReading] | None = None
 
@@ -179,6 +181,11 @@ class Commands:
         # before it: G was woken for that one. (Time without a CPU is no computing.)
         limit = 2 * habits.command_ns
         others = others or (polled and 0 < limit < start - low and limit < _computed(window, gpu, low, start))
+        if polled and woken > irq and not others:
+            usual = max(irq, woken - habits.guest_ns) + habits.guest_ns
+            ahead = self._computed_ahead(window, gpu, irq, start, usual, first, habits)
+            if ahead:
+                path.computed, others, start = (start, ahead), True, ahead
         # Had it come while G slept, G would have been woken by it.
         path.kick_low_ns, path.kick_high_ns = low, start
         if woken > irq and not others:
@@ -222,6 +229,27 @@ class Commands:
             if not call.is_wake and not at_queue:
                 return max(begin, low), True, polled
         return max(begin or low, low), False, polled
+
+    def _computed_ahead(
+        self, window: Window, gpu: int, irq: int, begin: int, usual: int, first: int, habits: Habitual
+    ) -> int:
+        """Where our command began after one that G only computed for, since ``begin``; 0 if there is none.
+
+        What woke G was the kick of the POLL that goes with ours. Until ours usually comes it computed for
+        longer than all of ours takes, and before it slept it read more kicks than it is seen to end commands.
+        """
+        limit = 2 * habits.command_ns
+        if not 0 < limit < usual - begin:
+            return 0
+        # Our own begins, at the latest, with what a command does besides computing.
+        own = min(
+            (c.enter for c in window.calls(gpu) if begin <= c.enter < first and not c.is_wake), default=first
+        )
+        if own < usual or _computed(window, gpu, begin, usual) <= limit:
+            return 0
+        tgid, stop = self._registry.tgid(gpu), window.stop_ns + AFTER_NS
+        kick, asleep = self._kicks.runs(gpu, tgid, window.start_ns - BEFORE_NS, stop).traceless(irq)
+        return max(begin, own - habits.command_ns) if kick and kick < first < asleep else 0
 
     def _is_own(self, call: Call, tgid: int) -> bool:
         """Whether a syscall of G just before a completion's write belongs to that command."""

@@ -7,31 +7,19 @@ Owns the evidence for both. Judges no delay.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Final, NamedTuple
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 
+from tracer.model.kickruns import KickRuns
 from tracer.model.locks import Locks
-from tracer.model.readings import CLOSE, POLLS
 from tracer.model.registry import Registry
 from tracer.model.roles import Roles
 from tracer.model.spans import OFF_BY_ITSELF
 from tracer.model.streams import Cycle
 from tracer.model.timeline import Timeline
-from tracer.schema import (
-    FUTEX,
-    FUTEX_CMD_MASK,
-    FUTEX_WAKE,
-    FUTEX_WAKE_BITSET,
-    OFFCPU,
-    RW,
-    Flag,
-    Kind,
-    Records,
-    end_ns,
-    view,
-)
+from tracer.schema import OFFCPU, RW, Kind, end_ns, view
 
 #: On-time cycles needed to say what G does not do in them.
 MIN_ON_TIME: Final = 8
@@ -41,22 +29,14 @@ RARE: Final = 0.05
 BEFORE_NS: Final = 5_000_000
 
 
-class Runs(NamedTuple):
-    """G awake, run by run (n,): its first kick, asleep again (ns), kicks taken beyond commands ended."""
-
-    kick: NDArray[np.int64]
-    end: NDArray[np.int64]
-    spare: NDArray[np.int64]
-
-
 class Failures:
     """Looks for what failed in a cycle."""
 
     def __init__(self, registry: Registry, timeline: Timeline, locks: Locks, roles: Roles) -> None:
         self._registry = registry
         self._timeline = timeline
-        self._locks = locks
         self._roles = roles
+        self._kicks = KickRuns(timeline, locks, roles)
 
     def forwarding(self, cycle: Cycle) -> str:
         """Why the wakeup could not be forwarded, "" if nothing failed."""
@@ -98,8 +78,8 @@ class Failures:
             return ""
         read = cycle.stream.wake.read
         until = min(read.end[read.after(cycle.read_ns)], cycle.deadline_ns)
-        runs = self._runs(gpu, cycle.stream.tgid, cycle.nominal_ns - BEFORE_NS, until)
-        kick, end = self._traceless(runs, cycle.read_ns)
+        runs = self._kicks.runs(gpu, cycle.stream.tgid, cycle.nominal_ns - BEFORE_NS, until)
+        kick, end = runs.traceless(cycle.read_ns)
         if not kick:
             return ""
         begin = self._timeline.begin_ns
@@ -107,63 +87,18 @@ class Failures:
         if len(reads) < MIN_ON_TIME:
             return ""
         edges = np.array(reads, dtype=np.int64)[:, None] + np.array([0, end - cycle.read_ns], dtype=np.int64)
-        runs = self._runs(gpu, cycle.stream.tgid, int(edges[0, 0]), int(edges[-1, 1]))
+        runs = self._kicks.runs(gpu, cycle.stream.tgid, int(edges[0, 0]), int(edges[-1, 1]))
         for at in (runs.end[runs.spare > 0], *self._silent(gpu, cycle.stream.tgid, reads[0], kick)):
             within = np.diff(np.searchsorted(at, edges, side="right"), axis=1)
             if (within > 0).sum() >= RARE * len(reads):
                 return ""
         return "no write: the guest kicked, G ran and wrote no completion"
 
-    @staticmethod
-    def _traceless(runs: Runs, since_ns: int) -> tuple[int, int]:
-        """The first kick since a time for which G ended no command, and when it slept again; 0, 0: none."""
-        owed = 0  # a command may be taken before its kick is: the kick then comes alone
-        for kick, end, spare in zip(runs.kick.tolist(), runs.end.tolist(), runs.spare.tolist(), strict=True):
-            owed += spare
-            if owed > 0 and kick > since_ns:
-                return int(kick), int(end)
-            owed = min(owed, 0)
-        return 0, 0
-
     def _ran(self, gpu: int, cycle: Cycle) -> bool:
         """Whether G did anything but sleep and read its queue since W served the cycle."""
         since = cycle.read_ns or cycle.signal_ns
         kinds = self._timeline.spans(gpu, since, cycle.end_ns)["kind"]
         return bool(((kinds != Kind.READ) & (kinds != Kind.OFFCPU)).any())
-
-    def _runs(self, gpu: int, tgid: int, start_ns: int, stop_ns: int) -> Runs:
-        """What G did from one sleep on its queue to the next, of all sleeps in an interval, in order."""
-        spans = self._timeline.spans(gpu, start_ns, stop_ns)
-        kind, rw = spans["kind"], view(spans, RW)
-        enters, ends = spans["enter_ns"].astype(np.int64), end_ns(spans).astype(np.int64)
-        queue = (kind == Kind.READ) & ((spans["flags"] & Flag.EVENTFD) != 0)
-        idle = queue | ((kind == Kind.EPOLL_WAIT) & ~np.isin(spans["op"], sorted(POLLS)))
-        out = enters[(kind == Kind.OFFCPU) & (enters > start_ns) & (enters <= stop_ns)]
-        at = np.searchsorted(ends[idle], out, side="right")
-        asleep = out[np.append(enters[idle], np.iinfo(np.int64).max)[at] <= out]
-        kicks = queue & (rw["ret"] == 8)
-        taken, values = ends[kicks], np.append(0, np.cumsum(rw["value"][kicks].astype(np.int64)))
-        done = ends[self._ended(spans, tgid)]
-        first = np.searchsorted(taken, asleep, side="right")
-        spare = np.diff(values[first]) - np.diff(np.searchsorted(done, asleep, side="right"))
-        kick = np.append(taken, 0)[first[:-1]]
-        return Runs(kick, asleep[1:], spare)
-
-    def _ended(self, spans: Records, tgid: int) -> NDArray[np.bool_]:
-        """What ends a command: a write that is no interrupt, an epoll_ctl, the waking of a condvar."""
-        kind, rw, futex = spans["kind"], view(spans, RW), view(spans, FUTEX)
-        irqs = sorted(self._roles.irq_ids.get(tgid, set()))
-        writes = (kind == Kind.WRITE) & ~np.isin(rw["eventfd_id"], irqs)
-        wakes = (kind == Kind.FUTEX) & np.isin(spans["op"] & FUTEX_CMD_MASK, (FUTEX_WAKE, FUTEX_WAKE_BITSET))
-        words = [w for w in np.unique(futex["word"][wakes]).tolist() if not self._locks.is_lock(tgid, w)]
-        rearms = wakes & np.isin(futex["word"], np.array(words, dtype=np.uint64))
-        # A close is a command (a hang-up), but not of what was just written to or taken off epoll.
-        closes = (kind == Kind.FD) & np.isin(spans["op"], sorted(CLOSE))
-        calls = np.flatnonzero((kind != Kind.OFFCPU) & (kind != Kind.FUTEX))
-        after = calls[1:][np.isin(kind[calls[:-1]], (Kind.WRITE, Kind.EPOLL_CTL))]
-        closes[after] = False
-        ended: NDArray[np.bool_] = writes | rearms | closes | (kind == Kind.EPOLL_CTL)
-        return ended
 
     def _silent(self, gpu: int, tgid: int, since_ns: int, at_ns: int) -> Iterator[NDArray[np.int64]]:
         """When G woke each thread that was awake at a time: a command that wakes it left no trace then.

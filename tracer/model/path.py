@@ -11,10 +11,11 @@ thread *did* is leaves.py's.
 from __future__ import annotations
 
 import itertools
-from bisect import bisect_right
+from bisect import bisect_right, insort
 from dataclasses import replace
 
 from tracer.model.commands import Commands
+from tracer.model.kickruns import KickRuns
 from tracer.model.locks import Locks
 from tracer.model.phases import (
     GPU,
@@ -47,7 +48,7 @@ class PathFinder:
         self._timeline = timeline
         self._locks = locks
         self._roles = roles
-        self._commands = Commands(registry, locks, roles)
+        self._commands = Commands(registry, locks, roles, KickRuns(timeline, locks, roles))
         self._workers: dict[int, tuple[Track, WorkerReading]] = {}
 
     def forget(self) -> None:
@@ -107,6 +108,8 @@ class PathFinder:
         path.gpu_tid = gpu
         if gpu and not direct:
             path.foreign = self._commands.foreign(cycle, window, gpu, worker, stop, habits)
+            if path.computed[1]:
+                insort(path.foreign, path.computed)
         return path
 
     def with_kick(self, path: Path, cycle: Cycle, window: Window, habits: Habitual, kick_ns: int) -> Path:

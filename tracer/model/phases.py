@@ -47,6 +47,7 @@ class Path:
     ``fixed``: so many phases do not depend on where an inferred kick lies.
     ``within``: when W's futex waits within its turns began (no waits for a re-arm).
     ``foreign``: G's commands that are not ours, (start, end) in ns, sorted.
+    ``computed``: one of them that only computing shows, right before ours; (0, 0): none.
     """
 
     phases: list[Phase]
@@ -64,6 +65,7 @@ class Path:
     kicker: int = 0
     fixed: int = 0
     within: frozenset[int] = frozenset()
+    computed: tuple[int, int] = (0, 0)
 
     @property
     def start_ns(self) -> int:
