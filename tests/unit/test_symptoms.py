@@ -136,12 +136,12 @@ def test_a_holder_that_sleeps_in_a_syscall_is_told_with_its_lock() -> None:
 def test_a_stream_served_after_the_channel_again_and_again_is_starved() -> None:
     def miss(channel: int) -> Any:
         path = SimpleNamespace(went_first={"channel": channel, "other streams": 2})
-        cycle = SimpleNamespace(stream=SimpleNamespace(id="s1"))
+        cycle = SimpleNamespace(stream=SimpleNamespace(title="eventfd 7"))
         return SimpleNamespace(case=SimpleNamespace(path=path), cause="serialised", cycle=cycle)
 
     world = World()
     assert world.said(miss(9), miss(9)) == []
     assert world.said(miss(1), miss(1), miss(1)) == []
     assert world.said(miss(9), miss(9), miss(9)) == [
-        "s1 is starved by its context's channel: 3 times W served arriving fds first"
+        "eventfd 7 is starved by its context's channel: 3 times W served arriving fds first"
     ]

@@ -120,6 +120,11 @@ class Stream:
         return f"s{self.serial}"
 
     @property
+    def title(self) -> str:
+        """What it is called in sentences: as the tables show it."""
+        return self.name or self.id
+
+    @property
     def exact(self) -> bool:
         """Whether the driver itself was seen."""
         return self.source == "exact"

@@ -122,7 +122,7 @@ def _alerts(seen: Evidence) -> Iterator[Finding]:
             continue
         if stream.last_signal_ns > worker.exit_ns + CLOSES_NS:
             yield Finding(
-                f"the worker {worker.comm!r} (tid {worker.tid}) of {stream.id} exited",
+                f"the worker {worker.comm!r} (tid {worker.tid}) of {stream.title} exited",
                 "its streams get no wakeup any more: every cycle is missed from there on",
                 "restart the guest's audio client; look for a panic of that thread in the VMM's log",
                 "alert",
@@ -192,7 +192,7 @@ def _audio(seen: Evidence) -> Iterator[Finding]:
     for stream in alive:
         if stream.cycles >= 64 and not stream.completion_expected:
             yield Finding(
-                f"no completion ever seen for {stream.id} ({stream.name})",
+                f"no completion ever seen for {stream.title}",
                 "the stream is async, never the last to finish, or the device refuses the writes: "
                 "only the wake leg can be judged",
                 "nothing, if the client is async (PipeWire >= 1.2 default); else check the device's version",
@@ -203,7 +203,7 @@ def _audio(seen: Evidence) -> Iterator[Finding]:
             readers
         ):
             yield Finding(
-                f"{stream.id} is served by {len(set(readers))} threads in turn",
+                f"{stream.title} is served by {len(set(readers))} threads in turn",
                 "a worker that moves between threads (Go, an async runtime, a pool) is not followed from one "
                 "to the next: misses are counted right, their causes may be another thread's",
                 "read its causes as hints; pin the worker to a thread to have them told",
@@ -211,7 +211,7 @@ def _audio(seen: Evidence) -> Iterator[Finding]:
             )
         if stream.others_late:
             yield Finding(
-                f"{stream.others_late} of {stream.cycles} cycles of {stream.id} were late, but another "
+                f"{stream.others_late} of {stream.cycles} cycles of {stream.title} were late, but another "
                 "client of the audio server finished last",
                 "such a cycle is no miss of this VMM's here, because nothing shows that it was the late one",
                 "see which client it was: pw-top counts errors per client",

@@ -167,7 +167,7 @@ def _starved(misses: Iterable[MissState]) -> Iterator[Finding]:
             continue
         first = case.path.went_first
         if first and first.get("channel", 0) == max(first.values()):
-            origins[miss.cycle.stream.id] = origins.get(miss.cycle.stream.id, 0) + 1
+            origins[miss.cycle.stream.title] = origins.get(miss.cycle.stream.title, 0) + 1
     for stream, n in sorted(origins.items()):
         if n >= STARVED:
             yield Finding(
