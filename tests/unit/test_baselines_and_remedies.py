@@ -35,11 +35,11 @@ from tracer.model.baselines import Usual
 from tracer.model.counterfactual import Case, Names, remedy_removal
 from tracer.model.counterfactual import judge as judge_case
 from tracer.model.leaves import Holder, Leaf
+from tracer.model.misses import EpisodeState
 from tracer.model.phases import GPU, HEAD_OF_LINE, WORKER, Path, Phase
 from tracer.model.remedies import Remedies
 from tracer.model.streams import Stream
 from tracer.model.summary import Summary
-from tracer.model.verdicts import EpisodeState
 from tracer.schema import OFFCPU, RW, Batch, Kind, Target, end_ns
 
 A, B = (VMM, 0x9000), (VMM, 0xA000)
@@ -274,7 +274,7 @@ def test_a_label_that_depends_on_an_inferred_kick_is_mixed(monkeypatch: pytest.M
     world = World()
     analysis = feed(world, play_on(world, Delays(guest=LATE)))
     (miss,) = analysis.verdicts.misses
-    judge = analysis.verdicts
+    judge = analysis.verdicts._judge
     monkeypatch.setattr(judge, "_moved", lambda case, cycle, window, usual, kick: busy(kick == 1))
     usual = Usual([], lambda entries, totals: None)
     found = judge_case(busy(False), usual.of)

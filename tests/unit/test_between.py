@@ -13,8 +13,8 @@ from tracer.model.cycles import Cycle, Stream
 from tracer.model.drivers import Driver
 from tracer.model.eventfds import Eventfd
 from tracer.model.leaves import LOCK, NOT_SCHEDULED, Leaf
+from tracer.model.misses import EpisodeState, MissState
 from tracer.model.registry import Registry
-from tracer.model.verdicts import EpisodeState, MissState
 from tracer.schema import Target, Thread
 
 AUDIO, D = 10, 11

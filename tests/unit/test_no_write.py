@@ -117,7 +117,7 @@ def test_a_run_of_g_that_began_before_the_wakeup_was_served_is_no_evidence() -> 
     world.free[G] = begin + 80 * US
     world.kick(begin + 90 * US, V)
     analysis = feed(world, world.finish())
-    runs = analysis.verdicts._failures._kicks.runs(G, VMM, asleep, begin + 100 * US)
+    runs = analysis.verdicts._judge._failures._kicks.runs(G, VMM, asleep, begin + 100 * US)
     assert runs.spare.tolist() == [2]
     served = begin + 30 * US  # between the two kicks
     assert runs.traceless(served) == (0, 0)

@@ -11,10 +11,10 @@ import records as r
 from tracer.model.analysis import Analysis
 from tracer.model.held import Held
 from tracer.model.locks import Locks
+from tracer.model.misses import MissState
 from tracer.model.registry import Registry
 from tracer.model.step import Step
 from tracer.model.symptoms import Symptoms
-from tracer.model.verdicts import MissState
 from tracer.schema import Batch, Fd, Flag, Records, Target, Thread
 
 VMM = 100

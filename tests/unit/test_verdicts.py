@@ -185,9 +185,9 @@ def test_habits_measured_together_are_those_measured_one_by_one() -> None:
         analysis.feed(world.batch(records, int(end_ns(records)[-1]), first=True))
         verdicts = analysis.verdicts
         for state in verdicts.states.values():
-            together = verdicts._baselines._answers.measure([entry.cycle for entry in state.on_time])
+            together = verdicts._judge._baselines._answers.measure([entry.cycle for entry in state.on_time])
             for entry, answer in zip(state.on_time, together, strict=True):
-                verdicts._baselines._find(entry)
+                verdicts._judge._baselines._find(entry)
                 if answer is not None:
                     told += answer.exact
                     mine = (answer.guest_ns, answer.command_ns) if answer.exact else (None, None)

@@ -19,6 +19,7 @@ from tracer.model.cutter import LeafCutter
 from tracer.model.facts import Facts
 from tracer.model.findings import Evidence, RunDelay, Stuck, findings
 from tracer.model.held import Held
+from tracer.model.judging import Judge
 from tracer.model.locks import Locks
 from tracer.model.names import Names
 from tracer.model.path import PathFinder
@@ -96,7 +97,8 @@ class Analysis:
         self.write_paths = WritePaths(self.registry, self.held, self.locks, self.names, self.facts.write_path)
         finder = PathFinder(self.registry, self.timeline, self.locks, self.roles)
         cutter = LeafCutter(self.registry, self.locks)
-        self.verdicts = Verdicts(self.registry, self.timeline, self.locks, finder, cutter, self.roles)
+        self._judge = Judge(self.registry, self.timeline, self.locks, finder, cutter, self.roles)
+        self.verdicts = Verdicts(self._judge)
         self.delay, self.stuck = RunDelay(), Stuck()
         self.symptoms = Symptoms(self.registry, self.held)
         self.between = Between(self.registry)
@@ -144,7 +146,7 @@ class Analysis:
         self.symptoms.step(step)
         lost = step.of(Kind.LOSS)
         if len(lost):
-            self.verdicts.note_losses(lost.view(RECORD))
+            self._judge.note_losses(lost.view(RECORD))
         self._decide(step.end_ns)
         self.streams.trim(step.end_ns)
         while self.streams.dropped:

@@ -15,9 +15,9 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from tracer.model.leaves import NOT_SCHEDULED, Leaf
+from tracer.model.misses import MissState
 from tracer.model.registry import Registry
 from tracer.model.summary import Finding
-from tracer.model.verdicts import MissState
 from tracer.model.words import bump
 
 OWN, DRIVER, VMM, OUTSIDER = "own", "driver", "vmm", "outsider"

@@ -17,8 +17,8 @@ from typing import Final
 
 from tracer.model.counterfactual import Names, remedied
 from tracer.model.leaves import Word
+from tracer.model.misses import EpisodeState, MissState
 from tracer.model.summary import REMEDIES, Remedy
-from tracer.model.verdicts import EpisodeState, MissState
 
 #: item_state words, movable threads and G's among those of a case.
 _Relevant = tuple[frozenset[Word], frozenset[int], frozenset[int]]

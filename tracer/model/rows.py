@@ -15,6 +15,7 @@ from tracer.model.counterfactual import Names as RemedyNames
 from tracer.model.findings import PATIENCE_NS
 from tracer.model.lead import REMEDY_TEXT, lead
 from tracer.model.leaves import LOCK, Leaf, Word
+from tracer.model.misses import EpisodeState, MissState
 from tracer.model.remedies import Remedies
 from tracer.model.streams import MIN_CYCLES, Stream
 from tracer.model.summary import (
@@ -35,7 +36,6 @@ from tracer.model.summary import (
     ThreadRow,
     Window,
 )
-from tracer.model.verdicts import EpisodeState, MissState
 from tracer.model.wording import (
     PLAY,
     TODO,

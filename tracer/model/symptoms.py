@@ -18,10 +18,10 @@ import numpy as np
 from tracer.model.blame import syscall_label
 from tracer.model.held import Held
 from tracer.model.locks import Locks
+from tracer.model.misses import MissState
 from tracer.model.registry import Registry
 from tracer.model.step import Step
 from tracer.model.summary import Finding
-from tracer.model.verdicts import MissState
 from tracer.schema import RECORD, RW, Kind, Records, view
 
 #: A call of W or G that takes so long is told: no cycle of any period survives it.

@@ -20,7 +20,7 @@ from tracer.model.phases import HEAD_OF_LINE
 
 if TYPE_CHECKING:
     from tracer.model.analysis import Analysis
-    from tracer.model.verdicts import MissState
+    from tracer.model.misses import MissState
 
 SCHEMA: Final = 1
 #: Remaining origins of which is asked what else would have to go; each costs a replay per candidate.

@@ -22,8 +22,8 @@ from tracer.model.leaves import (
     Leaf,
     Word,
 )
+from tracer.model.misses import MissState
 from tracer.model.registry import Registry
-from tracer.model.verdicts import MissState
 from tracer.schema import Kind
 
 #: What to do where no stream was seen; read live and, of a trace, long afterwards.
