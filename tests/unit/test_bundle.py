@@ -6,6 +6,7 @@ from __future__ import annotations
 import dataclasses
 import errno
 import io
+import re
 import tarfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -134,6 +135,31 @@ def test_nothing_private_remains_in_a_redacted_bundle(trace: Path, tmp_path: Pat
     assert not with_mark(redacted)
 
 
+def test_what_is_listed_as_private_is_what_redacting_replaces(
+    trace: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also what is in doctor's answer alone, and in nothing else of the bundle."""
+    said = f"ok  environment: /srv/{MARK}/venv on {MARK}host\n"
+    monkeypatch.setattr(command, "doctor_says", lambda pid: said)
+    counts = []
+    for flags in ([], ["--redact"]):
+        file = tmp_path / f"{len(flags)}.tar"
+        assert run_command(["bundle", str(trace), "-o", str(file), *flags]) == 0
+        printed = capsys.readouterr().out.partition("in it")[2]
+        with tarfile.open(file) as archive:
+            readme = archive.extractfile("README.txt")
+            assert readme is not None
+            text = readme.read().decode()
+        listed = [line.strip() for line in text.splitlines() if re.match(r"  \S.*: \d+$", line)]
+        counts.append(listed)
+        assert [one for one in listed if one not in printed.replace("\n", " ")] == []
+        if not flags:
+            assert {f"    /srv/{MARK}/venv", f"    {MARK}host"} <= set(text.splitlines())
+    assert counts[0] == counts[1]
+    assert "paths in sentences: 3" in counts[0]  # of doctor, of a note and of the host
+    assert "names of the machine and its user: 1" in counts[0]
+
+
 def test_a_bundle_holds_what_a_bug_report_needs_and_opens_like_a_trace(
     trace: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -240,7 +266,7 @@ def test_a_sentence_keeps_the_systems_paths_and_no_others() -> None:
     said = redactor.text(
         "on bobs-laptop /usr/lib/x.so and /dev/kvm, not '/srv/bob/x' or /home/bob: 3/4 of it"
     )
-    assert said == "on host /usr/lib/x.so and /dev/kvm, not '/redacted-1/file' or /redacted-2/file: 3/4 of it"
+    assert said == "on host /usr/lib/x.so and /dev/kvm, not '/redacted-path-1' or /redacted-path-2: 3/4 of it"
 
 
 def test_errors_are_told_before_anything_is_written(

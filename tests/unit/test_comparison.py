@@ -232,7 +232,7 @@ def test_the_cost_of_a_write_is_told_raw_and_corrected_with_intervals() -> None:
         True,
     )
     said = text(costs(4000, 12000, 2000))
-    assert "B dup against A refcount, raw: +8.00µs, 96.8 % interval" in said
+    assert "B dup against A refcount, per write, raw: +8.00µs, 96.8 % interval" in said
     assert "corrected: +6.00µs, 96.8 % interval" in said
 
 

@@ -14,7 +14,8 @@ from world import MS, Delays, World
 
 from tracer.cli.main import run_command
 from tracer.model.analysis import Analysis
-from tracer.model.summary import REMEDIES
+from tracer.model.misses import EpisodeState
+from tracer.model.summary import REMEDIES, Episode
 from tracer.model.whatif import Prediction, Predictor, WhatIf
 from tracer.schema import Records, end_ns
 from tracer.trace import TraceWriter
@@ -87,6 +88,35 @@ def test_a_report_counts_the_same_cycles_as_avoided(delays: Delays) -> None:
         found = predict(world, records, WhatIf((remedy,)))
         assert (table[remedy].of, table[remedy].avoided) == (found.misses, found.avoided), remedy
         assert table[remedy].remaining_by_cause == found.remaining_by_cause
+        episodes = table[remedy].episodes_of, table[remedy].episodes_avoided
+        assert episodes == (found.episodes, found.episodes_avoided), remedy
+
+
+def test_an_episode_of_several_streams_counts_once_as_in_a_report(monkeypatch: pytest.MonkeyPatch) -> None:
+    world, records = play(Delays(worker_off=2 * LATE), None, None, None, Delays(worker_off=2 * LATE))
+    assert predict(world, records, WhatIf(("realtime",))).episodes == 2
+    apart = Analysis.episodes
+
+    def merged(analysis: Analysis) -> list[tuple[Episode, list[EpisodeState]]]:
+        found = apart(analysis)
+        return [(found[0][0], [state for _, states in found for state in states])]
+
+    monkeypatch.setattr(Analysis, "episodes", merged)
+    found = predict(world, records, WhatIf(("realtime",)))
+    assert (found.episodes, found.episodes_avoided) == (1, 1)
+
+
+def test_a_stream_has_the_name_that_tables_give_it() -> None:
+    world, records = play(Delays(lock=LATE))
+    analysis = Analysis()
+    analysis.feed(world.batch(records, int(end_ns(records)[-1]), first=True))
+    analysis.finish()
+    (stream,) = analysis.summary().streams
+    found = predict(world, records, WhatIf(("dup",)))
+    assert {(row.stream, row.name) for row in found.cycles} == {(stream.id, stream.name)}
+    table = render_prediction(found).plain(100).partition("Cycle by cycle")[2]
+    assert stream.name in table
+    assert f" {stream.id} " not in table
 
 
 def test_carried_cycles_are_held_against_their_own_deadlines() -> None:

@@ -77,7 +77,8 @@ def bundle(
             write(summary, form, out, title=title, notes=notes)
             texts[name] = out.getvalue()
         checks = doctor_says(pid)
-        texts["doctor.txt"] = private.text(checks) if redact else checks
+        without = private.text(checks)  # looked at in any case: the list below is of all that is private
+        texts["doctor.txt"] = without if redact else checks
         texts["versions.txt"] = versions()
         texts = {"README.txt": readme(private.found, redacted=redact, notes=notes), **texts}
         if force and output.is_file():

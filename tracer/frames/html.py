@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from html import escape
 
-from tracer.model.summary import Finding, Miss, Summary
+from tracer.model.summary import Finding, Summary
 from tracer.views.fmt import NONE, clean, clock, count, duration, plural
 
 #: Rows of each table; frames have all.
@@ -77,7 +77,7 @@ def summary_html(summary: Summary, *, title: str, tables: Sequence[str] = (), no
         _streams(s),
         _remedies(s),
         _locks(s),
-        _misses(s.misses),
+        _misses(s),
         _findings(s.findings),
     ]
     if tables:
@@ -99,7 +99,7 @@ def _streams(s: Summary) -> str:
     )
     rows = [
         (
-            r.name,
+            r.title,
             duration(r.period_ns) + ("" if r.source == "exact" else " (inferred)"),
             count(r.cycles),
             count(r.misses),
@@ -141,9 +141,13 @@ def _locks(s: Summary) -> str:
     return table("Locks, by harm", head, rows, len(s.locks) - len(rows))
 
 
-def _misses(misses: Sequence[Miss]) -> str:
+def _misses(s: Summary) -> str:
+    misses, names = s.misses, {r.id: r.title for r in s.streams}
     origins = [m for m in misses if m.carried_from is None]
-    rows = [(m.id, m.stream, m.cause, duration(m.late_ns), m.detail) for m in reversed(origins[-_ROWS:])]
+    rows = [
+        (m.id, names.get(m.stream, m.stream), m.cause, duration(m.late_ns), m.detail)
+        for m in reversed(origins[-_ROWS:])
+    ]
     carried = len(misses) - len(origins)
     caption = "Newest misses" + (f" (and {plural(carried, 'miss')} carried over)" if carried else "")
     return table(caption, (">miss", "stream", "cause", ">late", "verdict"), rows, len(origins) - len(rows))

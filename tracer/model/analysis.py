@@ -21,6 +21,7 @@ from tracer.model.findings import Evidence, RunDelay, Stuck, findings
 from tracer.model.held import Held
 from tracer.model.judging import Judge
 from tracer.model.locks import Locks
+from tracer.model.misses import EpisodeState
 from tracer.model.names import Names
 from tracer.model.path import PathFinder
 from tracer.model.registry import Registry
@@ -29,7 +30,7 @@ from tracer.model.roles import Roles
 from tracer.model.rows import Rows
 from tracer.model.step import Step
 from tracer.model.streams import Streams
-from tracer.model.summary import Summary
+from tracer.model.summary import Episode, Summary
 from tracer.model.symptoms import Symptoms
 from tracer.model.tap import Tap
 from tracer.model.timeline import Sequencer, Timeline
@@ -149,8 +150,8 @@ class Analysis:
             self._judge.note_losses(lost.view(RECORD))
         self._decide(step.end_ns)
         self.streams.trim(step.end_ns)
-        while self.streams.rest.dropped:
-            self.verdicts.forget(self.streams.rest.dropped.pop())
+        while self.streams.dropped:
+            self.verdicts.forget(self.streams.dropped.pop())
 
     def _decide(self, end_ns: int, *, final: bool = False) -> None:
         cycles = self.streams.decide(end_ns, final=final)
@@ -199,6 +200,10 @@ class Analysis:
         for stream in self.streams.all_kept():
             driven.setdefault(stream.driver.tid, set()).add(stream.tgid)
         return driven
+
+    def episodes(self) -> list[tuple[Episode, list[EpisodeState]]]:
+        """Episodes kept, those of several streams with one culprit as one; each with the streams' own."""
+        return self._rows.episodes()
 
     def findings(self) -> Evidence:
         """What findings are made from, now."""

@@ -17,8 +17,7 @@ from tracer.model.lead import REMEDY_TEXT, lead
 from tracer.model.leaves import LOCK, Leaf, Word
 from tracer.model.misses import EpisodeState, MissState
 from tracer.model.remedies import Remedies
-from tracer.model.resting import MIN_CYCLES
-from tracer.model.streams import Stream
+from tracer.model.streams import MIN_CYCLES, Stream
 from tracer.model.summary import (
     DriverRow,
     Episode,
@@ -80,7 +79,7 @@ class Rows:
         a = self._a
         self._names = {}
         misses = list(a.verdicts.misses)
-        episodes = self._episodes(a.verdicts.episodes)
+        episodes = self.episodes()
         table = self._remedies.table(misses, [members for _, members in episodes], self.remedy_names())
         causes: dict[str, int] = {}
         for state in (a.verdicts.past, *a.verdicts.states.values()):
@@ -352,6 +351,10 @@ class Rows:
 
     # --- episodes ----------------------------------------------------------------
 
+    def episodes(self) -> list[tuple[Episode, list[EpisodeState]]]:
+        """Those kept, merged; each with the streams' own."""
+        return self._episodes(self._a.verdicts.episodes)
+
     def _episodes(self, states: Iterable[EpisodeState]) -> list[tuple[Episode, list[EpisodeState]]]:
         """Episodes of several streams with overlapping delay and the same culprit are one."""
         merged: list[list[EpisodeState]] = []
@@ -413,7 +416,7 @@ class Rows:
     ) -> tuple[str, str]:
         """Still happening? Since when? How often? Why? And the one thing to do."""
         a = self._a
-        past = a.streams.rest.past
+        past = a.streams.past
         streams = [s for s in a.streams.all_kept() if s.cycles]
         if not streams and not past.cycles:
             if a.facts.elapsed_ns < PATIENCE_NS:

@@ -159,7 +159,8 @@ def run_of(name: str, summary: Any, note: str = "") -> Run:
     elapsed_ns = window.number("end_ns", 0) - window.number("start_ns", 0)
     streams = list(root.rows("streams"))
     audio_ns = sum(s.number("cycles") * s.number("period_ns") for s in streams)
-    misses, episodes = (sum(int(s.number(key)) for s in streams) for key in ("misses", "episodes"))
+    misses = sum(int(s.number("misses")) for s in streams)
+    episodes = len(list(root.rows("episodes")))  # one of several streams is one, as in the run's own report
     paths = [path for _, path in root.node("write_path").items()]
     corrections = [c for path in paths if (c := path.maybe("correction_ns")) is not None]
     cpus = int(host.number("cpus", 0))

@@ -146,6 +146,11 @@ class StreamRow:
     slack_bin_ns: int = 0
     slack_bins: tuple[SlackBin, ...] = ()
 
+    @property
+    def title(self) -> str:
+        """What every view calls it."""
+        return self.name or self.id
+
 
 @dataclass(frozen=True, slots=True)
 class WaitBin:

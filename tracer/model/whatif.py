@@ -46,10 +46,12 @@ class CycleRow:
     Attributes:
         late_ns: as recorded, None: not closed within the grace; predicted_late_ns: under the remedy
             (negative: on time), None: not judged, so it counts as remaining.
+        stream: its id; name: what views call it.
     """
 
     miss: int
     stream: str
+    name: str
     cycle: int
     leg: str
     cause: str
@@ -64,7 +66,8 @@ class Prediction:
     """What a remedy would have done to the missed cycles of a trace.
 
     Attributes:
-        cycles_watched: of all streams; misses, episodes: as recorded; of them avoided.
+        cycles_watched: of all streams; misses, episodes: as recorded; of them avoided (an episode if its
+            origins are; one of several streams counts once, as in a report).
         unjudged: missed cycles without a verdict, counted as remaining.
         remaining_by_cause: by the recorded label.
         then: of ``then_of`` remaining origins: how many each further cause would save, beside the remedy.
@@ -158,12 +161,11 @@ class Predictor:
                 self._take(miss)
         rows = [self._row(miss) for miss in misses]
         left: dict[str, int] = {}
-        kept: set[int] = set()
-        for miss, row in zip(misses, rows, strict=True):
+        for row in rows:
             if not row.avoided:
                 left[row.cause] = left.get(row.cause, 0) + 1
-                kept.add(miss.episode.id)
-        episodes = {miss.episode.id for miss in misses}
+        saved = {row.miss for row in rows if row.avoided}
+        episodes = [members for _, members in self._a.episodes() if any(e.origins for e in members)]
         gained = [r for r in self._replayed.values() if r.removed_ns]
         then, asked = self._then([m for m, r in zip(misses, rows, strict=True) if not r.avoided])
         return Prediction(
@@ -172,7 +174,10 @@ class Predictor:
             misses=len(misses),
             avoided=sum(row.avoided for row in rows),
             episodes=len(episodes),
-            episodes_avoided=len(episodes - kept),
+            episodes_avoided=sum(
+                all(not e.more and all(o.id in saved for o in e.origins) for e in members)
+                for members in episodes
+            ),
             unjudged=sum(row.predicted_late_ns is None for row in rows),
             remaining_by_cause=_ordered(left),
             then=then,
@@ -194,6 +199,7 @@ class Predictor:
         return CycleRow(
             miss=miss.id,
             stream=cycle.stream.id,
+            name=cycle.stream.title,
             cycle=cycle.number,
             leg=miss.leg,
             cause=miss.cause,

@@ -41,16 +41,18 @@ _IN_TEXT: Final = re.compile(
 _N: Final = "\0"
 _COMM_CHARS: Final = 15
 
-THREADS, PROGRAMS, FILES, SOURCES, NOTES, LOCKS = (
+THREADS, PROGRAMS, FILES, SOURCES, NOTES, LOCKS, MENTIONED, MACHINE = (
     "names of processes and threads",
     "paths of programs and libraries",
     "paths of open files",
     "paths of source files",
     "notes",
     "names given to locks",
+    "paths in sentences",
+    "names of the machine and its user",
 )
 #: Kinds in the order in which they are told.
-KINDS: Final = (THREADS, PROGRAMS, FILES, SOURCES, NOTES, LOCKS)
+KINDS: Final = (THREADS, PROGRAMS, FILES, SOURCES, NOTES, LOCKS, MENTIONED, MACHINE)
 #: Facts of the host that are no secret.
 _HOST_FACTS: Final = ("kernel", "machine", "bcc", "eventfd_ids")
 
@@ -76,6 +78,7 @@ class Redactor:
         self._locks = {name for p in profiles for lock in p.locks for name in (lock.name, *lock.aliases)}
         #: What sentences are searched for: whole words.
         self._spoken = dict(words or {})
+        self._machine = frozenset(self._spoken)
         self._new: dict[tuple[str, str], str] = {}
         self.found: dict[str, list[str]] = {kind: [] for kind in KINDS}
 
@@ -130,8 +133,13 @@ class Redactor:
         if known:
             longest_first = sorted(known, key=lambda old: (-len(old), old))
             pattern = "|".join(rf"(?<!\w){re.escape(old)}(?!\w)" for old in longest_first)
+            for word in re.findall(pattern, sentence):
+                if word in self._machine and word not in self.found[MACHINE]:
+                    self.found[MACHINE].append(word)
             sentence = re.sub(pattern, lambda m: known[m[0]], sentence)
-        return _IN_TEXT.sub(lambda m: m[0] if m[0].startswith("/redacted-") else self._file(m[0]), sentence)
+        return _IN_TEXT.sub(
+            lambda m: m[0] if m[0].startswith("/redacted-") else self._mentioned(m[0]), sentence
+        )
 
     # --- kinds ---
 
@@ -151,6 +159,12 @@ class Redactor:
         new = self._once(FILES, path, f"/redacted-{_N}/file")
         self._spoken[path] = new
         return new
+
+    def _mentioned(self, path: str) -> str:
+        """A path that was met in no list of files or programs (yet)."""
+        if _NO_PATH.match(path):
+            return path
+        return self._once(MENTIONED, path, f"/redacted-path-{_N}")
 
     def _source(self, path: str) -> str:
         if not path or _RUST.match(path):

@@ -103,8 +103,10 @@ def _measure(found: Comparison, measure: Measure) -> Block:
     said = _lines([_sentence(one, measure, found.blocked) for one in contrasts])
 
     def build(width: int, height: int | None) -> list[Text]:
-        fixed = "the primary measure, fixed beforehand" if measure is PRIMARY else ""
-        lines = [heading(measure.title[0].upper() + measure.title[1:], fixed, width)]
+        note = "the primary measure, fixed beforehand" if measure is PRIMARY else ""
+        if measure.exploratory and measure.unit != "ns":
+            note = measure.unit
+        lines = [heading(measure.title[0].upper() + measure.title[1:], note, width)]
         room = min(_MOST_DOTS, max(10, width - _NAME_CELLS - _RANGE_CELLS - 6))
         for side, of in zip(found.sides, known, strict=True):
             name = cut(clean(_called(side)), _NAME_CELLS - 2)
@@ -203,7 +205,7 @@ def _cost(one: CostContrast, found: Comparison) -> Iterator[tuple[str, str]]:
     first, second = sides[one.first], sides[one.second]
     names = f"{_called(second)} against {_called(first)}"
     n = [sum(run.values[EXTRA.name] is not None for run in side.runs) for side in (first, second)]
-    yield f"  {names}, raw: {_shift(one.raw, 'ns', n[0], n[1])} a write", ""
+    yield f"  {names}, per write, raw: {_shift(one.raw, 'ns', n[0], n[1])}", ""
     if one.correction_ns is None:
         yield "  how much of it is the probes' was not calibrated in these runs", WARN
         return
@@ -212,7 +214,7 @@ def _cost(one: CostContrast, found: Comparison) -> Iterator[tuple[str, str]]:
     if not one.resolvable:
         yield f"  {share}, more than half of it: what the write path costs is not resolvable here", WARN
     elif one.corrected is not None:
-        yield f"  corrected: {_shift(one.corrected, 'ns', n[0], n[1])} a write ({share})", ""
+        yield f"  corrected: {_shift(one.corrected, 'ns', n[0], n[1])}; {share}", ""
 
 
 def _runs(found: Comparison) -> Block:

@@ -62,7 +62,7 @@ def _audible(miss: Miss) -> str:
 
 
 def _names(summary: Summary) -> dict[str, str]:
-    return {stream.id: clean(stream.name or stream.id) for stream in summary.streams}
+    return {stream.id: clean(stream.title) for stream in summary.streams}
 
 
 def groups(misses: Sequence[Miss]) -> list[tuple[Miss, list[Miss]]]:

@@ -74,7 +74,7 @@ def render_streams(summary: Summary, *, sort: str = "harm") -> Block:
 
     def build(width: int, height: int | None) -> list[Text]:
         columns: list[Column[StreamRow]] = [
-            Column("stream", lambda s: (clean(s.name or s.id), "" if s.alive else DIM), least=18, most=32),
+            Column("stream", lambda s: (clean(s.title), "" if s.alive else DIM), least=18, most=32),
             Column("", lambda s: "" if s.alive else ("ended", DIM), 2),
             Column("missed", _misses, right=True),
             Column("episodes", lambda s: count(s.episodes), 1, right=True),

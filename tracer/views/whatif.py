@@ -85,7 +85,7 @@ def _cycles(found: Prediction, full: bool) -> Block:
 
     columns: list[Column[CycleRow]] = [
         Column("cycle", lambda r: count(r.cycle), right=True),
-        Column("stream", lambda r: clean(r.stream), 2),
+        Column("stream", lambda r: clean(r.name), 2),
         Column("leg", lambda r: r.leg, 3),
         Column("cause", lambda r: r.cause, 1),
         Column("late by", lambda r: late(r.late_ns), right=True),

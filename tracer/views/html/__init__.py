@@ -72,7 +72,7 @@ def to_html(summary: Summary, *, title: str, notes: Sequence[str] = ()) -> str:
             locks=sort_locks(summary.locks, "harm")[:LOCKS],
             threads=sorted(summary.threads, key=lambda t: (not t.role, t.tgid, t.role, t.tid))[:THREADS],
             left_out=_left_out(summary, len(drawn), len(held)),
-            names={stream.id: stream.name or stream.id for stream in summary.streams},
+            names={stream.id: stream.title for stream in summary.streams},
         )
     )
 

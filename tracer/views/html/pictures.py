@@ -87,7 +87,7 @@ def timeline(miss: Miss, summary: Summary) -> Timeline:
         sub = f"{thread.role} {tid}".strip() if thread is not None else ""
         lanes.append(Lane(label, sub, *_lane(columns[tid], pieces)))
     parts = alike(miss.segments)
-    name = {stream.id: stream.name or stream.id for stream in summary.streams}.get(miss.stream, miss.stream)
+    name = {stream.id: stream.title for stream in summary.streams}.get(miss.stream, miss.stream)
     used = {mark for lane in lanes for mark, _ in lane.shapes}
     return Timeline(
         miss=miss,

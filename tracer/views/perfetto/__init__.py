@@ -137,7 +137,7 @@ def _streams(out: Packets, tables: Tables) -> dict[str, int]:
     """Stream id -> its track, below its VMM."""
     wanted = as_rows(tables.df_streams(), "id", "tgid", "name")
     return {
-        str(id): out.track(out.process(tgid, f"process {tgid}"), f"stream {id} {as_text(name)}".rstrip())
+        str(id): out.track(out.process(tgid, f"process {tgid}"), f"stream {as_text(name) or id}")
         for id, tgid, name in wanted
     }
 
