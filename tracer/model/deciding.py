@@ -7,7 +7,7 @@ Owns the rule alone (docs/how-it-works.md says it in words); keeps nothing. Attr
 from __future__ import annotations
 
 from tracer.model import completions, others
-from tracer.model.cycles import CLOSES_NS, GRACE_NS, SETTLE_NS, Cycle, Stream
+from tracer.model.cycles import CLOSES_NS, GRACE_NS, SETTLE_NS, Cycle
 from tracer.model.filing import Filing
 from tracer.model.registry import Registry
 
@@ -61,17 +61,22 @@ def decided(cycle: Cycle, registry: Registry, filing: Filing, end_ns: int, final
         return final or end_ns >= cycle.closing_ns + SETTLE_NS
     if not final and end_ns < cycle.deadline_ns + GRACE_NS + SETTLE_NS:
         return False
-    if stream.last_signal_ns <= cycle.signal_ns or _closed(stream, registry, end_ns):
+    if stream.last_signal_ns <= cycle.signal_ns or _closed(cycle, registry, end_ns):
         cycle.missed, cycle.leg = False, "ended"  # the stream was not signalled again: it ended
     return True
 
 
-def _closed(stream: Stream, registry: Registry, end_ns: int) -> bool:
-    """Whether a stream's worker exited, and the server stopped signalling it: its client went."""
+def _closed(cycle: Cycle, registry: Registry, end_ns: int) -> bool:
+    """Whether a stream's worker exited, and the server stopped signalling it: its client went.
+
+    What was due well before that was missed by a worker that was still there.
+    """
+    stream = cycle.stream
     worker = registry.threads.get(stream.context)
     return (
         worker is not None
         and worker.exit_ns is not None
+        and cycle.deadline_ns >= worker.exit_ns - CLOSES_NS
         and stream.last_signal_ns <= worker.exit_ns + CLOSES_NS
         and end_ns >= stream.last_signal_ns + CLOSES_NS
     )
