@@ -232,3 +232,39 @@ def test_what_g_computes_is_ours_if_it_slept_until_then_or_each_kick_has_its_com
     world.theirs, world.slept = theirs, slept
     (miss,) = origins(analyse(world, play_on(world, Delays(gpu_cpu=LATE))))
     assert (miss.cause, miss.sufficient) == ("on_cpu", ("on_cpu:gpu worker",)), (miss.detail, miss.segments)
+
+
+class WithoutPoll(PollThenWrite):
+    """The guest kicks for its command alone. G, woken ``after`` the interrupt in a late cycle, computes."""
+
+    after = 20 * US
+
+    def _complete(self, irq: int, d: Delays) -> int:
+        ours = irq + 320 * US
+        self.sleep(V, irq - 1 * US, irq + 3 * US, W, VMM)
+        self.free[V] = ours + 2 * US
+        self._rearmed(irq + 30 * US)
+        kick = irq + self.after if d.gpu_cpu else ours
+        self._kicked(kick)
+        done = self.free[G] + 10 * US + d.gpu_cpu
+        self.add(r.write(G, done - 4 * US, done, fd=14, eventfd=DONE_ID))
+        self.free[G] = done + 2 * US
+        if d.gpu_cpu and self.theirs:
+            self.add(r.read(G, done + 1 * US, done + 2 * US, fd=13, eventfd=KICK_ID))
+        return done
+
+
+def test_what_g_computes_from_a_kick_on_that_came_before_ours_ever_does_is_another_command() -> None:
+    (miss,) = origins(analyse(world := WithoutPoll(), play_on(world, Delays(gpu_cpu=LATE))))
+    assert (miss.leg, miss.kick) == ("completion", "inferred")
+    assert (miss.cause, miss.sufficient) == ("head_of_line", ("head_of_line",)), (miss.detail, miss.segments)
+
+
+@pytest.mark.parametrize(("theirs", "after"), [(False, 20 * US), (True, 320 * US), (True, 300 * US)])
+def test_it_is_ours_if_no_kick_came_meanwhile_or_g_was_woken_when_ours_comes(
+    theirs: bool, after: int
+) -> None:
+    world = WithoutPoll()
+    world.theirs, world.after = theirs, after
+    (miss,) = origins(analyse(world, play_on(world, Delays(gpu_cpu=LATE))))
+    assert (miss.cause, miss.sufficient) == ("on_cpu", ("on_cpu:gpu worker",)), (miss.detail, miss.segments)

@@ -25,6 +25,8 @@ from tracer.model.window import Window
 #: On-time cycles that a baseline looks back on, and how many it needs to be a median.
 BASELINE_CYCLES: Final = 64
 BASELINE_MIN: Final = 8
+#: Sooner than in one cycle of so many is no usual time.
+SELDOM: Final = 20
 #: How far before an on-time cycle spans are looked at: enough for a turn and a kick.
 BASELINE_BEFORE_NS: Final = 5_000_000
 
@@ -72,6 +74,11 @@ class Usual:
         return self._known().guest_ns
 
     @property
+    def soon_ns(self) -> int:
+        """The guest's time where it is as short as in one cycle of ``SELDOM``, 0 where too few are known."""
+        return self._known().soon_ns
+
+    @property
     def command_ns(self) -> int:
         """G's usual time on a command of ours."""
         return self._known().command_ns
@@ -79,11 +86,12 @@ class Usual:
     def _known(self) -> Habits:
         if self._habits is None:
             self._measure(self._samples, False)
-            guests = [s.guest_ns for s in self._samples if s.guest_ns is not None]
+            guests = sorted(s.guest_ns for s in self._samples if s.guest_ns is not None)
             commands = [s.command_ns for s in self._samples if s.command_ns is not None]
             self._habits = Habits(
                 median_low(guests) if guests else DEFAULT_GUEST_NS,
                 median_low(commands) if commands else DEFAULT_COMMAND_NS,
+                guests[len(guests) // SELDOM] if len(guests) >= BASELINE_MIN else 0,
             )
         return self._habits
 

@@ -181,9 +181,9 @@ class Commands:
         # before it: G was woken for that one. (Time without a CPU is no computing.)
         limit = 2 * habits.command_ns
         others = others or (polled and 0 < limit < start - low and limit < _computed(window, gpu, low, start))
-        if polled and woken > irq and not others:
-            usual = max(irq, woken - habits.guest_ns) + habits.guest_ns
-            ahead = self._computed_ahead(window, gpu, irq, start, usual, first, habits)
+        if woken > irq and not others:
+            soon = max(irq, woken - habits.guest_ns) + habits.guest_ns if polled else irq + habits.soon_ns
+            ahead = self._computed_ahead(window, gpu, irq, start, soon, first, habits)
             if ahead:
                 path.computed, others, start = (start, ahead), True, ahead
         # Had it come while G slept, G would have been woken by it.
@@ -231,21 +231,22 @@ class Commands:
         return max(begin or low, low), False, polled
 
     def _computed_ahead(
-        self, window: Window, gpu: int, irq: int, begin: int, usual: int, first: int, habits: Habitual
+        self, window: Window, gpu: int, irq: int, begin: int, soon: int, first: int, habits: Habitual
     ) -> int:
         """Where our command began after one that G only computed for, since ``begin``; 0 if there is none.
 
-        What woke G was the kick of the POLL that goes with ours. Until ours usually comes it computed for
-        longer than all of ours takes, and before it slept it read more kicks than it is seen to end commands.
+        What woke G was the kick of the POLL that goes with ours, or one that came before ours ever does.
+        Until ours comes (the POLL's: usually; else: at the soonest) it computed for longer than all of ours
+        takes, and before it slept it read more kicks than it is seen to end commands.
         """
         limit = 2 * habits.command_ns
-        if not 0 < limit < usual - begin:
+        if not 0 < limit < soon - begin:
             return 0
         # Our own begins, at the latest, with what a command does besides computing.
         own = min(
             (c.enter for c in window.calls(gpu) if begin <= c.enter < first and not c.is_wake), default=first
         )
-        if own < usual or _computed(window, gpu, begin, usual) <= limit:
+        if own < soon or _computed(window, gpu, begin, soon) <= limit:
             return 0
         tgid, stop = self._registry.tgid(gpu), window.stop_ns + AFTER_NS
         kick, asleep = self._kicks.runs(gpu, tgid, window.start_ns - BEFORE_NS, stop).traceless(irq)

@@ -91,6 +91,10 @@ class Habitual(Protocol):
         """From interrupt to kick."""
 
     @property
+    def soon_ns(self) -> int:
+        """From interrupt to kick where that is as short as in one cycle of twenty; 0: too few are known."""
+
+    @property
     def command_ns(self) -> int:
         """G's time on one command of ours."""
 
@@ -101,3 +105,4 @@ class Habits:
 
     guest_ns: int = DEFAULT_GUEST_NS
     command_ns: int = DEFAULT_COMMAND_NS
+    soon_ns: int = 0
