@@ -10,9 +10,9 @@ import pytest
 import records as r
 from world import AUDIO, MS, START, US, VMM, D, G, W
 
-from tracer.model.completions import match
 from tracer.model.drivers import Driver
 from tracer.model.eventfds import Completion, Eventfd, Series
+from tracer.model.matching import match
 from tracer.model.registry import Registry
 from tracer.model.step import Step
 from tracer.model.streams import Cycle, Stream, Streams
@@ -174,8 +174,8 @@ def test_streams_that_ended_become_counts() -> None:
     assert misses(found) == []
     kept = streams.all_kept()
     assert len(kept) <= 64
-    assert streams.past.cycles + sum(s.cycles for s in kept) == len(found)
-    assert streams.past.streams + len(kept) == 600
+    assert streams.rest.past.cycles + sum(s.cycles for s in kept) == len(found)
+    assert streams.rest.past.streams + len(kept) == 600
     assert len(streams.filing) <= 64
     assert streams.streams == []
     # A miss names its stream for as long as it is kept itself: without the stream's events.

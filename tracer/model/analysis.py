@@ -150,8 +150,8 @@ class Analysis:
             self._judge.note_losses(lost.view(RECORD))
         self._decide(step.end_ns)
         self.streams.trim(step.end_ns)
-        while self.streams.dropped:
-            self.verdicts.forget(self.streams.dropped.pop())
+        while self.streams.rest.dropped:
+            self.verdicts.forget(self.streams.rest.dropped.pop())
 
     def _decide(self, end_ns: int, *, final: bool = False) -> None:
         cycles = self.streams.decide(end_ns, final=final)

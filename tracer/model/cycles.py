@@ -2,7 +2,7 @@
 """Streams and their cycles, as everybody in model/ sees them.
 
 Owns the shapes. Who finds streams is streams.py's and inferred.py's, what decides a
-cycle is streams.py's. Times are ns.
+cycle is deciding.py's. Times are ns.
 """
 
 from __future__ import annotations

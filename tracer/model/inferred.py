@@ -16,7 +16,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from tracer.model import completions
+from tracer.model import matching
 from tracer.model.cadence import Cadence, Grid
 from tracer.model.choices import Choices
 from tracer.model.cycles import MIN_COMPLETIONS, Stream
@@ -210,7 +210,7 @@ class Inferred:
                 continue
             for stream in missing:
                 stream.match_at = stream.taken_over * 3 // 2 + 1
-            tgid, windows = group[0].watch.tgid, group[0].grid.windows(completions.RANKED_CYCLES)
+            tgid, windows = group[0].watch.tgid, group[0].grid.windows(matching.RANKED_CYCLES)
             workers = {f.stream.context for f in self.followers.values()}
             pairs = [Completion.of(e, tgid) for _, e in sorted(self._written.items()) if tgid in e.written]
             fits = [
@@ -219,10 +219,10 @@ class Inferred:
                 if done.id not in self._read_ns
                 and done.written.total >= MIN_COMPLETIONS
                 and not workers.intersection(done.written.tid)
-                and completions.keeps_step(done, windows)
+                and matching.keeps_step(done, windows)
             ]
             if fits:
-                completions.match([f.stream for f in group], fits)
+                matching.match([f.stream for f in group], fits)
 
     # --- forgetting --------------------------------------------------------------
 

@@ -17,7 +17,8 @@ from tracer.model.lead import REMEDY_TEXT, lead
 from tracer.model.leaves import LOCK, Leaf, Word
 from tracer.model.misses import EpisodeState, MissState
 from tracer.model.remedies import Remedies
-from tracer.model.streams import MIN_CYCLES, Stream
+from tracer.model.resting import MIN_CYCLES
+from tracer.model.streams import Stream
 from tracer.model.summary import (
     DriverRow,
     Episode,
@@ -416,7 +417,7 @@ class Rows:
     ) -> tuple[str, str]:
         """Still happening? Since when? How often? Why? And the one thing to do."""
         a = self._a
-        past = a.streams.past
+        past = a.streams.rest.past
         streams = [s for s in a.streams.all_kept() if s.cycles]
         if not streams and not past.cycles:
             if a.facts.elapsed_ns < PATIENCE_NS:

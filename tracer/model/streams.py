@@ -11,22 +11,21 @@ Attributes nothing.
 
 from __future__ import annotations
 
-from collections import deque
-from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 
-from tracer.model import completions
+from tracer.model import completions, matching
 from tracer.model.cycles import GRACE_NS, MIN_COMPLETIONS, SETTLE_NS, Cycle, Stream
 from tracer.model.deciding import decided
 from tracer.model.drivers import Driver, Loops
-from tracer.model.eventfds import Completion, Eventfd, Series
+from tracer.model.eventfds import Eventfd, Series
 from tracer.model.filing import Filing
 from tracer.model.inferred import Inferred
 from tracer.model.ownloops import OwnLoops
 from tracer.model.registry import Registry
+from tracer.model.resting import Resting
 from tracer.model.step import Step
 from tracer.model.untimed import Untimed
 from tracer.schema import Flag, Kind, Records
@@ -47,12 +46,6 @@ __all__ = [
 KEEP_NS: Final = 8_000_000_000
 #: Events are forgotten this often.
 TRIM_EVERY_NS: Final = 1_000_000_000
-#: A stream without a signal for this long rests: it costs nothing until it is signalled again.
-REST_NS: Final = 1_000_000_000
-#: Streams at rest that are kept (for their tables, and to go on), the longest; others are kept as counts.
-KEEP_RESTING: Final = 64
-#: A stream of fewer cycles is not worth keeping once it rests.
-MIN_CYCLES: Final = 8
 #: Streams of an audio server that was just attached to show within this time; none is inferred till then.
 APPEAR_NS: Final = 1_000_000_000
 
@@ -68,22 +61,12 @@ def _among(tgids: NDArray[np.uint32], few: list[int]) -> NDArray[np.bool_]:
     return found
 
 
-@dataclass(slots=True)
-class Past:
-    """Streams that are kept as counts only."""
-
-    streams: int = 0
-    cycles: int = 0
-
-
 class Streams:
     """All eventfds, drivers and streams; ``step`` takes records, ``decide`` gives back cycles.
 
     Attributes:
         streams: those signalled of late, or with a cycle that is not decided yet.
-        resting: those that ended or pause, oldest first.
-        past: what was dropped from ``resting``, as counts.
-        dropped: streams dropped since somebody last emptied this list.
+        rest: those that ended or pause, and counts of those that are not kept.
     """
 
     def __init__(self, registry: Registry, period: tuple[int, int] | None = None) -> None:
@@ -93,9 +76,7 @@ class Streams:
         self._untimed = Untimed(self.loops.of_thread, self.loops.new)
         self._own_loops = OwnLoops(registry)
         self.streams: list[Stream] = []
-        self.resting: deque[Stream] = deque()
-        self.past = Past()
-        self.dropped: list[Stream] = []
+        self.rest = Resting()
         self.inferred = Inferred(registry, self._new_stream, period)
         self._by_eventfd: dict[int, Stream] = {}
         self._objects: dict[int, str] = {}
@@ -110,7 +91,7 @@ class Streams:
 
     def all_kept(self) -> list[Stream]:
         """Streams that are not counts only, in the order in which they were found."""
-        return sorted([*self.streams, *self.resting], key=lambda s: s.serial)
+        return sorted([*self.streams, *self.rest.streams], key=lambda s: s.serial)
 
     def object_of(self, eventfd_id: int) -> str:
         """``stream`` or ``completion`` if an eventfd is one's, else "" (of streams that are not at rest)."""
@@ -157,7 +138,7 @@ class Streams:
         for stream in self.streams:
             if stream.exact and stream.alive:
                 self._take_signals(stream)
-        self._match_completions(step.end_ns)
+        matching.look_again(self.streams, self.filing, step.end_ns)
         self.loops.update_periods()
         self._objects = {s.completion.id: "completion" for s in self.streams if s.completion is not None}
         self._objects |= {s.wake.id: "stream" for s in self.streams if s.alive}
@@ -195,8 +176,7 @@ class Streams:
     def _revive(self, stream: Stream) -> None:
         """A stream that may be at rest was signalled."""
         if stream.resting:
-            stream.resting = False
-            self.resting.remove(stream)
+            self.rest.wake(stream)
             self.streams.append(stream)
 
     def _find_streams(self, touched: set[int]) -> None:
@@ -250,37 +230,6 @@ class Streams:
         stream.taken_over = signals.total
         stream.context = stream.wake.read.main_tid() or stream.context
 
-    def _match_completions(self, end_ns: int) -> None:
-        """Find each stream's completion eventfd: the one its VMM writes and its data loop reads."""
-        groups: dict[tuple[int, int], list[Stream]] = {}
-        wanted: dict[tuple[int, int], int] = {}  # by how many signals of the longest one that is looked at
-        silent: set[tuple[int, int]] = set()
-        for stream in self.streams:
-            if stream.exact and stream.alive:
-                key = (stream.tgid, id(stream.driver))
-                groups.setdefault(key, []).append(stream)
-                certain = stream.completion_expected and not stream.guessed
-                if not certain and stream.taken_over >= stream.match_at:
-                    stream.match_at = stream.taken_over * 3 // 2 + 1
-                    wanted[key] = max(wanted.get(key, 0), stream.taken_over)
-                elif stream.completion_expected and stream.pending and not stream.pending[0].closing_ns:
-                    silent.add(key)
-        for key in sorted(wanted.keys() | silent, key=lambda k: groups[k][0].serial):
-            peers = groups[key]
-            fits = self._answered(peers[0].tgid, peers[0].driver.tid)
-            if key not in wanted:
-                moved = [s for s in peers if completions.went_elsewhere(s, fits, end_ns)]
-                if not moved:
-                    continue
-                gone = {s.completion.id for s in moved if s.completion is not None}
-                peers, fits = moved, [e for e in fits if e.id not in gone]
-            completions.match(peers, fits, completions.cycles_for(wanted.get(key, 0)))
-
-    def _answered(self, tgid: int, loop: int) -> list[Completion]:
-        """Eventfds that a VMM writes and a data loop reads."""
-        found = (self.filing.eventfds[number] for number in sorted(self.filing.answered))
-        return [Completion.of(e, tgid) for e in found if tgid in e.written and e.taken.main_tid() == loop]
-
     # --- cycles ------------------------------------------------------------------
 
     def decide(self, end_ns: int, *, final: bool = False) -> list[Cycle]:
@@ -315,41 +264,16 @@ class Streams:
         for stream in self.streams:
             if stream.pending:
                 horizon = min(horizon, stream.pending[0].start_ns - 1_000_000_000)
-        self._rest(end_ns)
-        for number in self.filing.forget(horizon, self._by_eventfd):
-            self._untimed.forget(number)
-        self.inferred.trim(horizon, end_ns)
-        used = {id(s.driver) for s in (*self.streams, *self.resting)}
-        for driver in self.loops.forget(horizon, used):
-            self._untimed.drop(driver)
-
-    def _rest(self, end_ns: int) -> None:
         exited = {t.tgid for t in self._registry.targets.values() if not t.alive}
-        for stream in self.streams:
-            if stream.driver.tgid in exited and stream.last_signal_ns < end_ns - REST_NS:
-                stream.alive = False  # its server has exited
-        resting = {
-            s.serial
-            for s in self.streams
-            if not s.pending and (not s.alive or s.last_signal_ns < end_ns - REST_NS)
-        }
-        if not resting:
-            return
-        for stream in self.streams:
-            if stream.serial in resting:
-                stream.resting = True
-                self.resting.append(stream)
-        self.streams = [s for s in self.streams if s.serial not in resting]
-        short = [s for s in self.resting if not s.alive and s.cycles < MIN_CYCLES]
-        excess = sorted(self.resting, key=lambda s: s.cycles)[: max(0, len(self.resting) - KEEP_RESTING)]
-        gone = {s.serial: s for s in (*short, *excess)}
-        if gone:
-            self.resting = deque(s for s in self.resting if s.serial not in gone)
-            self.dropped += gone.values()
-        for stream in gone.values():
-            self.past.streams += 1
-            self.past.cycles += stream.cycles
+        self.streams, gone = self.rest.take(self.streams, exited, end_ns)
+        for stream in gone:
             if self._by_eventfd.get(stream.wake.id) is stream:
                 del self._by_eventfd[stream.wake.id]
             self.inferred.drop(stream)
             stream.let_go()
+        for number in self.filing.forget(horizon, self._by_eventfd):
+            self._untimed.forget(number)
+        self.inferred.trim(horizon, end_ns)
+        used = {id(s.driver) for s in (*self.streams, *self.rest.streams)}
+        for driver in self.loops.forget(horizon, used):
+            self._untimed.drop(driver)
