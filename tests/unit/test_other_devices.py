@@ -32,7 +32,8 @@ from world import (
     play_on,
 )
 
-from tracer.schema import OFFCPU, RW, Batch, Kind, Records, view
+from tracer.model.analysis import Analysis
+from tracer.schema import OFFCPU, RW, Batch, Kind, Records, Target, end_ns, view
 
 QUEUE, HALT = 0x7100, 0x7200  # condvars that G and the vCPU wait for
 JOB_ID = 50
@@ -116,6 +117,57 @@ def test_a_guest_in_another_process_may_have_kicked_at_any_time_while_g_was_busy
     (miss,) = origins(analyse(world, records))
     assert (miss.cause, "head_of_line" in miss.sufficient) == ("mixed", True), miss.sufficient
     assert "when the guest kicked is not known" in miss.detail
+
+
+GUEST = 999
+
+
+def guest_apart(records: Records) -> Records:
+    """The vCPUs are threads of a process of their own, as far as records say."""
+    records = records.copy()
+    off = view(records, OFFCPU)
+    off["waker_tgid"][(records["kind"] == Kind.OFFCPU) & np.isin(off["waker_tid"], (V, V2))] = GUEST
+    return records
+
+
+def with_guest(world: World, records: Records) -> Analysis:
+    """Both processes traced: the devices' and the guest's."""
+    batch = world.batch(records, int(end_ns(records)[-1]), first=True)
+    threads = [dataclasses.replace(t, tgid=GUEST) if t.tid in (V, V2) else t for t in batch.threads]
+    targets = (*batch.targets, Target(GUEST, "vmm", "crosvm"))
+    analysis = Analysis()
+    analysis.feed(dataclasses.replace(batch, threads=tuple(threads), targets=targets))
+    analysis.finish()
+    return analysis
+
+
+@pytest.mark.parametrize(("delays", "cause"), CAUSES)
+def test_a_guest_in_another_process_is_as_good_as_one_in_the_same_if_that_is_traced_too(
+    delays: Delays, cause: str
+) -> None:
+    world = World()
+    analysis = with_guest(world, guest_apart(play_on(world, delays)))
+    (miss,) = origins(analysis.summary())
+    assert miss.cause == cause, (miss.detail, miss.sufficient, miss.segments)
+    assert analysis.roles.vcpus(VMM) == [V, V2]
+
+
+def test_a_process_that_only_plays_the_guest_is_no_vmm_of_its_own() -> None:
+    world = World()
+    summary = with_guest(world, guest_apart(play_on(world, Delays(guest=LATE), warm=48))).summary()
+    assert list(summary.write_path) == [str(VMM)]
+    assert not [f.what for f in summary.findings if "not traced" in f.what or "whose cause" in f.what]
+
+
+@pytest.mark.parametrize(("apart", "told"), [(True, True), (False, False)])
+def test_that_the_guest_runs_in_a_process_that_is_not_traced_is_said(apart: bool, told: bool) -> None:
+    world = World()
+    records = play_on(world, warm=48)
+    if apart:
+        records = guest_apart(records)
+        records = records.take(np.flatnonzero(~np.isin(records["tid"], (V, V2))))
+    said = [f.do for f in feed(world, records).summary().findings if "not traced" in f.what]
+    assert said == [f"trace it as well: xdtrace attach {VMM} {GUEST}"] * told
 
 
 class WorkerCompletes(World):

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import islice
 
+from tracer.model import guests
 from tracer.model.acquire import without_inheritance
 from tracer.model.between import Between
 from tracer.model.counterfactual import Names as RemedyNames
@@ -219,6 +220,7 @@ class Analysis:
             (
                 *self.symptoms.findings(self.locks, self.verdicts.misses),
                 *self.between.findings(self._driven()),
+                *guests.findings(self.registry, self.roles),
             ),
         )
 

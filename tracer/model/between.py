@@ -101,7 +101,8 @@ class Between:
         """For how long threads of other processes had the CPU that a path waited for."""
         taken: Counter[int] = Counter()
         for leaf in off:
-            if leaf.instead and self.registry.tgid(leaf.instead) not in (0, victim):
+            tgid = self.registry.tgid(leaf.instead) if leaf.instead else 0
+            if self.registry.guests.get(tgid, tgid) not in (0, victim):
                 taken[leaf.instead] += leaf.ns
         return taken
 
@@ -113,7 +114,8 @@ class Between:
         Args:
             driven: the VMMs that each data loop (tid) drives streams of.
         """
-        if sum(t.role == "vmm" for t in self.registry.targets.values()) < 2:
+        vmms = [t.tgid for t in self.registry.targets.values() if t.role == "vmm"]
+        if len(set(vmms) - self.registry.guests.keys()) < 2:
             return
         yield from self._shared(driven)
         for victim, causes in sorted(self.causes.items()):

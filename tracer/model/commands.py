@@ -131,7 +131,7 @@ class Commands:
         Only a running vCPU kicks; and once every vCPU sleeps although the interrupt is older
         than this guest usually takes, it has nothing left to do: the kick is behind it.
         """
-        tids = self._registry.with_role("vcpu", cycle.stream.tgid)
+        tids = self._roles.vcpus(cycle.stream.tgid)
         if not tids or start <= irq:
             return max(irq, start)
         awake: list[tuple[int, int]] = []
@@ -150,7 +150,7 @@ class Commands:
 
     def _earliest_kick(self, cycle: Cycle, window: Window, low: int, high: int) -> int:
         """The earliest moment in [low, high] at which our kick can have come: when some vCPU ran."""
-        tids = self._registry.with_role("vcpu", cycle.stream.tgid)
+        tids = self._roles.vcpus(cycle.stream.tgid)
         runs = [
             piece.start
             for tid in tids

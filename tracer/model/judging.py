@@ -131,6 +131,6 @@ class Judge:
         """The vCPU that plays the guest: the one that woke G for this command, else who mostly does."""
         if self._registry.role(path.kicker) == "vcpu":
             return path.kicker
-        tids = self._registry.with_role("vcpu", cycle.stream.tgid)
+        tids = self._roles.vcpus(cycle.stream.tgid)
         votes = self._roles.vcpu_votes
         return max(tids, key=lambda t: (votes.get(t, 0), -t)) if tids else 0

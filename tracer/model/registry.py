@@ -42,7 +42,11 @@ class ThreadState:
 
 @dataclass(slots=True)
 class Registry:
-    """Processes, threads, fds, call sites. Threads of untraced processes are kept for their names."""
+    """Processes, threads, fds, call sites. Threads of untraced processes are kept for their names.
+
+    Attributes:
+        guests: processes that run only a VMM's guest (its devices are elsewhere), and whose.
+    """
 
     targets: dict[int, Target] = field(default_factory=dict)
     threads: dict[int, ThreadState] = field(default_factory=dict)
@@ -50,6 +54,7 @@ class Registry:
     epolls: dict[tuple[int, int, int], EpollEntry] = field(default_factory=dict)
     sites: dict[tuple[int, int], CallSite] = field(default_factory=dict)
     lock_symbols: dict[tuple[int, int], LockSymbol] = field(default_factory=dict)
+    guests: dict[int, int] = field(default_factory=dict)
     _exited: deque[ThreadState] = field(default_factory=deque)
     # tgid by tid, 0 where unknown; the last place is nobody's, and stands for all tids beyond it.
     _tgids: NDArray[np.uint32] = field(default_factory=lambda: np.zeros(1 << 16, dtype=np.uint32))

@@ -52,6 +52,7 @@ class Roles:
     profile: NamesRoles | None = None
     gpu_votes: dict[int, Counter[int]] = field(default_factory=dict)
     vcpu_votes: Counter[int] = field(default_factory=Counter)
+    kicked_from: dict[int, Counter[int]] = field(default_factory=dict)  # per VMM: whose threads woke its G
     irq_ids: dict[int, set[int]] = field(default_factory=dict)
     _waits: dict[int, Counter[int]] = field(
         default_factory=dict
@@ -206,8 +207,12 @@ class Roles:
         # A read that a signal interrupts goes on: only its last waking is a kick.
         at = np.searchsorted(spans["enter_ns"], enter + calls["dur_ns"][reads]) - 1
         within = (at >= 0) & (spans["enter_ns"][np.maximum(at, 0)] >= enter)
-        for waker, n in _wakers(spans.take(at[within])):
+        woken = spans.take(at[within])
+        for waker, n in _wakers(woken):
             self.vcpu_votes[waker] += n
+        if self.registry.role(tid) == "G":  # a worker that is G as well is woken by the audio server too
+            by = woken["waker_tgid"][woken["waker_in_irq"] == 0]
+            self.kicked_from.setdefault(self.registry.tgid(tid), Counter()).update(by[by > 0].tolist())
 
     def _decide(self, streams: Streams) -> None:
         for tgid, votes in self.gpu_votes.items():
@@ -230,6 +235,33 @@ class Roles:
             state = self.registry.threads.get(tid)
             if state is not None and n >= MIN_VOTES and self.registry.is_vmm(state.tgid) and not state.role:
                 self._set(tid, "vcpu", "behaviour")
+        for tgid in self.kicked_from:
+            process = self.guest_process(tgid)
+            known = self.registry.guests.get(process)
+            devices = known is None and any(self.registry.with_role(role, process) for role in ("W", "G"))
+            if process != tgid and self.registry.is_vmm(process) and known is None and not devices:
+                self.registry.guests[process] = tgid
+
+    def guest_process(self, tgid: int) -> int:
+        """The process in which a VMM's guest runs, as far as its kicks tell: usually its own.
+
+        Devices may have a process of their own (crosvm's sandbox, vhost-user): the vCPUs are elsewhere.
+        """
+        votes = self.kicked_from.get(tgid)
+        if not votes:
+            return tgid
+        process, n = min(votes.items(), key=lambda item: (-item[1], item[0]))
+        target = self.registry.targets.get(process)
+        audio = target is not None and target.role == "audio"
+        return process if n >= MIN_VOTES and not audio else tgid
+
+    def vcpus(self, tgid: int) -> list[int]:
+        """The vCPU threads of a VMM's guest, ascending, in whatever traced process they are."""
+        own = self.registry.with_role("vcpu", tgid)
+        if own or tgid not in self.registry.guests.values():
+            return own
+        there = [process for process, vmm in self.registry.guests.items() if vmm == tgid]
+        return sorted(tid for process in there for tid in self.registry.with_role("vcpu", process))
 
     def gpu_worker(self, tgid: int, writer: int | None = None) -> int:
         """G of a VMM, 0 while unknown; of several the one that wrote, else the one that re-arms most."""

@@ -75,7 +75,7 @@ class WritePaths:
         """
         out: dict[str, WritePath] = {}
         for tgid, target in sorted(self.registry.targets.items()):
-            if target.role != "vmm":
+            if target.role != "vmm" or tgid in self.registry.guests:
                 continue
             seen = self._writes.of.get(tgid)
             if seen is None or not seen.writes:
