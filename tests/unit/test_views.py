@@ -74,11 +74,15 @@ def test_padded_text_has_exactly_its_width(text: str, width: int) -> None:
     st.integers(1, 120),
 )
 def test_a_bar_is_always_full(parts: list[tuple[str, int]], width: int) -> None:
-    assert fmt.bar(parts, width).cell_len == (width if sum(ns for _, ns in parts) else 0)
+    drawn = fmt.bar([ns for _, ns in parts], lambda i: parts[i][0], width)
+    assert drawn.cell_len == (width if sum(ns for _, ns in parts) else 0)
+    if drawn:
+        widest = max(parts, key=lambda part: part[1])[0]
+        assert fmt.SEGMENT_MARKS[widest][0] in drawn.plain or len(parts) > width
 
 
 def test_a_bar_shares_its_cells_by_time() -> None:
-    assert fmt.bar([("lock", 30), ("guest", 10)], 8).plain == "LLLLLLgg"
+    assert fmt.bar([30, 10], ("lock", "guest").__getitem__, 8).plain == "LLLLLLgg"
 
 
 def test_bars_and_sparklines_can_be_read_without_colour() -> None:

@@ -11,7 +11,7 @@ from rich.text import Text
 from tracer.model.lead import REMEDY_TEXT, ranked
 from tracer.model.summary import Finding, Remedy, Summary
 from tracer.views.fmt import BAD, DIM, WARN, clean, count, cut, wrap
-from tracer.views.grid import Block, Cell, Column, heading, table
+from tracer.views.grid import Block, Cell, Column, heading, table, table_wants
 from tracer.views.streams import tally
 
 _LEVELS = {"alert": ("!!", BAD), "warn": ("! ", WARN), "info": ("· ", DIM)}
@@ -72,6 +72,8 @@ def render_remedies(summary: Summary, *, titled: bool = True) -> Block:
     """
     rows = [(name, summary.counterfactual[name]) for name in ranked(summary.counterfactual)]
 
+    judged = any(remedy.of or remedy.episodes_of for _, remedy in rows)
+
     def share(got: int, of: int) -> Cell:
         return (f"{count(got)} of {count(of)}", "bold" if got else DIM)
 
@@ -83,10 +85,10 @@ def render_remedies(summary: Summary, *, titled: bool = True) -> Block:
     ]
 
     def build(width: int, height: int | None) -> list[Text]:
-        if not any(remedy.of or remedy.episodes_of for _, remedy in rows):
+        if not judged:
             return []
         note = "each alone would have avoided, by replay"
         lines = table("What would have helped", note, columns, rows, width, height)
         return lines if titled else lines[1:]
 
-    return Block(build)
+    return Block(build, table_wants(rows if judged else []) if titled else None)

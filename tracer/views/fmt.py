@@ -8,7 +8,9 @@ Never looks at a Summary and never prints.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from bisect import bisect_left
+from collections.abc import Callable, Iterable, Sequence
+from itertools import accumulate, groupby
 
 from rich.cells import cell_len, set_cell_size
 from rich.text import Text
@@ -157,25 +159,25 @@ def sparkline(slack_ns: Sequence[int | None], period_ns: int, width: int) -> Tex
     return line
 
 
-def bar(parts: Sequence[tuple[str, int]], width: int) -> Text:
-    """A bar of ``width`` cells for (mark name, ns) parts in order.
+def bar(parts_ns: Sequence[int], name: Callable[[int], str], width: int) -> Text:
+    """A bar of ``width`` cells for parts in order.
 
-    Each part gets its share by its cumulative end, so that the bar is always full; a part
+    Each part gets its share by its cumulative end, rounded, so that the bar is always full; a part
     shorter than half a cell may vanish, and the longest part never does.
+
+    Args:
+        name: of a part by its place: what it is marked as. Of thousands of parts a few dozen are asked for.
     """
-    total = sum(ns for _, ns in parts)
+    ends = list(accumulate(parts_ns))
+    total = ends[-1] if ends else 0
     line = Text(no_wrap=True)
     if total <= 0 or width <= 0:
         return line
-    done = 0
-    drawn = 0
-    for name, ns in parts:
-        done += ns
-        end = (2 * done * width + total) // (2 * total)
-        if end > drawn:  # of thousands of parts a few dozen are
-            letter, style, _ = SEGMENT_MARKS.get(name, SEGMENT_MARKS["unknown"])
-            line.append(letter * (end - drawn), style)
-            drawn = end
+    # A cell is the first part's whose end lies behind the cell's middle.
+    middles = (-(-total * (2 * cell + 1) // (2 * width)) for cell in range(width))
+    for part, cells in groupby(bisect_left(ends, middle) for middle in middles):
+        letter, style, _ = SEGMENT_MARKS.get(name(part), SEGMENT_MARKS["unknown"])
+        line.append(letter * sum(1 for _ in cells), style)
     return line
 
 

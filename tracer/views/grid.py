@@ -14,7 +14,8 @@ from typing import Generic, TypeVar
 from rich.cells import cell_len
 from rich.console import Console, ConsoleOptions, RenderResult
 from rich.segment import Segment
-from rich.text import Text
+from rich.style import Style
+from rich.text import Span, Text
 
 from tracer.views.fmt import DIM, NONE, TITLE, cut, is_endless, pad, wrap
 
@@ -28,16 +29,27 @@ class Block:
 
     Args:
         build: (width, height or None) -> lines; never longer than width cells.
-        wants: how many lines it would take with no limit of height.
+        wants: (width, height) -> how many lines that gives, where it can be told without drawing them.
     """
 
-    def __init__(self, build: Callable[[int, int | None], list[Text]]) -> None:
+    def __init__(
+        self,
+        build: Callable[[int, int | None], list[Text]],
+        wants: Callable[[int, int], int] | None = None,
+    ) -> None:
         self._build = build
+        self._wants = wants
 
     def lines(self, width: int, height: int | None = None) -> list[Text]:
         """The lines for ``width`` cells; cut at ``height`` lines."""
         lines = self._build(max(width, 20), height)
         return lines if height is None else lines[: max(height, 0)]
+
+    def wants(self, width: int, height: int) -> int:
+        """How many lines it takes of ``height``; a screen asks before it draws."""
+        if self._wants is None:
+            return len(self.lines(width, height))
+        return max(min(self._wants(max(width, 20), height), height), 0)
 
     def plain(self, width: int, height: int | None = None) -> str:
         """The same without styles, each line ended by a newline."""
@@ -50,8 +62,15 @@ class Block:
 def segments(console: Console, lines: Iterable[Text]) -> Iterable[Segment]:
     """Lines as segments, without rich's wrapping (they fit already)."""
     for line in lines:
-        yield from line.render(console)
+        yield from line_segments(console, line)
         yield Segment.line()
+
+
+def line_segments(console: Console, line: Text) -> Iterable[Segment]:
+    """A line as segments; ``Text.render`` alone forgets the style of a line that has no other."""
+    if line.style and not line.spans:
+        return (Segment(line.plain, console.get_style(line.style, default=Style.null())),)
+    return line.render(console)
 
 
 def stack(blocks: Sequence[Block], *, gap: int = 1) -> Block:
@@ -121,6 +140,12 @@ def _shown(widths: list[int], least: list[int], priorities: list[int], room: int
     return keep
 
 
+def table_wants(rows: Sequence[Row], empty: str = "") -> Callable[[int, int], int]:
+    """How many lines ``table`` makes of rows, at most the height."""
+    lines = len(rows) + 2 if rows else 2 if empty else 0
+    return lambda width, height: min(lines, height)
+
+
 def table(
     title: str,
     note: str,
@@ -166,22 +191,40 @@ def table(
     lines = [heading(title, note, width)]
     head = (" " * gap).join(pad(columns[i].title, w, right=columns[i].right) for i, w in widths.items())
     lines.append(Text(cut(head.rstrip(), width), DIM, no_wrap=True))
+    wide = sum(widths.values()) + gap * (len(widths) - 1) > width
+    shape = [(cells[i], w, columns[i].right) for i, w in widths.items()]
     for r in range(len(shown)):
-        line = Text(no_wrap=True)
-        for n, (i, w) in enumerate(widths.items()):
-            if n:
-                line.append(" " * gap)
-            text, style = cells[i][r]
-            if isinstance(style, Text) and cell_len(text) <= w:
-                line.append_text(style)
-                line.append(" " * (w - cell_len(text)))
-            else:
-                line.append(pad(text, w, right=columns[i].right), style if isinstance(style, str) else "")
-        line.truncate(width, overflow="ellipsis")
+        line = _line([(*column[r], w, right) for column, w, right in shape], " " * gap)
+        if wide:
+            line.truncate(width, overflow="ellipsis")
         lines.append(line)
     if hidden:
         lines.append(Text(cut(f"  … {hidden:,} more", width), DIM))
     return lines
+
+
+def _line(cells: Iterable[tuple[str, str | Text, int, bool]], gap: str) -> Text:
+    """A row of (text, style or a Text of its own, width, right) as one Text.
+
+    Made at once: ``Text.append`` costs five times as much, and a screen has hundreds of cells.
+    """
+    parts: list[str] = []
+    spans: list[Span] = []
+    at = 0
+    for text, style, width, right in cells:
+        if parts:
+            parts.append(gap)
+            at += len(gap)
+        part = pad(text, width, right=right)
+        if isinstance(style, Text):
+            if cell_len(text) <= width:
+                part = text + " " * (width - cell_len(text))
+                spans.extend(span.move(at) for span in style.spans)
+        elif style:
+            spans.append(Span(at, at + len(part), style))
+        parts.append(part)
+        at += len(part)
+    return Text("".join(parts), no_wrap=True, spans=spans)
 
 
 def heading(title: str, note: str, width: int) -> Text:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The live screen: rich's alternate screen, redrawn when something changed, and its keys.
+"""The live screen: redrawn when something changed, and its keys.
 
 Owns the terminal's mode from ``__enter__`` to ``__exit__`` and restores it whatever
 happens. Computes nothing; starts no thread (bcc's BPF() changes directory process-wide).
@@ -17,31 +17,16 @@ from collections.abc import Mapping, Sequence
 from types import FrameType, TracebackType
 from typing import Any, Self, TextIO
 
-from rich.console import Console, ConsoleOptions, RenderResult
-from rich.live import Live
-from rich.segment import Segment
 from rich.text import Text
 
 from tracer.model.summary import Summary
 from tracer.views.base import Action
 from tracer.views.fmt import BAD, DIM
+from tracer.views.paint import Painter
 from tracer.views.tables import SORTS, VIEWS, screen
 from tracer.views.text import TextBlocks, console_for
 
 _KEY_LABELS = ("1 overview", "2 locks", "3 held", "4 misses")
-
-
-class _Frame:
-    """Exactly one screen of lines, without rich's wrapping, padding or cropping."""
-
-    def __init__(self, lines: list[Text]) -> None:
-        self._lines = lines
-
-    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        for i, line in enumerate(self._lines):
-            if i:
-                yield Segment.line()
-            yield from line.render(console)
 
 
 class LiveScreen:
@@ -58,7 +43,7 @@ class LiveScreen:
         self._out = out
         self._console = console_for(out)
         self._keys = keys if keys is not None and keys.isatty() else None
-        self._live: Live | None = None
+        self._painter: Painter | None = None
         self._mode: list[Any] | None = None
         self._view = 0
         self._sort = 0
@@ -91,23 +76,14 @@ class LiveScreen:
         if self._keys is not None:
             self._mode = termios.tcgetattr(self._keys)
             tty.setcbreak(self._keys)
-        self._live = Live(
-            _Frame([]),
-            console=self._console,
-            screen=True,
-            auto_refresh=False,
-            vertical_overflow="crop",
-            redirect_stdout=False,
-            redirect_stderr=False,
-        )
-        self._live.start()
+        self._painter = Painter(self._console)
         self._drawn = ()
 
     def _leave_screen(self) -> None:
         try:
-            if self._live is not None:
-                live, self._live = self._live, None
-                live.stop()
+            if self._painter is not None:
+                painter, self._painter = self._painter, None
+                painter.close()
         finally:
             if self._mode is not None and self._keys is not None:
                 mode, self._mode = self._mode, None
@@ -166,7 +142,7 @@ class LiveScreen:
 
     def _draw(self) -> None:
         """Draw what there is, unless it is on the screen already."""
-        if self._live is None or self._summary is None:
+        if self._painter is None or self._summary is None:
             return
         width, height = self._console.size
         state = (id(self._summary), width, height, self._view, self._sort, self._paused)
@@ -182,7 +158,7 @@ class LiveScreen:
             paused=self._paused,
             footer=self._footer(width),
         )
-        self._live.update(_Frame(lines), refresh=True)
+        self._painter.paint(lines, (width, height))
 
     def _footer(self, width: int) -> Text:
         line = Text(no_wrap=True)

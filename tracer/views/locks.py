@@ -11,7 +11,7 @@ from rich.text import Text
 
 from tracer.model.summary import BlameRow, HeldRow, LockRow, Summary
 from tracer.views.fmt import BAD, DIM, NONE, WARN, clean, count, duration, percent
-from tracer.views.grid import Block, Cell, Column, table
+from tracer.views.grid import Block, Cell, Column, table, table_wants
 
 #: Behind an operation that no symbol names: told from its thread's syscalls (model/operations.py).
 INFERRED = "*"
@@ -70,10 +70,10 @@ def render_locks(summary: Summary, *, sort: str = "harm") -> Block:
     ]
     rows = sort_locks(summary.locks, sort)
     note = {"harm": "misses caused, then time waited", "time": "time waited", "name": "name"}[sort]
+    empty = "no thread waited for a lock"
     return Block(
-        lambda width, height: table(
-            "Locks", f"sorted by {note}", columns, rows, width, height, empty="no thread waited for a lock"
-        )
+        lambda width, height: table("Locks", f"sorted by {note}", columns, rows, width, height, empty=empty),
+        table_wants(rows, empty),
     )
 
 
@@ -97,7 +97,7 @@ def render_blame(summary: Summary) -> Block:
     inferred = any("behaviour" in (b.holder_named_by, b.victim_named_by) for b in summary.blame)
     note = "what the holder did × who waited" + (f"; {INFERRED}: told by its syscalls" if inferred else "")
     rows = sorted(summary.blame, key=lambda b: (-b.misses, -b.wait_ns_total, b.lock, b.holder_operation))
-    return Block(lambda width, height: table("Blame", note, columns, rows, width, height))
+    return Block(lambda width, height: table("Blame", note, columns, rows, width, height), table_wants(rows))
 
 
 def _inside(row: HeldRow) -> Cell:
@@ -126,7 +126,8 @@ def render_held(summary: Summary) -> Block:
     return Block(
         lambda width, height: table(
             "Held", "how often a lock was held when a syscall began", columns, rows, width, height
-        )
+        ),
+        table_wants(rows),
     )
 
 

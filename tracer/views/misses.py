@@ -40,10 +40,6 @@ def mark(segment: Segment) -> str:
     return segment.via or segment.kind
 
 
-def _parts(miss: Miss) -> list[tuple[str, int]]:
-    return [(mark(segment), segment.ns) for segment in miss.segments]
-
-
 def _late(miss: Miss) -> str:
     return "never closed" if miss.late_ns is None else f"{duration(miss.late_ns)} late"
 
@@ -81,32 +77,38 @@ def groups(misses: Sequence[Miss]) -> list[tuple[Miss, list[Miss]]]:
 def render_misses(summary: Summary) -> Block:
     """The last misses, newest first: a sentence each, with its bar of segments."""
     names = _names(summary)
-    bars: dict[tuple[int, int], Text] = {}  # a screen asks twice: how many lines, and for them
+    recent = groups(summary.misses[-_RECENT:])
 
     def build(width: int, height: int | None) -> list[Text]:
         if not summary.misses:
             return []
         note = f"newest first, of {plural(_total(summary.streams, summary), 'missed cycle')}"
         lines = [heading("Misses", note, width)]
-        rows = groups(summary.misses if is_endless(width) else summary.misses[-_RECENT:])
-        left = len(rows)
+        rows = groups(summary.misses) if is_endless(width) else recent
+        shown, _ = _fit(rows, height)
         keys: set[str] = set()
-        for miss, carried in reversed(rows):
-            key = miss.id, _bar_width(width)
-            drawn = bars[key] = bars.get(key) or bar(_parts(miss), key[1])
-            entry = _entry(miss, drawn, carried, names, width)
-            below = 1 if left == 1 else 2  # the legend, and how many more there are
-            if height is not None and len(lines) > 1 and len(lines) + len(entry) + below > height:
-                break
-            lines.extend(entry)
+        for miss, carried in rows[: -shown - 1 : -1]:
+            drawn = _bar(miss.segments, _bar_width(width))
+            lines.extend(_entry(miss, drawn, carried, names, width))
             keys.update(_marks(drawn))
-            left -= 1
-        if left:
+        if left := len(rows) - shown:
             lines.append(Text(cut(f"  … {count(left)} earlier", width), DIM))
         lines.append(_legend(keys, width))
         return lines
 
-    return Block(build)
+    return Block(build, lambda width, height: _fit(recent, height)[1] if recent else 0)
+
+
+def _fit(rows: Sequence[tuple[Miss, list[Miss]]], height: int | None) -> tuple[int, int]:
+    """How many of the newest entries there is room for (at least one), and the lines of it all."""
+    lines, left = 1, len(rows)
+    for miss, _ in reversed(rows):
+        below = 1 if left == 1 else 2  # the legend, and how many more there are
+        if height is not None and lines > 1 and lines + _lines_of(miss) + below > height:
+            break
+        lines += _lines_of(miss)
+        left -= 1
+    return len(rows) - left, lines + (1 if left else 0) + 1
 
 
 def _total(streams: Sequence[StreamRow], summary: Summary) -> int:
@@ -117,6 +119,16 @@ def _legend(keys: set[str], width: int) -> Text:
     line = legend(keys)
     line.truncate(width, overflow="ellipsis")
     return line
+
+
+def _bar(segments: Sequence[Segment], width: int) -> Text:
+    """A bar of the segments, each with its mark."""
+    return bar([segment.ns for segment in segments], lambda i: mark(segments[i]), width)
+
+
+def _lines_of(miss: Miss) -> int:
+    """How many lines an entry takes."""
+    return 2 if miss.detail and miss.carried_from is None else 1
 
 
 def _bar_width(width: int) -> int:
@@ -147,7 +159,7 @@ def _entry(miss: Miss, drawn: Text, carried: Sequence[Miss], names: dict[str, st
             line.append(f"  {part}", WARN if part.startswith("evidence") else style or DIM)
     line.truncate(width, overflow="ellipsis")
     out = [line]
-    if miss.detail and miss.carried_from is None:
+    if _lines_of(miss) > 1:
         out.append(Text(cut("  " + clean(miss.detail), width), style, no_wrap=True))
     return out
 
@@ -235,7 +247,7 @@ def alike(segments: Sequence[Segment]) -> list[list[Segment]]:
 def _segments(segments: Sequence[Segment], width: int, most: int = 8) -> list[Text]:
     """The bar in order of time, then what it is made of, the largest part first."""
     drawn = Text("  ", no_wrap=True)
-    drawn.append_text(bar([(mark(s), s.ns) for s in segments], min(width - 2, 100)))
+    drawn.append_text(_bar(segments, min(width - 2, 100)))
     lines = [drawn] if segments else []
     total = sum(s.ns for s in segments)
     parts = alike(segments)

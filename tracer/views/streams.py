@@ -12,7 +12,7 @@ from rich.text import Text
 
 from tracer.model.summary import StreamRow, Summary, ThreadRow
 from tracer.views.fmt import BAD, DIM, GOOD, NONE, WARN, clean, count, duration, sparkline
-from tracer.views.grid import Block, Cell, Column, table
+from tracer.views.grid import Block, Cell, Column, table, table_wants
 
 _SPARK, _SPARK_NARROW = 24, 12  # cells; narrow under 100
 
@@ -95,7 +95,7 @@ def render_streams(summary: Summary, *, sort: str = "harm") -> Block:
         note = f"sorted by {_ORDER[sort]}"
         return table("Streams", note, columns, rows, width, height, empty=clean(summary.verdict))
 
-    return Block(build)
+    return Block(build, table_wants(rows, clean(summary.verdict)))
 
 
 _ORDER = {"harm": "misses, then least slack", "time": "least slack", "name": "name"}
@@ -117,4 +117,4 @@ def render_threads(summary: Summary) -> Block:
         Column("role seen by", lambda t: (clean(t.role_by), DIM), 5),
     ]
     rows = sorted(summary.threads, key=lambda t: (not t.role, t.tgid, t.role, t.tid))
-    return Block(lambda width, height: table("Threads", "", columns, rows, width, height))
+    return Block(lambda width, height: table("Threads", "", columns, rows, width, height), table_wants(rows))

@@ -100,7 +100,7 @@ def screen(
     lines = render_header(summary, paused=paused).lines(width)[: max(height - 1, 1)]
     blocks = _blocks(summary, view, sort)
     room = height - len(lines) - (1 if footer is not None else 0)
-    wants = [len(block.lines(width, max(room, 0))) for block in blocks]
+    wants = [block.wants(width, max(room, 0)) for block in blocks]
     for block, share in zip(blocks, _shares(wants, room), strict=True):
         if share and len(lines) < height - 1:
             lines.append(Text())
@@ -126,7 +126,7 @@ def _at_most(most: int, block: Block) -> Block:
             return block.lines(width, height)
         return block.lines(width, most if height is None else min(height, most))
 
-    return Block(build)
+    return Block(build, lambda width, height: block.wants(width, min(height, most)))
 
 
 def render_report(summary: Summary, *, full: bool = True) -> Block:
