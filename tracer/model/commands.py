@@ -8,7 +8,7 @@ took our command. Commands end with a write, a close, an epoll_ctl or a condvar'
 
 from __future__ import annotations
 
-from bisect import bisect_right, insort
+from bisect import bisect_left, bisect_right, insort
 from typing import Final
 
 import numpy as np
@@ -58,10 +58,6 @@ def _worked(window: Window, tid: int, start_ns: int, stop_ns: int) -> int:
 
 def _pairs(one: NDArray[np.int64], other: NDArray[np.int64]) -> list[tuple[int, int]]:
     return list(zip(one.tolist(), other.tolist(), strict=True))
-
-
-def _end(call: Call) -> int:
-    return call.end
 
 
 class Commands:
@@ -120,7 +116,9 @@ class Commands:
         """
         gs = self._registry.with_role("G", self._registry.tgid(writer))
         task = self._registry.role(writer) == "task"
-        for off in reversed(window.offs(writer)):
+        offs, (_, (low, high)) = window.track(writer).offs, window.bounds(writer)
+        for i in range(bisect_right(offs.begins, before_ns, low, high) - 1, low - 1, -1):
+            off = offs[i]
             if off.woken and off.woken <= before_ns and off.slept and not off.in_irq:
                 return off.woken if task or off.waker in gs else 0
         return 0
@@ -190,7 +188,7 @@ class Commands:
         path.kick_low_ns, path.kick_high_ns = low, start
         if woken > irq and not others:
             path.kick, path.kick_ns, start = "exact", woken, woken
-            path.kicker = next((o.waker for o in window.offs(gpu) if o.woken == woken and not o.in_irq), 0)
+            path.kicker = self._waker(window, gpu, woken)
         else:
             if not others and woken <= irq and start < first - habits.command_ns:
                 start = first - habits.command_ns  # pure CPU before ours: only our usual share is ours
@@ -208,15 +206,22 @@ class Commands:
         path.phases.append(Phase(start, end, GPU, gpu))
         path.command_ns = end - start
 
+    @staticmethod
+    def _waker(window: Window, tid: int, woken_ns: int) -> int:
+        """Who woke a thread at a time, 0 for an interrupt."""
+        offs, (_, (low, high)) = window.track(tid).offs, window.bounds(tid)
+        i = bisect_left(offs.ends, woken_ns, low, high)
+        return offs[i].waker if i < high and offs[i].woken == woken_ns and not offs[i].in_irq else 0
+
     def _command_start(self, window: Window, gpu: int, low: int, first: int) -> tuple[int, bool, bool]:
         """Where our own command began: the end of G's last act before it that is not ours.
 
         Returns:
             (start in ns, whether G worked for somebody else since ``low``, whether it woke W just before).
         """
-        tgid, calls, reading = self._registry.tgid(gpu), window.calls(gpu), self.reading(window, gpu)
-        begin, polled = None, False
-        for i in range(bisect_right(calls, first, key=_end) - 1, -1, -1):
+        tgid, calls, reading = self._registry.tgid(gpu), window.track(gpu).calls, self.reading(window, gpu)
+        begin, polled, bounds = None, False, window.bounds(gpu)[0]
+        for i in range(bisect_right(calls.ends, first, *bounds) - 1, bounds[0] - 1, -1):
             call = calls[i]
             if call.end <= low:
                 break

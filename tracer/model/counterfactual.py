@@ -228,8 +228,10 @@ class Names:
 
 def remedied(case: Case, remedy: str, names: Names) -> int:
     """When a cycle would have closed under a remedy."""
-    freed = case.freed(remedy_keys(remedy, names))
-    return case.replay(remedy_removal(case, remedy, names), freed=freed)
+    taken = remedy_removal(case, remedy, names)
+    if not taken:
+        return case.path.end_ns
+    return case.replay(taken, freed=case.freed(remedy_keys(remedy, names)))
 
 
 def remedy_keys(remedy: str, names: Names) -> list[Key]:

@@ -19,12 +19,14 @@ from tracer.model.roles import Roles
 from tracer.model.spans import OFF_BY_ITSELF
 from tracer.model.streams import Cycle
 from tracer.model.timeline import Timeline
-from tracer.schema import OFFCPU, RW, Kind, end_ns, view
+from tracer.schema import OFFCPU, Kind, end_ns, view
 
 #: On-time cycles needed to say what G does not do in them.
 MIN_ON_TIME: Final = 8
 #: A kick without a command is evidence where fewer than this share of on-time cycles have one as soon.
 RARE: Final = 0.05
+#: EINTR, EAGAIN: what was written is written next time.
+_TRY_AGAIN: Final = (4, 11)
 #: How far before a cycle's read G's sleeps are looked for.
 BEFORE_NS: Final = 5_000_000
 
@@ -50,16 +52,18 @@ class Failures:
         gpu = self._roles.gpu_worker(cycle.stream.tgid)
         tids = {gpu, *(self._registry.with_role("task", cycle.stream.tgid))} - {0}
         done = cycle.stream.completion.id if cycle.stream.completion is not None else -1
-        for tid in sorted(tids):
-            rows = view(self._timeline.spans(tid, start, cycle.end_ns), RW)
-            bad = rows[(rows["kind"] == Kind.WRITE) & (rows["ret"] < 0) & (rows["len"] == 8)]
-            bad = bad[(bad["enter_ns"] >= start) & (end_ns(bad) <= cycle.end_ns)]
-            bad = bad[~np.isin(bad["ret"], (-4, -11))]
-            # Ours only: to the stream's target, or (nothing having come) to an fd that is none any more.
-            unnamed = (bad["eventfd_id"] < 0) & (cycle.write_ns is None or answered_later(cycle))
-            bad = bad[unnamed | (bad["eventfd_id"] == done)]
-            if len(bad):
-                return f"a write by {self._registry.comm(tid)} failed with errno {-int(bad['ret'][0])}"
+        # Ours only: to the stream's target, or (nothing having come) to an fd that is none any more.
+        unnamed = cycle.write_ns is None or answered_later(cycle)
+        failed = [
+            (write.tid, write.errno)
+            for write in self._timeline.failed_writes(start, cycle.end_ns)
+            if write.tid in tids
+            and write.errno not in _TRY_AGAIN
+            and (write.eventfd == done or (unnamed and write.eventfd < 0))
+        ]
+        if failed:
+            tid, errno = min(failed, key=lambda write: write[0])
+            return f"a write by {self._registry.comm(tid)} failed with errno {errno}"
         return ""
 
     def unanswered(self, cycle: Cycle, on_time: Sequence[Cycle]) -> str:

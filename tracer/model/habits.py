@@ -80,16 +80,16 @@ class Answers:
         (low, high), _ = track.bounds(start, stop)
         works = self._roles.other_waits(tid)
         if track.until_ns - stop > RECENT_NS:
-            return _interrupts(track.call_columns[:, low:high], low, works)
+            return _interrupts(track.calls.columns[:, low:high], low, works)
         known = self._workers.get(tid)
         if known is None or known[0] is not track or known[1].low > low:
-            known = self._workers[tid] = (track, _interrupts(track.call_columns[:, low:], low, works))
+            known = self._workers[tid] = (track, _interrupts(track.calls.columns[:, low:], low, works))
         return known[1]
 
     def _kicks(self, tid: int, start: int, stop: int) -> _Kicks:
         track = self._timeline.track(tid, start)
         (low, high), (first, last) = track.bounds(start, stop)
-        calls, offs, parks = track.call_columns, track.off_columns, self._roles.parks(tid)
+        calls, offs, parks = track.calls.columns, track.offs.columns, self._roles.parks(tid)
         if track.until_ns - stop <= RECENT_NS:
             known = self._gpus.get(tid)
             if known is None or known[0] is not track or known[1].low > low:

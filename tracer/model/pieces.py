@@ -8,7 +8,7 @@ interval may be cut by itself. Steal is told per window (window.py): where it la
 from __future__ import annotations
 
 import enum
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from typing import Final, NamedTuple
 
 from tracer.model.spans import Call, Off
@@ -49,8 +49,10 @@ def cut(track: Track, start: int, stop: int) -> list[Piece]:
     A thread with no span at all is on a CPU in user space as far as records can say.
     """
     pieces: list[Piece] = []
-    append, cursor, calls = pieces.append, start, track.calls
-    at, n = bisect_right(track.call_ends, start), len(calls)
+    append, cursor, ends = pieces.append, start, track.calls.ends
+    at = bisect_right(ends, start)
+    n = min(bisect_left(ends, stop, at) + 1, len(ends))
+    calls = track.calls.between(at, n)
     for until, inside, outside, off in _runs(track, start, stop):
         while cursor < until:
             while at < n and calls[at][1] <= cursor:
@@ -74,8 +76,11 @@ def cut(track: Track, start: int, stop: int) -> list[Piece]:
 def _runs(track: Track, start: int, stop: int) -> list[tuple[int, State, State, Off | None]]:
     """What a thread was from one end to the next, as (end, state in a syscall, outside of it, span)."""
     runs: list[tuple[int, State, State, Off | None]] = []
-    cursor, offs = start, track.offs
-    for i in range(bisect_right(track.off_ends, start), len(offs)):
+    cursor, ends = start, track.offs.ends
+    first = bisect_right(ends, start)
+    last = min(bisect_left(ends, stop, first) + 1, len(ends))
+    offs = track.offs.between(first, last)
+    for i in range(first, last):
         off = offs[i]
         out, back, woken = off[0], off[1], off[2]
         if out >= stop:

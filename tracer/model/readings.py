@@ -32,6 +32,7 @@ from tracer.model.spans import (
     Call,
     Columns,
     Off,
+    calls_of,
 )
 from tracer.model.track import Track
 from tracer.schema import (
@@ -175,7 +176,7 @@ class WorkerReading:
     ) -> None:
         self.first = low
         self._track = track
-        columns = track.call_columns[:, low:high]
+        columns = track.calls.columns[:, low:high]
         kind = columns[KIND]
         at = np.flatnonzero((kind == _EPOLL_WAIT) & ~calls_among(columns, _EPOLL_WAIT, works))
         self.choice_at: list[int] = (at + low).tolist()
@@ -187,14 +188,17 @@ class WorkerReading:
         self.irq_at: list[int] = (at + low).tolist()
         self.irqs: list[int] = columns[END].take(at).tolist()
         waits = waits_among(columns)
-        calls = track.calls
         self.parked: list[Call] = []
         self.parked_at: list[int] = []
         self.within: list[Call] = []
         self.within_at: list[int] = []
         waiting = np.flatnonzero(waits)
-        for i, within in zip((waiting + low).tolist(), self._goes_on(kind, waiting).tolist(), strict=True):
-            call = calls[i]
+        for i, call, within in zip(
+            (waiting + low).tolist(),
+            calls_of(columns[:, waiting]),
+            self._goes_on(kind, waiting).tolist(),
+            strict=True,
+        ):
             if call[6] != 2 or not is_lock(call[8]):
                 (self.within if within else self.parked).append(call)
                 (self.within_at if within else self.parked_at).append(i)
@@ -217,7 +221,7 @@ class WorkerReading:
         found = self._rearms.get(at)
         if found is None:
             track, wait = self._track, self._track.calls[at]
-            after = bisect_right(track.off_ends, wait[1] + 1)
+            after = bisect_right(track.offs.ends, wait[1] + 1)
             found = self._rearms[at] = Rearm(*track.wake_in(wait, 0, after), after)
         return found
 
@@ -280,7 +284,7 @@ class GpuReading:
         parks: bool = False,
     ) -> None:
         self.first = low
-        self._columns = columns = track.call_columns[:, low:high]
+        self._columns = columns = track.calls.columns[:, low:high]
         also = also_idle(columns, parks=parks)
         #: What is idle by what follows or by habit, by its begin.
         self._also = set(columns[ENTER].take(also).tolist())
@@ -290,7 +294,7 @@ class GpuReading:
         self.any_reads = not len(flagged)
         self._kicks = idle if self.any_reads else flagged
         #: When it was woken out of its idle call, in order.
-        self.woken: list[int] = wakings(columns, self._kicks, track.off_columns[:, offs]).tolist()
+        self.woken: list[int] = wakings(columns, self._kicks, track.offs.columns[:, offs]).tolist()
         #: How long it worked within some intervals, as far as that was asked.
         self.worked: dict[tuple[int, int], int] = {}
         self._is_lock = is_lock

@@ -12,14 +12,14 @@ from __future__ import annotations
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Final, NamedTuple
 
 import numpy as np
 
 from tracer.model.step import Step, Threads
 from tracer.model.track import MIN_STOLEN_NS, Track
 from tracer.model.words import join
-from tracer.schema import OFFCPU, RECORD, Flag, Kind, Records, empty_records, end_ns, view
+from tracer.schema import OFFCPU, RECORD, RW, Flag, Kind, Records, empty_records, end_ns, view
 
 #: One step of record time. All state of the model changes only at multiples of it.
 STEP_NS: Final = 200_000_000
@@ -106,6 +106,16 @@ def _in_order(records: Records) -> Records:
     return records
 
 
+class FailedWrite(NamedTuple):
+    """A write of eight bytes, as to an eventfd, that failed."""
+
+    tid: int
+    enter: int
+    end: int
+    errno: int
+    eventfd: int
+
+
 @dataclass(slots=True)
 class _Chunk:
     """One step's spans by thread."""
@@ -113,6 +123,7 @@ class _Chunk:
     end_ns: int
     threads: Threads
     stolen: list[tuple[int, int]]
+    failed: list[FailedWrite] | None = None
 
 
 @dataclass(slots=True)
@@ -181,6 +192,16 @@ class Timeline:
             for out, back in chunk.stolen
         )
 
+    def failed_writes(self, start_ns: int, stop_ns: int) -> Iterator[FailedWrite]:
+        """Failed writes within an interval, of each thread in order; looked for once a step."""
+        first = bisect_left(self._chunk_ends, start_ns)
+        for chunk in self._chunks[first : bisect_left(self._chunk_ends, stop_ns) + 1]:
+            if chunk.failed is None:
+                chunk.failed = _failed(chunk.threads.records)
+            for write in chunk.failed:
+                if write.enter >= start_ns and write.end <= stop_ns:
+                    yield write
+
     def track(self, tid: int, start_ns: int) -> Track:
         """A thread's spans from a time on as tuples; converted once and kept."""
         track = self._tracks.get(tid)
@@ -202,6 +223,17 @@ def _stolen(spans: Records) -> list[tuple[int, int]]:
     at = np.flatnonzero((off["kind"] == Kind.OFFCPU) & (off["stolen_ns"] >= MIN_STOLEN_NS))
     rows = off.take(at)
     return list(zip(rows["enter_ns"].tolist(), end_ns(rows).tolist(), strict=True))
+
+
+def _failed(spans: Records) -> list[FailedWrite]:
+    """The writes of eight bytes among spans (n,) that failed; one that is still open has not."""
+    rw = view(spans, RW)
+    at = np.flatnonzero(
+        (rw["ret"] < 0) & (rw["kind"] == Kind.WRITE) & (rw["len"] == 8) & ((rw["flags"] & Flag.OPEN) == 0)
+    )
+    rows = rw.take(at)
+    columns = (rows["tid"], rows["enter_ns"], end_ns(rows), -rows["ret"].astype(np.int64), rows["eventfd_id"])
+    return [FailedWrite(*row) for row in zip(*(column.tolist() for column in columns), strict=True)]
 
 
 def _without_superseded(found: Records) -> Records:

@@ -9,14 +9,15 @@ time is cut. Plain tuples, because a verdict looks at each span a few times, one
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
-from typing import Final
+from typing import Final, TypeVar
 
 from tracer.model.pieces import Piece, State, cut
 from tracer.model.spans import Call, Off
 from tracer.model.timeline import Timeline
-from tracer.model.track import MIN_STOLEN_NS, Track
+from tracer.model.track import MIN_STOLEN_NS, Spans, Track
 from tracer.schema import Flag, Kind
 
+_Span = TypeVar("_Span", Call, Off)
 _WRITE: Final = int(Kind.WRITE)
 _EVENTFD: Final = int(Flag.EVENTFD)
 #: How far around a window spans are taken: a turn before it, and the steal told after it.
@@ -76,13 +77,13 @@ class Window:
     def calls(self, tid: int) -> list[Call]:
         """Syscall spans of a thread around the window, by end."""
         if tid not in self._calls:
-            self._calls[tid] = self.track(tid).calls[slice(*self.bounds(tid)[0])]
+            self._calls[tid] = _some(self.track(tid).calls, self.bounds(tid)[0])
         return self._calls[tid]
 
     def offs(self, tid: int) -> list[Off]:
         """Off-CPU spans of a thread around the window, by end."""
         if tid not in self._offs:
-            self._offs[tid] = self.track(tid).offs[slice(*self.bounds(tid)[1])]
+            self._offs[tid] = _some(self.track(tid).offs, self.bounds(tid)[1])
         return self._offs[tid]
 
     def wake_of(self, tid: int, wait: Call) -> Off | None:
@@ -149,6 +150,10 @@ class Window:
             if p.start + take < p.end:
                 parts.append(p._replace(start=p.start + take))
         return parts
+
+
+def _some(spans: Spans[_Span], bounds: tuple[int, int]) -> list[_Span]:
+    return spans.between(*bounds)[slice(*bounds)]
 
 
 def _out(off: Off) -> int:

@@ -81,12 +81,13 @@ class Worker:
     def served(self, low: int, high: int) -> tuple[str, int]:
         """What W served in a turn that began at ``low``: (name, eventfd-id or -1)."""
         calls, (first, last) = self._track.calls, self._calls
-        for i in range(bisect_left(self._track.call_ends, low, first, last), last):
-            call = calls[i]
-            if call.enter >= high:
+        first = bisect_left(calls.ends, low, first, last)
+        for i in range(first, last):
+            if calls.begins[i] >= high:
                 break
-            if call.enter < low:
+            if calls.begins[i] < low:
                 continue
+            call = calls[i]
             if call.kind == _RECVMSG:
                 return "channel", -1
             if call.kind == _READ:
