@@ -12,8 +12,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Final
 
+from tracer.model.behaviour import ITEM_STATE
 from tracer.model.locks import Locks
-from tracer.model.names import ITEM_STATE, Names
+from tracer.model.names import Names
 
 #: A choice stands so long, and the longer the older the session is: generations are 65,535 in all.
 _STAND_NS: Final = 1_000_000_000
