@@ -34,6 +34,7 @@ from tracer.model.analysis import Analysis
 from tracer.model.baselines import Usual
 from tracer.model.counterfactual import Case, Names, remedy_removal
 from tracer.model.counterfactual import judge as judge_case
+from tracer.model.episodes import culprit, merged
 from tracer.model.leaves import Holder, Leaf
 from tracer.model.misses import EpisodeState
 from tracer.model.phases import GPU, HEAD_OF_LINE, WORKER, Path, Phase
@@ -150,7 +151,7 @@ def test_rows_of_misses_are_kept_only_as_long_as_they_are_shown() -> None:
     analysis = feed(world, world.finish())
     assert len(analysis.summary().misses) > 5
     assert len(analysis.summary(misses=2).misses) == 2
-    assert len(analysis._rows._misses) == 2
+    assert len(analysis._rows._misses._rows) == 2
 
 
 def test_what_a_remedy_avoids_follows_the_roles_known_now() -> None:
@@ -188,7 +189,7 @@ def test_streams_of_one_worker_that_died_are_one_episode() -> None:
     (one,) = analysis.streams.streams
     two = replace(one, serial=one.serial + 1)
     states = [episode_state(1, one, None), episode_state(2, two, None, start=1500)]
-    assert len(analysis._rows._episodes(states)) == 1
+    assert len(merged(states, lambda state: culprit(state, analysis.registry, lambda word: "a lock"))) == 1
 
 
 def two_vmms() -> tuple[Batch, World]:

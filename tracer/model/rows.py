@@ -1,21 +1,23 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From the state of an analysis to the rows of a Summary.
+"""From the state of an analysis to a Summary.
 
-Owns the assembly, the merging of episodes and the one-sentence verdict. Decides no cause.
+Owns the assembly, the rows of threads and streams, which words and threads a remedy concerns, and how many
+misses each lock has caused. Decides no cause.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
 from tracer.model.counterfactual import Names as RemedyNames
-from tracer.model.findings import PATIENCE_NS
-from tracer.model.lead import REMEDY_TEXT, lead
-from tracer.model.leaves import LOCK, Leaf, Word
+from tracer.model.episodes import culprit, merged
+from tracer.model.headline import headline
+from tracer.model.lead import lead
+from tracer.model.leaves import LOCK, Word
 from tracer.model.misses import EpisodeState, MissState
+from tracer.model.missrows import MissRows
 from tracer.model.remedies import Remedies
 from tracer.model.resting import MIN_CYCLES
 from tracer.model.streams import Stream
@@ -25,10 +27,7 @@ from tracer.model.summary import (
     Finding,
     LockRow,
     Lost,
-    Miss,
     RecordCounts,
-    Remedy,
-    Segment,
     SelfCost,
     Slack,
     StreamRow,
@@ -36,17 +35,6 @@ from tracer.model.summary import (
     TargetRow,
     ThreadRow,
     Window,
-)
-from tracer.model.wording import (
-    PLAY,
-    TODO,
-    chain_of,
-    duration,
-    key_object,
-    key_text,
-    leaf_detail,
-    leaf_object,
-    sentence,
 )
 
 if TYPE_CHECKING:
@@ -56,19 +44,17 @@ if TYPE_CHECKING:
 LOCK_ROWS: Final = 50
 HELD_ROWS: Final = 100
 HOLDER_ROWS: Final = 200
-#: A lock is named with a miss if it was waited for at least 1/LOCK_MATTERS of the lateness.
-LOCK_MATTERS: Final = 4
 #: Streams that ended are shown this long.
 SHOW_ENDED_NS: Final = 10_000_000_000
 
 
 class Rows:
-    """Makes Summaries of an Analysis; caches rows of misses, which do not change once judged."""
+    """Makes Summaries of an Analysis."""
 
     def __init__(self, analysis: Analysis, remedies: Remedies) -> None:
         self._a = analysis
         self._remedies = remedies
-        self._misses: dict[int, tuple[tuple[str, ...], Miss]] = {}
+        self._misses = MissRows(analysis.registry, self._lock_name)
         self._names: dict[Word, str] = {}
         self._counted = 0
         nothing: frozenset[int] = frozenset()
@@ -82,15 +68,13 @@ class Rows:
         misses = list(a.verdicts.misses)
         episodes = self.episodes()
         table = self._remedies.table(misses, [members for _, members in episodes], self.remedy_names())
-        causes: dict[str, int] = {}
-        for state in (a.verdicts.past, *a.verdicts.states.values()):
-            for cause, n in state.by_cause.items():
-                causes[cause] = causes.get(cause, 0) + n
         shown = misses if limit is None else misses[-limit:]
-        verdict, todo = self._verdict(misses, episodes, table, causes)
-        episode_of = {e.id: merged for merged, members in episodes for e in members}
-        rows = tuple(self._miss(m, episode_of[m.episode.id].id) for m in shown)
-        self._misses = {m.id: self._misses[m.id] for m in shown}  # rows have thousands of segments: no more
+        verdict, todo = headline(
+            a.registry, a.facts, a.streams, a.verdicts, [e for e, _ in episodes], table, self._lock_name
+        )
+        episode_of = {e.id: whole for whole, members in episodes for e in members}
+        rows = tuple(self._misses.row(m, episode_of[m.episode.id].id) for m in shown)
+        self._misses.keep(m.id for m in shown)
         if misses and misses[0].id > 1:
             self._remedies.forget(misses[0].id)
         return Summary(
@@ -120,9 +104,9 @@ class Rows:
             blame=a.locks.blame(LOCK_ROWS),
             held=a.held.rows(HELD_ROWS),
             write_path=a.write_paths.rows(a.facts.host),
-            episodes=tuple(merged for merged, _ in (episodes if limit is None else episodes[-limit:])),
+            episodes=tuple(whole for whole, _ in (episodes if limit is None else episodes[-limit:])),
             misses=rows,
-            misses_by_cause=dict(sorted(causes.items(), key=lambda i: (-i[1], i[0]))),
+            misses_by_cause=dict(sorted(a.verdicts.by_cause().items(), key=lambda i: (-i[1], i[0]))),
             counterfactual=table,
             findings=found,
         )
@@ -138,7 +122,7 @@ class Rows:
 
     def forget_names(self) -> None:
         """No names will follow: the last summary uses all, also in rows made before they were known."""
-        self._misses.clear()
+        self._misses.keep(())
 
     # --- names -------------------------------------------------------------------
 
@@ -160,6 +144,11 @@ class Rows:
         if names != self._remedy_names:
             self._remedy_names = names
         return self._remedy_names  # the same object as long as they are the same
+
+    def episodes(self) -> list[tuple[Episode, list[EpisodeState]]]:
+        """Those kept, merged; each with the streams' own."""
+        a = self._a
+        return merged(a.verdicts.episodes, lambda state: culprit(state, a.registry, self._lock_name))
 
     # --- rows --------------------------------------------------------------------
 
@@ -239,90 +228,6 @@ class Rows:
             slack_bins=state.bins.rows() if whole else (),
         )
 
-    def _miss(self, miss: MissState, episode: int) -> Miss:
-        words = miss.case.words if miss.case is not None else set()
-        version = (str(episode), *sorted(self._lock_name(w) for w in words))
-        cached = self._misses.get(miss.id)
-        if cached is not None and cached[0] == version:
-            return cached[1]
-        row = self._make_miss(miss, episode)
-        self._misses[miss.id] = (version, row)
-        return row
-
-    def _make_miss(self, miss: MissState, episode: int) -> Miss:
-        a, cycle, found = self._a, miss.cycle, miss.judgement
-        name = self._lock_name
-        window = cycle.end_ns - cycle.nominal_ns
-        if miss.origin is not None or miss.case is None:
-            kind = "carried" if miss.origin is not None else "unknown"
-            segments: tuple[Segment, ...] = (Segment(kind, "", window, 0, "", ""),)
-        else:
-            told: dict[object, tuple[str, str]] = {}
-            segments = tuple(
-                Segment(leaf.kind, phase.via, leaf.ns, leaf.tid, what, detail or phase.sub)
-                for phase, cut in zip(miss.case.path.phases, miss.case.cuts, strict=True)
-                for leaf in cut.leaves
-                for what, detail in (self._told(leaf, told),)
-            )
-        key = found.key if found is not None else None
-        lock = self._lock_of(miss.origin or miss)
-        via = (
-            str(key[0])
-            if key is not None and key[0] in ("serialised", "head_of_line", "not_rearmed")
-            else None
-        )
-        if miss.driver_fault:
-            via = "driver"
-        thing = key_object(key, a.registry, name)
-        return Miss(
-            id=miss.id,
-            episode=episode,
-            stream=cycle.stream.id,
-            cycle=cycle.number,
-            leg=miss.leg,
-            deadline_ns=cycle.deadline_ns,
-            late_ns=cycle.late_ns,
-            cause=miss.cause,
-            lock=lock,
-            via=via,
-            detail=sentence(miss, a.registry, name, cycle.driver.period_ns),
-            carried_from=miss.origin.id if miss.origin is not None else None,
-            sufficient=tuple(key_text(k, a.registry, name) for k in found.sufficient) if found else (),
-            jointly=tuple(key_text(k, a.registry, name) for k in found.jointly) if found else (),
-            chain=chain_of(miss, a.registry, name),
-            went_first=dict(miss.case.path.went_first) if miss.case is not None else {},
-            kick=miss.case.path.kick if miss.case is not None else "none",
-            audible="yes" if miss.leg == "wake" else "unknown",
-            evidence=miss.evidence,
-            segments=segments,
-            start_ns=cycle.nominal_ns,
-            todo=TODO.get(miss.cause, "").format(object=thing or "the threads concerned"),
-            candidates=tuple(s.id for s in cycle.candidates),
-        )
-
-    def _told(self, leaf: Leaf, told: dict[object, tuple[str, str]]) -> tuple[str, str]:
-        """What a segment is about, and the rest there is to say; once for leaves that are alike."""
-        alike = leaf[2:]  # all but when it was
-        found = told.get(alike)
-        if found is None:
-            registry, name = self._a.registry, self._lock_name
-            found = told[alike] = leaf_object(leaf, registry, name), leaf_detail(leaf, registry, name)
-        return found
-
-    def _lock_of(self, origin: MissState) -> str | None:
-        """The lock a miss is about: its cause, else the one waited for longest if that matters."""
-        found, case = origin.judgement, origin.case
-        if found is not None and found.key is not None and found.key[0] == LOCK and len(found.key) > 1:
-            return self._lock_name((int(found.key[1]), int(found.key[2])))
-        if case is None:
-            return None
-        waits = case.waited()
-        if not waits:
-            return None
-        word = max(waits, key=lambda w: (waits[w], w))
-        late = origin.cycle.end_ns - origin.cycle.deadline_ns
-        return self._lock_name(word) if waits[word] * LOCK_MATTERS >= late else None
-
     def count_lock_misses(self) -> None:
         """Tell locks how many misses each caused (label or sufficient), once per miss, in record time.
 
@@ -349,120 +254,3 @@ class Rows:
                         waiter = leaf.tid
                         holder = leaf.holder.tid if leaf.holder is not None else 0
                 self._a.locks.note_miss(int(key[1]), int(key[2]), holder, waiter)
-
-    # --- episodes ----------------------------------------------------------------
-
-    def episodes(self) -> list[tuple[Episode, list[EpisodeState]]]:
-        """Those kept, merged; each with the streams' own."""
-        return self._episodes(self._a.verdicts.episodes)
-
-    def _episodes(self, states: Iterable[EpisodeState]) -> list[tuple[Episode, list[EpisodeState]]]:
-        """Episodes of several streams with overlapping delay and the same culprit are one."""
-        merged: list[list[EpisodeState]] = []
-        open_: dict[tuple[str, str], tuple[float, list[EpisodeState]]] = {}
-        for state in states:
-            key = self._culprit(state)
-            end = float("inf") if state.end_ns is None else state.end_ns
-            before = open_.get(key)
-            known = key[0] != "unknown" or state.end_ns is None
-            if (
-                known
-                and before is not None
-                and before[0] > state.start_ns
-                and before[1][-1].stream is not state.stream
-            ):
-                before[1].append(state)
-                open_[key] = (max(before[0], end), before[1])
-                continue
-            group = [state]
-            merged.append(group)
-            open_[key] = (end, group)
-        rows = []
-        for group in merged:
-            cause, culprit = self._culprit(group[0])
-            ends = [s.end_ns for s in group]
-            rows.append(
-                (
-                    Episode(
-                        id=group[0].id,
-                        start_ns=min(s.start_ns for s in group),
-                        end_ns=None
-                        if any(e is None for e in ends)
-                        else max(e for e in ends if e is not None),
-                        streams=tuple(dict.fromkeys(s.stream.id for s in group)),
-                        misses=sum(s.misses for s in group),
-                        cause=cause,
-                        culprit=culprit,
-                    ),
-                    group,
-                )
-            )
-        return rows
-
-    def _culprit(self, state: EpisodeState) -> tuple[str, str]:
-        if not state.origins:
-            return "unknown", ""
-        first = state.origins[0]
-        key = first.judgement.key if first.judgement is not None else None
-        return first.cause, key_object(key, self._a.registry, self._lock_name)
-
-    # --- the sentence ----------------------------------------------------------------
-
-    def _verdict(
-        self,
-        misses: list[MissState],
-        episodes: list[tuple[Episode, list[EpisodeState]]],
-        table: Mapping[str, Remedy],
-        causes: dict[str, int],
-    ) -> tuple[str, str]:
-        """Still happening? Since when? How often? Why? And the one thing to do."""
-        a = self._a
-        past = a.streams.rest.past
-        streams = [s for s in a.streams.all_kept() if s.cycles]
-        if not streams and not past.cycles:
-            if a.facts.elapsed_ns < PATIENCE_NS:
-                watched = (
-                    f"watched for {duration(a.facts.elapsed_ns)}" if a.facts.elapsed_ns else "just attached"
-                )
-                return f"{watched}; no audio stream yet", f"watch for {duration(PATIENCE_NS)} or longer"
-            return "no audio stream seen", PLAY
-        cycles, n = past.cycles + sum(s.cycles for s in streams), past.streams + len(streams)
-        if not misses:
-            states = (a.verdicts.past, *a.verdicts.states.values())
-            slacks = [x.min_slack for x in states if x.min_slack is not None]
-            least = f", least slack {duration(min(slacks))}" if slacks else ""
-            return f"no miss in {cycles} cycles of {_n(n, 'stream')}{least}", ""
-        now = a.facts.end_ns
-        last = misses[-1].cycle.deadline_ns
-        recent = sum(e.start_ns > now - 60_000_000_000 for e, _ in episodes)
-        when = "still happening" if now - last < 5_000_000_000 else f"last {duration(now - last)} ago"
-        top = max(causes, key=lambda c: (causes[c], c)) if causes else "unknown"
-        share = 100 * causes.get(top, 0) // max(1, sum(causes.values()))
-        best, avoided, total = "", 0, 0
-        for name, row in table.items():
-            n, of = row.episodes_avoided, row.episodes_of
-            total = of
-            if n > avoided:
-                best, avoided = name, n
-        lock = table.get("item_state")
-        without = lock.episodes_avoided if lock is not None else 0
-        text = (
-            f"{when}: {a.verdicts.total_misses} of {cycles} cycles missed in {_n(len(episodes), 'episode')} "
-            f"({recent} in the last minute); mostly {top} ({share} %)"
-        )
-        if not causes:
-            text = text.partition("; mostly")[0] + "; the driver's own fault"
-        if best:
-            text += f"; {REMEDY_TEXT[best]} alone would have avoided {avoided} of {total}"
-            if best != "item_state":
-                text += f", no waits on item_state {without}"
-        origin = next((m for m in reversed(misses) if m.cause == top and m.origin is None), None)
-        thing = ""
-        if origin is not None and origin.judgement is not None:
-            thing = key_object(origin.judgement.key, a.registry, self._lock_name)
-        return text, TODO.get(top, "").format(object=thing or "the threads concerned")
-
-
-def _n(count: int, noun: str) -> str:
-    """A count with its noun."""
-    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"

@@ -50,6 +50,14 @@ class Verdicts:
         """The state of a stream, made when first asked for."""
         return self.states.setdefault(stream.serial, StreamState())
 
+    def by_cause(self) -> dict[str, int]:
+        """Misses by cause, of all streams there ever were; the driver's own faults have none."""
+        causes: dict[str, int] = {}
+        for state in (self.past, *self.states.values()):
+            for cause, n in state.by_cause.items():
+                causes[cause] = causes.get(cause, 0) + n
+        return causes
+
     def forget(self, stream: Stream) -> None:
         """A stream is no longer kept: its state goes into ``past`` as counts."""
         state = self.states.pop(stream.serial, None)
