@@ -189,7 +189,7 @@ def label_key(row: Records) -> tuple[int, int, int]:
 
 @dataclass(slots=True)
 class Cell:
-    """One blame cell: ns waited for a holder in a syscall, by a waiter (signs: operations.py)."""
+    """One blame cell: ns waited for a holder in a syscall, by a waiter (signs: signs.py)."""
 
     tgid: int
     word: int

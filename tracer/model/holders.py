@@ -16,9 +16,11 @@ from numpy.typing import NDArray
 
 from tracer.model.acquire import ACQ
 from tracer.model.blame import RECENT_NS, WINDOW_NS, Cells, Recent, label_key, syscall_label
-from tracer.model.operations import AROUND_NS, RELOCK, Signs, Sites, Uses
+from tracer.model.operations import RELOCK, Sites
 from tracer.model.registry import Registry
+from tracer.model.signs import AROUND_NS, Signs
 from tracer.model.tap import PIECE, Tap
+from tracer.model.uses import Uses
 from tracer.model.words import WAKES, Rows, Word, bump, join
 from tracer.schema import Records
 

@@ -31,11 +31,12 @@ from tracer.model.acquire import (
 from tracer.model.blame import Cell
 from tracer.model.holders import Holders
 from tracer.model.lockrows import LockRows, Namer
-from tracer.model.operations import Sites, Uses
+from tracer.model.operations import Sites
 from tracer.model.registry import Registry
 from tracer.model.step import Step
 from tracer.model.summary import BlameRow, HolderRow, LockRow
 from tracer.model.tap import Tap
+from tracer.model.uses import Uses
 from tracer.model.words import (
     SEEN_PRIVATE_OTHER,
     SEEN_PTHREAD,
