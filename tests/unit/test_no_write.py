@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import pytest
 import records as r
 from test_verdicts import analyse, origins
-from world import KICK_ID, MS, US, V2, VMM, Delays, F, G, V, World, feed
+from world import CONDVAR, DONE_ID, KICK_ID, MS, US, V2, VMM, Delays, F, G, V, W, World, feed
 
 from tracer.model.summary import Miss
 
@@ -122,3 +122,63 @@ def test_a_run_of_g_that_began_before_the_wakeup_was_served_is_no_evidence() -> 
     served = begin + 30 * US  # between the two kicks
     assert runs.traceless(served) == (0, 0)
     assert runs.traceless(begin)[0] == begin + 5 * US
+
+
+def spare_kicks(world: Kicks, start: int, stop: int) -> list[int]:
+    """Kicks without a command, run by run, among all of G's records in an interval."""
+    analysis = feed(world, world.finish())
+    runs = analysis.verdicts._judge._failures._kicks.runs(G, VMM, start, stop)
+    return [int(spare) for spare in runs.spare]
+
+
+def played() -> tuple[Kicks, int]:
+    """A world after some cycles, and a millisecond later."""
+    world = Kicks()
+    for _ in range(20):
+        world.cycle()
+    return world, world.free[G] + MS
+
+
+@pytest.mark.parametrize("before", [500 * US, 1100 * US])
+def test_the_sleep_that_lies_over_the_beginning_is_where_a_run_begins(before: int) -> None:
+    world, begin = played()
+    world.kick(begin, V)
+    world.kick(begin + 90 * US, V)
+    assert spare_kicks(world, begin - before, begin + 100 * US)[-1] == 1
+
+
+@pytest.mark.parametrize(("slept", "spare"), [((V, V2), [0, 1]), ((V,), [0, 0])])
+def test_kicks_are_not_owed_by_a_guest_that_has_slept(slept: tuple[int, ...], spare: list[int]) -> None:
+    """G ends two commands for one kick, the second's to come as it seems; then none for one."""
+    world, begin = played()
+    world.kick(begin, V)
+    for at in (20 * US, 25 * US):
+        world.add(r.wake(G, CONDVAR, begin + at, dur=2 * US, count=1))
+    again = begin + 200 * US
+    for tid in (V, V2):
+        world.free[tid] = begin + (50 * US if tid in slept else 500 * US)
+        if tid in slept:
+            world.sleep(tid, again - 20 * US, again - 10 * US, W, VMM)
+            world.free[tid] = again + MS
+    world.free[G] = begin + 40 * US
+    world.kick(again, V)
+    world.kick(again + 90 * US, V)
+    assert spare_kicks(world, begin - 500 * US, again + 100 * US) == spare
+
+
+@pytest.mark.parametrize(("fd", "spare"), [(14, 1), (30, 0)])
+@pytest.mark.parametrize("call", ["write", "epoll_ctl"])
+def test_a_close_of_what_was_just_used_ends_no_command_of_its_own(call: str, fd: int, spare: int) -> None:
+    """Two kicks. A close of another fd is a hang-up, in whichever way completions are written."""
+    world, begin = played()
+    world.kick(begin, V)
+    world.add(r.read(G, begin + 14 * US, begin + 15 * US, fd=13, eventfd=KICK_ID))
+    at, end = begin + 20 * US, begin + 22 * US
+    if call == "write":
+        world.add(r.write(G, at, end, fd=14, eventfd=DONE_ID))
+    else:
+        world.add(r.epoll_ctl(G, at, end, fd=14, ctl_op=2))
+    world.add(r.close(G, begin + 24 * US, begin + 25 * US, fd=fd))
+    world.free[G] = begin + 40 * US
+    world.kick(begin + 90 * US, V)
+    assert spare_kicks(world, begin - 500 * US, begin + 100 * US) == [spare]

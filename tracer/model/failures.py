@@ -38,7 +38,7 @@ class Failures:
         self._registry = registry
         self._timeline = timeline
         self._roles = roles
-        self._kicks = KickRuns(timeline, locks, roles)
+        self._kicks = KickRuns(registry, timeline, locks, roles)
 
     def forwarding(self, cycle: Cycle) -> str:
         """Why the wakeup could not be forwarded, "" if nothing failed."""

@@ -14,13 +14,17 @@ from numpy.typing import NDArray
 
 from tracer.model.locks import Locks
 from tracer.model.readings import CLOSE, POLLS
+from tracer.model.registry import Registry
 from tracer.model.roles import Roles
+from tracer.model.spans import OFF_BY_ITSELF
 from tracer.model.timeline import Timeline
 from tracer.schema import (
+    EPOLL_CTL,
     FUTEX,
     FUTEX_CMD_MASK,
     FUTEX_WAKE,
     FUTEX_WAKE_BITSET,
+    OFFCPU,
     RW,
     Flag,
     Kind,
@@ -31,7 +35,7 @@ from tracer.schema import (
 
 
 class Runs(NamedTuple):
-    """G awake, run by run (n,): its first kick, asleep again (ns), kicks taken beyond commands ended."""
+    """G awake, run by run (n,): its first kick, asleep again (ns), kicks of commands that left no trace."""
 
     kick: NDArray[np.int64]
     end: NDArray[np.int64]
@@ -39,19 +43,15 @@ class Runs(NamedTuple):
 
     def traceless(self, since_ns: int) -> tuple[int, int]:
         """The first kick since a time for which G ended no command, and when it slept again; 0, 0: none."""
-        owed = 0  # a command may be taken before its kick is: the kick then comes alone
-        for kick, end, spare in zip(self.kick.tolist(), self.end.tolist(), self.spare.tolist(), strict=True):
-            owed += spare
-            if owed > 0 and kick > since_ns:
-                return int(kick), int(end)
-            owed = min(owed, 0)
-        return 0, 0
+        found = np.flatnonzero((self.spare > 0) & (self.kick > since_ns))
+        return (int(self.kick[found[0]]), int(self.end[found[0]])) if len(found) else (0, 0)
 
 
 class KickRuns:
     """Counts kicks and commands of a G."""
 
-    def __init__(self, timeline: Timeline, locks: Locks, roles: Roles) -> None:
+    def __init__(self, registry: Registry, timeline: Timeline, locks: Locks, roles: Roles) -> None:
+        self._registry = registry
         self._timeline = timeline
         self._locks = locks
         self._roles = roles
@@ -63,16 +63,38 @@ class KickRuns:
         enters, ends = spans["enter_ns"].astype(np.int64), end_ns(spans).astype(np.int64)
         queue = (kind == Kind.READ) & ((spans["flags"] & Flag.EVENTFD) != 0)
         idle = queue | ((kind == Kind.EPOLL_WAIT) & ~np.isin(spans["op"], sorted(POLLS)))
-        out = enters[(kind == Kind.OFFCPU) & (enters > start_ns) & (enters <= stop_ns)]
-        at = np.searchsorted(ends[idle], out, side="right")
-        asleep = out[np.append(enters[idle], np.iinfo(np.int64).max)[at] <= out]
+        off = np.flatnonzero((kind == Kind.OFFCPU) & (enters <= stop_ns))  # the one over the start included
+        at = np.searchsorted(ends[idle], enters[off], side="right")
+        off = off[np.append(enters[idle], np.iinfo(np.int64).max)[at] <= enters[off]]
+        asleep, woken = enters[off], view(spans, OFFCPU)["woken_ns"][off].astype(np.int64)
         kicks = queue & (rw["ret"] == 8)
         taken, values = ends[kicks], np.append(0, np.cumsum(rw["value"][kicks].astype(np.int64)))
         done = ends[self._ended(spans, tgid)]
         first = np.searchsorted(taken, asleep, side="right")
-        spare = np.diff(values[first]) - np.diff(np.searchsorted(done, asleep, side="right"))
+        beyond = np.diff(values[first]) - np.diff(np.searchsorted(done, asleep, side="right"))
         kick = np.append(taken, 0)[first[:-1]]
+        spare, owed = (
+            np.zeros_like(beyond),
+            0,
+        )  # a command may be taken before its kick: that then comes alone
+        even = self._all_slept(tgid, asleep[:-1], woken[:-1]) if len(kick) else ()
+        for i, (more, settled) in enumerate(zip(beyond.tolist(), even, strict=True)):
+            owed = more + (0 if settled else owed)
+            spare[i], owed = max(owed, 0), min(owed, 0)
         return Runs(kick, asleep[1:], spare)
+
+    def _all_slept(self, tgid: int, since: NDArray[np.int64], until: NDArray[np.int64]) -> NDArray[np.bool_]:
+        """In which of G's sleeps every vCPU slept at some time: none then still owes a kick of before."""
+        every = np.ones(len(since), dtype=np.bool_)
+        tids = sorted(self._registry.with_role("vcpu", tgid))
+        for tid in tids:
+            spans = self._timeline.spans(tid, int(since[0]), int(until.max()))
+            off = view(spans[spans["kind"] == Kind.OFFCPU], OFFCPU)
+            off = off[(off["preempted"] == 0) & ((off["op"] & OFF_BY_ITSELF) != 0)]
+            begin = np.append(off["enter_ns"].astype(np.int64), np.iinfo(np.int64).max)
+            back = np.where(off["woken_ns"] > 0, off["woken_ns"], end_ns(off)).astype(np.int64)
+            every &= begin[np.searchsorted(back, since, side="right")] < until
+        return every & bool(tids)
 
     def _ended(self, spans: Records, tgid: int) -> NDArray[np.bool_]:
         """What ends a command: a write that is no interrupt, an epoll_ctl, the waking of a condvar."""
@@ -85,7 +107,8 @@ class KickRuns:
         # A close is a command (a hang-up), but not of what was just written to or taken off epoll.
         closes = (kind == Kind.FD) & np.isin(spans["op"], sorted(CLOSE))
         calls = np.flatnonzero((kind != Kind.OFFCPU) & (kind != Kind.FUTEX))
-        after = calls[1:][np.isin(kind[calls[:-1]], (Kind.WRITE, Kind.EPOLL_CTL))]
-        closes[after] = False
+        before, fd = calls[:-1], np.where(kind == Kind.EPOLL_CTL, view(spans, EPOLL_CTL)["fd"], rw["fd"])
+        same = np.isin(kind[before], (Kind.WRITE, Kind.EPOLL_CTL)) & (fd[before] == fd[calls[1:]])
+        closes[calls[1:][same]] = False
         ended: NDArray[np.bool_] = writes | rearms | closes | (kind == Kind.EPOLL_CTL)
         return ended

@@ -48,7 +48,7 @@ class PathFinder:
         self._timeline = timeline
         self._locks = locks
         self._roles = roles
-        self._commands = Commands(registry, locks, roles, KickRuns(timeline, locks, roles))
+        self._commands = Commands(registry, locks, roles, KickRuns(registry, timeline, locks, roles))
         self._workers: dict[int, tuple[Track, WorkerReading]] = {}
 
     def forget(self) -> None:
