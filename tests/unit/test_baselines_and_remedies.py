@@ -34,9 +34,10 @@ from tracer.model.analysis import Analysis
 from tracer.model.baselines import Usual
 from tracer.model.counterfactual import Case, Names, remedy_removal
 from tracer.model.counterfactual import judge as judge_case
+from tracer.model.cycles import Cycle
 from tracer.model.episodes import culprit, merged
 from tracer.model.leaves import Holder, Leaf
-from tracer.model.misses import EpisodeState
+from tracer.model.misses import EpisodeState, MissState
 from tracer.model.phases import GPU, HEAD_OF_LINE, WORKER, Path, Phase
 from tracer.model.remedies import Remedies
 from tracer.model.streams import Stream
@@ -190,6 +191,20 @@ def test_streams_of_one_worker_that_died_are_one_episode() -> None:
     two = replace(one, serial=one.serial + 1)
     states = [episode_state(1, one, None), episode_state(2, two, None, start=1500)]
     assert len(merged(states, lambda state: culprit(state, analysis.registry, lambda word: "a lock"))) == 1
+
+
+@pytest.mark.parametrize(("other", "episodes"), [(W, 1), (F, 2)])
+def test_each_worker_that_died_is_an_episode_of_its_own(other: int, episodes: int) -> None:
+    world = World()
+    analysis = feed(world, play_on(world))
+    (one,) = analysis.streams.streams
+    two = replace(one, serial=one.serial + 1)
+    states = [episode_state(1, one, None), episode_state(2, two, None, start=1500)]
+    for state, tid in zip(states, (W, other), strict=True):
+        cycle = Cycle(state.stream, one.driver, 1, 1000, 1000, 1000, 1010, reader_tid=tid)
+        state.origins.append(MissState(1, cycle, state, "wake", "forward_failed"))
+    found = merged(states, lambda state: culprit(state, analysis.registry, lambda word: "a lock"))
+    assert [len(group) for _, group in found] == [2 // episodes] * episodes
 
 
 def two_vmms() -> tuple[Batch, World]:

@@ -19,6 +19,9 @@ def culprit(state: EpisodeState, registry: Registry, name: LockName) -> tuple[st
     if not state.origins:
         return "unknown", ""
     first = state.origins[0]
+    if first.cause == "forward_failed":  # nothing took time: whose worker or descriptor it was
+        context = first.cycle.reader_tid or state.stream.context
+        return first.cause, f"{registry.comm(context)} {context}"
     key = first.judgement.key if first.judgement is not None else None
     return first.cause, key_object(key, registry, name)
 
