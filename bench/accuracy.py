@@ -133,6 +133,7 @@ def truth(folder: Path, trial: Trial | None = None) -> tuple[list[Cycle], list[I
             row.get("at_work", False),
             row.get("read_ns", 0),
             row.get("signal_ns", 0),
+            row.get("written_ns", 0),
         )
         for row in rows
     ]

@@ -59,7 +59,8 @@ class Cycle:
 
     ``closer``: who wrote the closing completion: vmm, other, either (both were writing as it was read), ""
     for nobody. ``at_work``: the stream's own client had not finished at the deadline. ``signal_ns``: when its
-    wakeup was written, ``read_ns``: when W began to read that, 0: not known.
+    wakeup was written, ``read_ns``: when W began to read that, ``written_ns``: when the completion that
+    closed it had been written, 0: not known.
     """
 
     wake_eventfd: int
@@ -73,6 +74,7 @@ class Cycle:
     at_work: bool = False
     read_ns: int = 0
     signal_ns: int = 0
+    written_ns: int = 0
 
     @property
     def ambiguous(self) -> bool:
@@ -180,13 +182,23 @@ class Waits:
         return sum(b - a for a, b in zip(self.waited_ns[low], self.waited_ns[high], strict=True))
 
 
+def not_looking(injection: Injection, cycle: Cycle) -> bool:
+    """Whether D was kept past its next start by another source while the completion was there already.
+
+    Whoever waited for a CPU before that had written in time. D itself, if it waits for one behind the
+    delay, begins to look later, and so does the deadline with it.
+    """
+    return injection.kind == "host_late.read" and 0 < cycle.written_ns < injection.end_ns
+
+
 def without_cpu(injection: Injection, cycle: Cycle, waits: Waits) -> bool:
     """Whether threads waited for a CPU in the cycle's window for at least as long as it was late.
 
     All together: several threads' missing CPU is one cause (docs/decisions.md).
     """
-    other = injection.cause not in ("not_scheduled", *NO_TIME)
-    return other and waits.within(cycle.start_ns, cycle.end_ns) >= cycle.late_ns
+    if injection.cause in ("not_scheduled", *NO_TIME) or not_looking(injection, cycle):
+        return False
+    return waits.within(cycle.start_ns, cycle.end_ns) >= cycle.late_ns
 
 
 def why_unknown(cycle: Cycle, over: Sequence[Injection], period_ns: int, waits: Waits) -> str:

@@ -241,6 +241,22 @@ def test_where_a_cpu_was_missing_for_as_long_as_the_cycle_was_late_there_are_two
     assert len(with_waits(350, "not_scheduled", missing).labelled) == 1
 
 
+def test_a_cpu_that_was_missing_before_the_completion_was_written_did_not_make_the_driver_read_it_late() -> (
+    None
+):
+    waits = Waits([900, 2400], [(0,), (400,)])
+    read_late = replace(DONE, kind="host_late.read", cause="host_late")
+    for written, injected, known in (
+        (DONE.end_ns - 1, read_late, 1),
+        (DONE.end_ns, read_late, 0),
+        (0, read_late, 0),  # an older log
+        (DONE.end_ns - 1, replace(read_late, kind="host_late"), 0),
+    ):
+        score, cycle = Score(), replace(LATE, written_ns=written)
+        add_run(score, "run", [cycle], [TOLD], [injected], PERIOD // 4, waits=waits)
+        assert len(score.labelled) == known, (written, injected.kind)
+
+
 def test_a_cycle_after_the_end_of_the_recording_is_counted_nowhere() -> None:
     score = Score()
     later = replace(LATE, cycle=2, start_ns=2000, deadline_ns=3000, closing_ns=3100)

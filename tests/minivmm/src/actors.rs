@@ -323,7 +323,7 @@ fn hand(args: &Args, shared: &'static Shared, fds: &LoadFds, socket: OwnedFd, ho
             }
             Kind::Serialised => {
                 sys::sleep_until(plan.start_ns - lead / 4);
-                let count = (plan.amount_ns / inject::TURN_NS).max(2);
+                let count = (plan.amount_ns / inject::turn_ns(args)).max(2);
                 state().burst_begin_ns.store(sys::now_ns(), Ordering::Release);
                 state().burst.store(count as i64, Ordering::Release);
                 for _ in 0..count {

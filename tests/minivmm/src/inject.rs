@@ -18,9 +18,11 @@ use std::sync::atomic::{AtomicI64, AtomicPtr, AtomicU32, AtomicU64, AtomicUsize,
 const SPACING: u64 = 8;
 const ENTRIES: usize = 8192;
 const NONE: u32 = u32::MAX;
-/// About what W's turn for a message takes where it need not wait for a CPU; not measured as it goes, so that
-/// runs of the same seed have the same bursts.
-pub const TURN_NS: u64 = 200_000;
+/// About what W's turn for a message takes where it need not wait for a CPU: its own and G's work, and half of
+/// the guest's latency. Not measured as it goes, so that runs of the same seed have the same bursts.
+pub fn turn_ns(args: &Args) -> u64 {
+    100_000 + (args.guest_us.0 + args.guest_us.1) as u64 * 250
+}
 
 macro_rules! kinds {
     ($($name:ident = $text:literal, $cause:literal, $leg:literal, $locks:literal;)*) => {

@@ -47,10 +47,10 @@ pub fn write_log(path: &str, args: &Args, record: &Record, ids: &Ids) -> Result<
         let target = args.target_of(row.stream);
         writeln!(
             out,
-            "{{\"type\":\"cycle\",\"stream\":{},\"wake_eventfd\":{},\"completion_eventfd\":{},\"cycle\":{},\"start_ns\":{},\"signal_ns\":{},\"missed\":{},\"leg\":\"{}\",\"target_missed\":{},\"deadline_ns\":{},\"closing_ns\":{},\"closer\":\"{}\",\"at_work\":{},\"read_ns\":{}}}",
+            "{{\"type\":\"cycle\",\"stream\":{},\"wake_eventfd\":{},\"completion_eventfd\":{},\"cycle\":{},\"start_ns\":{},\"signal_ns\":{},\"missed\":{},\"leg\":\"{}\",\"target_missed\":{},\"deadline_ns\":{},\"closing_ns\":{},\"closer\":\"{}\",\"at_work\":{},\"read_ns\":{},\"written_ns\":{}}}",
             row.stream, row.wake_id, ids.completion[target], row.cycle, row.start_ns, row.signal_ns,
             row.leg != Leg::None, row.leg.text(), row.target_missed, row.deadline_ns, row.closing_ns,
-            row.closer.map_or("", |who| who.text()), row.at_work, row.read_ns
+            row.closer.map_or("", |who| who.text()), row.at_work, row.read_ns, row.written_ns
         )?;
     }
     for (at, cycle, what) in &record.events {

@@ -59,6 +59,8 @@ pub struct Row {
     pub at_work: bool,
     /// When W began to read its wakeup; 0: not by its closing.
     pub read_ns: u64,
+    /// When the completion of ours that closed it had been written; 0: not ours, or just being written.
+    pub written_ns: u64,
 }
 
 /// A stream at a deadline.
@@ -155,6 +157,7 @@ impl Truth {
             closer: None,
             at_work: false,
             read_ns: 0,
+            written_ns: 0,
         });
     }
 
@@ -234,6 +237,7 @@ impl Truth {
         for row in closed {
             let row = &mut rows[row];
             row.closing_ns = now_ns;
+            row.written_ns = if others || written.1 == u64::MAX { 0 } else { written.1 };
             let at_once = !others && written.0 < row.signalled_ns;
             row.closer = Some(if at_once { Closer::Either } else { closer });
             if others && row.leg == Leg::Completion {
