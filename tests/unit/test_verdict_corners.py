@@ -20,6 +20,7 @@ from world import (
     LATE,
     LOCK,
     MS,
+    PERIOD,
     US,
     V2,
     VMM,
@@ -544,3 +545,42 @@ def test_a_stopped_thread_is_blocked_and_wants_no_priority() -> None:
             world.cycle()
     (miss,) = origins(analyse(world, world.finish()))
     assert miss.cause == "blocked", (miss.detail, miss.sufficient)
+
+
+class ByItsClock(World):
+    """A driver that sleeps from one start to the next, and looks for completions only then."""
+
+    def _asleep(self, until: int) -> None:
+        begin = self.free[D]
+        self.add(r.syscall(D, begin, until + 2 * US, number=230))
+        self.sleep(D, until, until + 2 * US, 0, 0, irq=True)
+        self.free[D] = until + 3 * US
+
+    def _answer(self, done: int, d: Delays) -> None:
+        begin = self.start_of(self.number - 1) + 30 * US
+        self.free[D] = max(self.free[D], begin)
+        while self.start_of(self.number) < done:
+            self._asleep(self.start_of(self.number) - 6 * US)
+            start = self.start_of(self.number) + 5 * US
+            self.add(r.timer_read(D, start - 2 * US, start, fd=4))
+            self.add(r.write(D, start + 16 * US, start + 20 * US, fd=9, eventfd=WAKE_ID))
+            self.free[D] = start + 22 * US
+            self.number += 1
+            self.unread += 1
+        tick = self.start_of(self.number)
+        self._asleep(tick - 6 * US)
+        self.add(r.read(D, tick - 2 * US, tick, fd=15, eventfd=DONE_ID))
+        self.busy_until = done + 50 * US
+
+
+@pytest.mark.parametrize(
+    ("delays", "cause"),
+    [(Delays(guest=PERIOD - 40 * US), "guest_late"), (Delays(gpu_syscall=PERIOD), "head_of_line")],
+)
+def test_a_driver_that_looks_only_at_its_next_start_makes_no_cause_longer(delays: Delays, cause: str) -> None:
+    """It reads what came just too late one period late; without the cause it had read it a period before."""
+    world = ByItsClock()
+    (miss,) = origins(analyse(world, play_on(world, delays)))
+    assert miss.late_ns is not None and miss.late_ns > PERIOD - 100 * US
+    assert (miss.cause, miss.sufficient) == (cause, (cause,)), (miss.detail, miss.segments)
+    assert sum(s.ns for s in miss.segments) == miss.deadline_ns + miss.late_ns - miss.start_ns

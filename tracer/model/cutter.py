@@ -27,7 +27,7 @@ from tracer.model.leaves import (
 )
 from tracer.model.locks import Locks
 from tracer.model.parking import Parking
-from tracer.model.phases import GPU, GUEST, HOST, WORKER, Path
+from tracer.model.phases import CLOCK, GPU, GUEST, HOST, WORKER, Path
 from tracer.model.pieces import State
 from tracer.model.registry import Registry
 from tracer.model.spans import Call
@@ -89,7 +89,7 @@ class LeafCutter:
     def direct(self, path: Path, window: Window, vcpu: int) -> Iterable[Cut]:
         """The leaves of what was done for this cycle itself: of all phases without a via."""
         for phase in path.phases:
-            if phase.end_ns > phase.start_ns and not phase.via:
+            if phase.end_ns > phase.start_ns and not phase.via and phase.sub != CLOCK:
                 tid = phase.tid or (vcpu if phase.who == GUEST else 0)
                 yield Cut(self._leaves(tid, phase.start_ns, phase.end_ns, phase.who, window, path.within))
 

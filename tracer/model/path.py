@@ -13,11 +13,13 @@ from __future__ import annotations
 import itertools
 from bisect import bisect_right, insort
 from dataclasses import replace
+from typing import Final
 
 from tracer.model.commands import Commands
 from tracer.model.kickruns import KickRuns
 from tracer.model.locks import Locks
 from tracer.model.phases import (
+    CLOCK,
     GPU,
     GUEST,
     HEAD_OF_LINE,
@@ -30,6 +32,7 @@ from tracer.model.phases import (
     Path,
     Phase,
 )
+from tracer.model.pieces import State
 from tracer.model.readings import WorkerReading
 from tracer.model.registry import Registry
 from tracer.model.roles import Roles
@@ -38,6 +41,11 @@ from tracer.model.timeline import Timeline
 from tracer.model.track import Track
 from tracer.model.window import BEFORE_NS, RECENT_NS, Window, is_eventfd_write
 from tracer.model.worker import Worker
+from tracer.schema import Kind
+
+_EPOLL_WAIT: Final = int(Kind.EPOLL_WAIT)
+#: A driver that reads a completion sooner was woken for it, or was awake.
+ASLEEP_NS: Final = 100_000
 
 
 class PathFinder:
@@ -275,7 +283,11 @@ class PathFinder:
         self._commands.own(path, cycle, window, mover, first, end, habits, kick_at)
         if handed:
             path.phases.append(Phase(handed, cycle.write_ns, TASK, cycle.writer_tid))
-        path.phases.append(Phase(cycle.write_ns, cycle.end_ns, HOST, cycle.driver.tid))
+        asleep, awake = _by_its_clock(window, cycle.driver.tid, cycle.write_ns, cycle.end_ns)
+        if awake:
+            path.phases.append(Phase(cycle.write_ns, asleep, HOST, cycle.driver.tid))
+            path.phases.append(Phase(asleep, awake, HOST, cycle.driver.tid, "", CLOCK))
+        path.phases.append(Phase(max(cycle.write_ns, awake), cycle.end_ns, HOST, cycle.driver.tid))
 
     def _irq_by_gpu(
         self, path: Path, cycle: Cycle, worker: Worker, gpu: int, chosen: int, before: int
@@ -297,6 +309,18 @@ class PathFinder:
         if irq > rest:
             path.phases.append(Phase(rest, irq, GPU, gpu, HEAD_OF_LINE, "irq_by_G"))
         return irq
+
+
+def _by_its_clock(window: Window, driver: int, write_ns: int, end_ns: int) -> tuple[int, int]:
+    """From when till when a driver that ours was ready for slept till a time of its own; 0, 0: it did not."""
+    if end_ns - write_ns < ASLEEP_NS:
+        return 0, 0
+    for piece in window.pieces(driver, write_ns, end_ns):
+        call, off = piece.call, piece.off
+        if piece.state is State.SYSCALL_BLOCKED and call is not None and off is not None:
+            listens = call.kind == _EPOLL_WAIT or call.eventfd >= 0
+            return (0, 0) if listens or not off.in_irq else (piece.start, piece.end)
+    return 0, 0
 
 
 def _count(path: Path, name: str) -> None:

@@ -14,6 +14,8 @@ DEFAULT_GUEST_NS: Final = 100_000
 DEFAULT_COMMAND_NS: Final = 20_000
 
 HOST, WORKER, GUEST, GPU, TASK = "host", "worker", "guest", "gpu", "task"
+#: Of a phase in which the driver sleeps till a time of its own: it does not listen for ours.
+CLOCK = "clock"
 SERIALISED, HEAD_OF_LINE, NOT_REARMED = "serialised", "head_of_line", "not_rearmed"
 
 

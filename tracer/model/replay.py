@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from tracer.model.candidates import EVERYWHERE, Cut, Key, keys_of, own_key
 from tracer.model.leaves import LOCK, NOT_SCHEDULED, ON_CPU, SLOW_SYSCALL, Holder, Leaf, Word
-from tracer.model.phases import GPU, HEAD_OF_LINE, NOT_REARMED, SERIALISED, Path, Phase
+from tracer.model.phases import CLOCK, GPU, HEAD_OF_LINE, NOT_REARMED, SERIALISED, Path, Phase
 
 #: Share (0..1] of each leaf that is taken out, by index; leaves not named stay.
 Removal = Mapping[int, float]
@@ -47,6 +47,7 @@ class Case:
 
     __slots__ = (
         "_columns",
+        "_end_ns",
         "_ends",
         "_firsts",
         "_members",
@@ -79,6 +80,9 @@ class Case:
         self.words: set[Word] = set()
         self.tids: set[int] = set()
         self._members: dict[Key, list[int]] = {}
+        # A driver that looks for ours only when its own clock wakes it: what counts is when it could have.
+        asleep = sum(phase.end_ns - phase.start_ns for phase in path.phases if phase.sub == CLOCK)
+        self._end_ns = max(path.end_ns - asleep, path.deadline_ns + 1) if asleep else path.end_ns
         self._columns: tuple[NDArray[np.int64], NDArray[np.int64]] | None = None
         self._touched: dict[Key, list[_Touched]] = {}
         #: The first leaf of each phase; phases that wait for G; how much from each on is G's queue.
@@ -99,7 +103,7 @@ class Case:
             first += len(cut.leaves)
             self.words |= cut.words
             self.tids |= cut.tids
-            for key, (ns, at) in cut.by_key(via).items():
+            for key, (ns, at) in cut.by_key(via).items() if phase.sub != CLOCK else ():
                 there = touched.get(key)
                 if there is None:
                     touched[key] = [(index, ns, at)]
@@ -228,7 +232,7 @@ class Case:
                 gone += cut.ns - own[index] + taken
             else:
                 gone += cut.in_the_way_ns if phase.via else cut.ns - cut.elsewhere_ns
-        return self.path.end_ns - gone > self.path.deadline_ns
+        return self._end_ns - gone > self.path.deadline_ns
 
     def relieve(self, leaves: Iterable[Leaf]) -> None:
         """Take over what G's commands for others were held up by.
@@ -347,7 +351,7 @@ class Case:
                 earlier = end - now
         for _, taken in lost[k:]:
             earlier += taken
-        return self.path.end_ns - earlier
+        return self._end_ns - earlier
 
     def _unqueued(self, lost: Mapping[int, int], removed: Removal) -> int:
         """The closing time if G is never busy with other commands when ours come."""
@@ -359,7 +363,7 @@ class Case:
                 gone += whole - taken
             else:
                 gone += whole - own - taken + (self._own_taken(index, removed) if taken else 0)
-        return self.path.end_ns - gone
+        return self._end_ns - gone
 
     def _own_taken(self, index: int, removed: Removal) -> int:
         """What is taken out of G's time on our own command in a phase."""
@@ -405,7 +409,7 @@ class Case:
             # No more can be gained than is taken out and what G's queue takes from there on.
             at = bisect_left(self._waits, there[0][0])
             most = sum(ns for _, ns, _ in there) + (self._spare[at] if at < len(self._spare) else 0)
-            if self.path.end_ns - most > self.path.deadline_ns:
+            if self._end_ns - most > self.path.deadline_ns:
                 return False
             if share == 1.0:
                 removed = _Whole(self, key)
