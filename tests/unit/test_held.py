@@ -8,7 +8,8 @@ import records as r
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tracer.model.held import MIN_SAMPLES, Held, is_inside, wilson_low
+from tracer.model.held import MIN_SAMPLES, Held
+from tracer.model.heldrows import held_rows, is_inside, wilson_low
 from tracer.model.locks import Locks
 from tracer.model.registry import Registry
 from tracer.model.step import Step
@@ -81,7 +82,7 @@ def test_open_spans_are_not_counted() -> None:
 def test_batch_cuts_do_not_matter(masks: list[int], cuts: list[int]) -> None:
     trace = r.trace(r.words(VMM, 10, 1, [WORD, OTHER]), reads(W, len(masks), masks))
     held = feed(trace, cuts=tuple(cuts))
-    assert held.rows() == feed(trace).rows()
+    assert held_rows(held) == held_rows(feed(trace))
     assert held.count(VMM, WORD) == (sum(m & 1 for m in masks), len(masks))
     assert held.count(VMM, OTHER) == (sum(m >> 1 for m in masks), len(masks))
 
@@ -94,7 +95,7 @@ def test_the_base_is_that_of_threads_that_never_use_the_lock() -> None:
         reads(W, 100, [1]),
         reads(BYSTANDER, 100, [1, 0, 0, 0], eventfd=9),
     )
-    rows = feed(trace, objects={7: "stream", 9: "kick"}).rows()
+    rows = held_rows(feed(trace, objects={7: "stream", 9: "kick"}))
     first, second = rows
     assert (first.object, first.held_fraction, first.base, first.inside) == ("stream", 1.0, 0.25, True)
     assert (second.object, second.held_fraction, second.inside) == ("kick", 0.25, False)
@@ -133,7 +134,7 @@ def test_rows_are_bounded_under_endless_new_objects(monkeypatch: pytest.MonkeyPa
     for i in range(300):
         read = r.read(W, 10 * i, 10 * i + 5, eventfd=i, generation=1, held_in=1)
         held.step(Step(read, 1_000_000 * i + 5))
-    rows = held.rows(limit=1_000)
+    rows = held_rows(held, limit=1_000)
     assert len(rows) <= 101
     assert "object 299" in {row.object for row in rows}
     assert all(row.samples == 1 and row.held_fraction == 1.0 for row in rows)

@@ -25,7 +25,8 @@ from __future__ import annotations
 
 from collections import Counter
 
-from tracer.model.held import MIN_SAMPLES, Held, is_inside
+from tracer.model.held import MIN_SAMPLES, Held
+from tracer.model.heldrows import is_inside
 from tracer.model.registry import Registry
 from tracer.model.turns import Turns
 from tracer.model.words import Word

@@ -4,33 +4,25 @@
 Owns the generations of watched words and the counts per (word, thread, syscall, object). A
 mask bit says that the *word* was held when the syscall was entered, not that this thread held
 it: hence the base rate, over threads that never wait for the word or wake it.
-
-``inside`` (this syscall runs under this lock) needs 20 samples and, at the lower 99 % Wilson
-bound of the fraction, to be found free at most a third as often as bystanders find it. A lock
-that is busy half the time thus needs more than 83 %; chance does not get there, and a syscall
-that is under the lock only on some of its ways shows as its fraction without the mark.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Iterator
 
 import numpy as np
 from numpy.typing import NDArray
 
-from tracer.model.blame import syscall_name
 from tracer.model.locks import Locks
 from tracer.model.registry import Registry
 from tracer.model.step import Step
-from tracer.model.summary import HeldRow
 from tracer.schema import EPOLL_CTL, EPOLL_WAIT, FD, MSG, RW, SYSCALL, Kind, Records
 
 #: (tgid, kind, fd, eventfd_id or -1) -> what the fd is: completion, stream, irq, kick, pipe ...
 ObjectOf = Callable[[int, int, int, int], str]
 
+#: Entries of a kind from which on a held fraction tells anything.
 MIN_SAMPLES = 20
-_WILSON_Z = 2.576  # 99 %
 _BITS = 16
 _MAX_ROWS = 16384
 _MAX_GENERATIONS = 1024
@@ -49,19 +41,6 @@ _FD_KIND = int(Kind.FD)
 _MIX = np.array((0x9E3779B97F4A7C1, 0x2545F4914F6CDD1, 0x1B873593CC9E2D5), dtype=np.int64)
 
 Key = tuple[int, int, int, int, int, str]  # tgid, word, tid, kind, number, object
-
-
-def wilson_low(held: int, n: int, z: float = _WILSON_Z) -> float:
-    """Lower bound of a fraction held/n (Wilson score interval, one tail at z)."""
-    if n <= 0:
-        return 0.0
-    p, zz = held / n, z * z
-    return max(0.0, (p + zz / (2 * n) - z * math.sqrt(p * (1 - p) / n + zz / (4 * n * n))) / (1 + zz / n))
-
-
-def is_inside(held: int, n: int, base: float | None) -> bool:
-    """The rule in this module's docstring; ``base`` None (no bystander seen) counts as 0."""
-    return n >= MIN_SAMPLES and 1 - wilson_low(held, n) <= (1 - (base or 0.0)) / 3
 
 
 def _columns(rows: Records, family: np.dtype[np.void]) -> Iterator[NDArray[np.int64]]:
@@ -294,34 +273,12 @@ class Held:
         held, n = self.count(tgid, word, others)
         return held / n if n >= MIN_SAMPLES else None
 
+    def all(self) -> Iterator[tuple[Key, int, int]]:
+        """(key, times held, samples) of whatever has samples."""
+        for i, key in enumerate(self._keys, start=1):
+            if self._samples[i]:
+                yield key, int(self._held[i]), int(self._samples[i])
+
     def watched(self, tgid: int) -> set[int]:
         """Words of a process that have samples."""
         return {key[1] for key in self._keys if key[0] == tgid}
-
-    def rows(self, limit: int = 100) -> tuple[HeldRow, ...]:
-        """The Held table: inside first, then by times found held."""
-        bases: dict[tuple[int, int], float | None] = {}
-        rows: list[tuple[int, HeldRow]] = []
-        for i, (tgid, word, tid, kind, number, obj) in enumerate(self._keys, start=1):
-            held, n = int(self._held[i]), int(self._samples[i])
-            if not n:
-                continue
-            if (tgid, word) not in bases:
-                bases[tgid, word] = self.base(tgid, word)
-            base = bases[tgid, word]
-            row = HeldRow(
-                lock=self.locks.label(tgid, word) if self.locks is not None else f"lock@{word:#x}",
-                tid=tid,
-                role=self.registry.role(tid),
-                syscall=syscall_name(Kind(kind), number),
-                object=obj,
-                samples=n,
-                held_fraction=held / n,
-                base=base,
-                inside=is_inside(held, n, base),
-            )
-            rows.append((held, row))
-        rows.sort(
-            key=lambda hr: (not hr[1].inside, -hr[0], -hr[1].samples, hr[1].lock, hr[1].tid, hr[1].syscall)
-        )
-        return tuple(row for _, row in rows[:limit])

@@ -14,6 +14,7 @@ import numpy as np
 from tracer.model.counterfactual import Names as RemedyNames
 from tracer.model.episodes import culprit, merged
 from tracer.model.headline import headline
+from tracer.model.heldrows import held_rows
 from tracer.model.lead import lead
 from tracer.model.leaves import LOCK, Word
 from tracer.model.misses import EpisodeState, MissState
@@ -102,7 +103,7 @@ class Rows:
             streams=tuple(self._stream(s, limit is None) for s in self._shown_streams()),
             locks=self._locks(bins=limit is None),
             blame=a.locks.blame(LOCK_ROWS),
-            held=a.held.rows(HELD_ROWS),
+            held=held_rows(a.held, HELD_ROWS),
             write_path=a.write_paths.rows(a.facts.host),
             episodes=tuple(whole for whole, _ in (episodes if limit is None else episodes[-limit:])),
             misses=rows,
