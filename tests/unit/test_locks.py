@@ -14,7 +14,9 @@ from hypothesis import strategies as st
 
 from tracer.model import holders
 from tracer.model.holders import MOST_HOLDERS
-from tracer.model.locks import MAX_WORDS, Locks
+from tracer.model.learning import MAX_WORDS
+from tracer.model.locks import Locks
+from tracer.model.ownlocks import watch_order
 from tracer.model.registry import Registry
 from tracer.model.step import Step
 from tracer.schema import Fd, Records, Thread, empty_records
@@ -295,7 +297,7 @@ def test_an_exited_thread_keeps_its_acquisition() -> None:
 
 def test_nothing_comes_of_no_records() -> None:
     locks = run(empty_records())
-    assert locks.rows() == () and locks.blame() == () and locks.watch_order(VMM) == []
+    assert locks.rows() == () and locks.blame() == () and watch_order(locks, VMM) == []
 
 
 def test_of_a_crowd_s_waits_as_many_pieces_are_told_as_there_is_room_for(

@@ -5,7 +5,7 @@ Owns the rule of what one acquisition is. std's lock_contended and glibc's lll_l
 word to 2 before each wait and leave it at 2 when they get the lock, so that an unlock after
 a contended acquisition always wakes. Hence, exactly: consecutive futex calls of a thread
 that are waits for 2 on one word are one acquisition; its own wake, or any other futex call,
-says that it went on. Whether a word is a lock at all is decided in locks.py. A mutex with priority
+says that it went on. Whether a word is a lock at all is decided in words.py. A mutex with priority
 inheritance is locked and unlocked by the kernel: all of model/ sees it as glibc's plain one.
 """
 

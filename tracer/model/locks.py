@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Lock words: what each is, who waited how long for whom, and what the holder did.
 
-Owns what futex records say: kinds of words, acquisitions with barging, inferred holders, hold
-times. Blame is holders.py's, tables are lockrows.py's; this is the face of both. Verdicts store
+Owns the order in which records tell of words, and the questions about them. Words are filled in by
+learning.py, blame is holders.py's, tables are lockrows.py's; this is the face of all. Verdicts store
 (tgid, word); names come at summary time. Memory is bounded: per word counters and histograms of
-fixed size for ever (at most MAX_WORDS words, the longest unused go first).
+fixed size for ever (at most learning.MAX_WORDS words, the longest unused go first).
 
 No owner is stored in a std mutex: the thread that wakes a word was its last holder. That is
 an inference, and everything called holder here is inferred (docs/how-it-works.md).
@@ -15,18 +15,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 
 import numpy as np
-from numpy.typing import NDArray
 
+from tracer.model import learning
 from tracer.model.acquire import (
-    CONTENDED,
     LOCK_WAIT,
-    NO_OP,
-    PTHREAD_WAIT,
-    STD_WAIT,
     WAKE,
     Acquirer,
     classify,
-    sort_of,
 )
 from tracer.model.blame import Cell
 from tracer.model.holders import Holders
@@ -38,37 +33,13 @@ from tracer.model.summary import BlameRow, HolderRow, LockRow
 from tracer.model.tap import Tap
 from tracer.model.uses import Uses
 from tracer.model.words import (
-    SEEN_PRIVATE_OTHER,
-    SEEN_PTHREAD,
-    SEEN_SHARED,
-    SEEN_STD,
-    SEEN_STD_OTHER,
     WAKES,
     Acquisition,
     Piece,
     Word,
-    bump,
     copy_word,
 )
-from tracer.schema import FUTEX_PRIVATE, Kind, Life, Records
-
-MAX_WORDS = 4096
-STALE_NS = 60_000_000_000  # a lock unused for so long gives up its place among the watched words
-
-
-def _seen() -> NDArray[np.uint8]:
-    """What a futex call shows of its word, by ``acquire.sort_of``."""
-    op, contended = np.divmod(np.arange(2 * (NO_OP + 1)), 2)
-    cls = classify(op.astype(np.uint16), np.where(contended, CONTENDED, 0).astype(np.uint32))
-    std, pthread, two = op == STD_WAIT, op == PTHREAD_WAIT, contended == 1
-    return np.select(
-        [cls == WAKE, cls == 0, (op & FUTEX_PRIVATE) == 0, std & two, std, pthread & two],
-        [0, 0, SEEN_SHARED, SEEN_STD, SEEN_STD_OTHER, SEEN_PTHREAD],
-        SEEN_PRIVATE_OTHER,
-    ).astype(np.uint8)
-
-
-_SEEN = _seen()
+from tracer.schema import Kind, Life, Records
 
 
 class Locks:
@@ -119,17 +90,18 @@ class Locks:
                 self._open.pop(int(row["tid"]), None)
                 self._close(self._acquirer.forget(int(row["tid"])))
         self.holders.settle(self.now_ns)
-        if len(self.words) > MAX_WORDS:
-            self._evict()
+        if len(self.words) > learning.MAX_WORDS:
+            gone = learning.evict(self.words)
+            self.holders.cells.forget(gone)
+            self.evicted += len(gone)
 
     def _feed(self, futex: Records) -> None:
-        sort = sort_of(futex["op"], futex["expected"])
         cls = classify(futex["op"], futex["expected"])
         tgids = self.registry.tgids_of(futex["tid"])
         if self._open:
             for tid in np.unique(futex["tid"]).tolist():  # any later call of the thread supersedes it
                 self._open.pop(tid, None)
-        self._learn_words(futex, cls, _SEEN.take(sort), tgids)
+        learning.learn(self.words, futex, cls, tgids)
         is_wake = np.flatnonzero(cls == WAKE)
         woke = futex.take(is_wake)
         wakes = np.empty(len(woke), dtype=WAKES)
@@ -138,44 +110,10 @@ class Locks:
         self.holders.wakes.add(wakes)
         self._close(self._acquirer.step(futex, cls, tgids))
 
-    def _learn_words(self, futex: Records, cls: np.ndarray, bits: np.ndarray, tgids: np.ndarray) -> None:
-        is_wake = cls == WAKE
-        order = np.lexsort((futex["tid"], is_wake, futex["word"], tgids))
-        word, tgid, tid = futex["word"][order], tgids[order], futex["tid"][order]
-        wake = is_wake[order]
-        end = (futex["enter_ns"] + futex["dur_ns"])[order]
-        n = len(order)
-        new_word = np.ones(n, dtype=bool)
-        new_word[1:] = (word[1:] != word[:-1]) | (tgid[1:] != tgid[:-1])
-        new_run = new_word.copy()
-        new_run[1:] |= (tid[1:] != tid[:-1]) | (wake[1:] != wake[:-1])
-        starts = np.flatnonzero(new_word)
-        seen = np.bitwise_or.reduceat(bits[order], starts)
-        last = np.maximum.reduceat(end, starts)
-        owners: list[Word | None] = []
-        for i, at in enumerate(starts.tolist()):
-            key = int(tgid[at]), int(word[at])
-            known = self.words.get(key)
-            if known is None and seen[i] and key[1]:  # a wake alone makes no word known
-                known = self.words[key] = Word(*key, first_ns=int(last[i]))
-            if known is not None:
-                known.seen |= int(seen[i])
-                known.last_ns = max(known.last_ns, int(last[i]))
-            owners.append(known)
-        runs = np.flatnonzero(new_run & wake)
-        if len(runs):
-            lengths = np.diff(np.append(np.flatnonzero(new_run), n))
-            of_run = dict(zip(np.flatnonzero(new_run).tolist(), lengths.tolist(), strict=True))
-            belongs = np.cumsum(new_word) - 1
-            for at in runs.tolist():
-                known = owners[belongs[at]]
-                if known is not None and known.seen & (SEEN_STD | SEEN_PTHREAD):
-                    bump(known.wakers, int(tid[at]), of_run[at])
-
     def _close(self, acq: Records) -> None:
         if len(acq):
             self._guard_relocks(acq)
-            self._count(acq, self.words)
+            learning.count(self.words, acq)
             self.holders.add(acq)
             if self._tap is not None:
                 self._tap.acquisitions(acq)
@@ -197,43 +135,6 @@ class Locks:
             between = self.holders.recent.calls_between(tid, acq["cond_end_ns"][at], acq["start_ns"][at])
             acq["cond"][at[between]] = 0
             acq["cond_caller"][at[between]] = 0
-
-    @staticmethod
-    def _count(acq: Records, words: dict[tuple[int, int], Word]) -> None:
-        order = np.lexsort((acq["word"], acq["tgid"]))
-        acq = acq.take(order)
-        change = (acq["word"][1:] != acq["word"][:-1]) | (acq["tgid"][1:] != acq["tgid"][:-1])
-        starts = np.concatenate(([0], np.flatnonzero(change) + 1, [len(acq)]))
-        for lo, hi in zip(starts[:-1].tolist(), starts[1:].tolist(), strict=True):
-            rows = acq[lo:hi]
-            word = words.get((int(rows["tgid"][0]), int(rows["word"][0])))
-            if word is None:
-                continue
-            word.contended += len(rows)
-            word.barged += int(rows["barged"].sum())
-            word.waits.add((rows["end_ns"] - rows["start_ns"]).astype(np.int64))
-            word.holds.add(rows["hold_ns"][rows["hold_ns"] >= 0])
-            relock = rows["cond"] != 0
-            word.relocks += int(relock.sum())
-            pairs = zip(rows["tid"].tolist(), rows["caller"].tolist(), strict=True)
-            for tid, caller in pairs:
-                bump(word.waiters, tid)
-                bump(word.callers, (tid, caller))
-            for cond, caller in zip(
-                rows["cond"][relock].tolist(), rows["cond_caller"][relock].tolist(), strict=True
-            ):
-                bump(word.conds, (cond, caller))
-
-    def _evict(self) -> None:
-        """Forget the words unused for longest, first those that are no locks."""
-        order = sorted(
-            self.words.values(), key=lambda w: (bool(w.misses), w.kind in ("mutex", "pthread"), w.last_ns)
-        )
-        gone = {(w.tgid, w.word) for w in order[: len(order) - MAX_WORDS * 7 // 8]}
-        for key in gone:
-            del self.words[key]
-        self.holders.cells.forget(gone)
-        self.evicted += len(gone)
 
     # ---- queries
 
@@ -333,42 +234,11 @@ class Locks:
         """Whether a word is one of its program's own mutexes."""
         return word.kind == self.own_kind(word.tgid)
 
-    def watch_order(self, tgid: int) -> list[int]:
-        """Live words of a process's own mutexes, the likeliest item_state first."""
-        kind = self.own_kind(tgid)
-        live = [
-            w
-            for w in self._with_pending().values()
-            if w.tgid == tgid
-            and w.kind == kind
-            and w.contended
-            and (w.last_ns + STALE_NS >= self.now_ns or w.misses)
-        ]
-        return [w.word for w in sorted(live, key=self._watch_rank)]
-
-    def core_words(self, tgid: int) -> list[int]:
-        """Live mutex words that W and G alone use and that are no condvar's: item_state or like it."""
-        words = self._with_pending()
-        return [w for w in self.watch_order(tgid) if self._watch_rank(words[tgid, w])[0] == 0]
-
-    def _watch_rank(self, word: Word) -> tuple[int, int, int, int]:
-        roles = {self.registry.role(tid) for tid in word.participants}
-        both, alone = {"W", "G"} <= roles, roles <= {"W", "G"}
-        if word.is_relock:
-            rank = 3
-        elif both:
-            rank = 0 if alone else 1
-        elif not roles & {"W", "G"} and len(word.participants) == 2:
-            rank = 1
-        else:
-            rank = 2
-        return rank, -word.misses, -word.contended, word.word
-
     # ---- summary
 
     def rows(self, limit: int = 50, *, bins: bool = False) -> tuple[LockRow, ...]:
         """The locks, ranked by misses caused, then by time waited; ``bins``: with ``wait_bins``."""
-        return self._rows.locks(self._with_pending().values(), limit, bins=bins)
+        return self._rows.locks(self.with_pending().values(), limit, bins=bins)
 
     def blame(self, limit: int = 50) -> tuple[BlameRow, ...]:
         """Blame cells with names, those of equal names together; ranked by misses, then total wait."""
@@ -399,7 +269,7 @@ class Locks:
     def namer(self, namer: Namer) -> None:
         self._rows.namer = namer
 
-    def _with_pending(self) -> dict[tuple[int, int], Word]:
+    def with_pending(self) -> dict[tuple[int, int], Word]:
         """Words including acquisitions that may still go on."""
         pending = self._acquirer.pending()
         if not len(pending):
@@ -408,7 +278,7 @@ class Locks:
         self._guard_relocks(pending)
         for key in {(int(r["tgid"]), int(r["word"])) for r in pending} & set(words):
             words[key] = copy_word(words[key])
-        self._count(pending, words)
+        learning.count(words, pending)
         return words
 
 

@@ -15,6 +15,7 @@ from typing import Final
 from tracer.model.behaviour import ITEM_STATE
 from tracer.model.locks import Locks
 from tracer.model.names import Names
+from tracer.model.ownlocks import core_words, watch_order
 
 #: A choice stands so long, and the longer the older the session is: generations are 65,535 in all.
 _STAND_NS: Final = 1_000_000_000
@@ -47,7 +48,7 @@ class Watch:
     def words(self, tgid: int, n: int) -> tuple[int, ...]:
         """The at most ``n`` lock words of a process to watch now; each keeps its place while it stays."""
         now = self.locks.now_ns
-        order = self.locks.watch_order(tgid)
+        order = watch_order(self.locks, tgid)
         choice = self._choices.setdefault(tgid, _Choice(first_ns=now, since_ns=now))
         kept = [word for word in choice.words if word in order]
         stood = now - choice.since_ns >= max(_STAND_NS, (now - choice.first_ns) // _SLOWER)
@@ -61,7 +62,7 @@ class Watch:
             best = order
         else:
             place = {word: i for i, word in enumerate(order)}
-            core = set(self.locks.core_words(tgid))
+            core = set(core_words(self.locks, tgid))
             best = sorted(order, key=lambda word: (*self._need(tgid, word, core, choice), place[word]))[:n]
         kept = [word for word in kept if word in best]
         fresh = [word for word in best if word not in kept]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What locks.py keeps: a word's counters for ever, and rows of the last seconds.
+"""What is kept of lock words: a word's counters for ever, and rows of the last seconds.
 
 Owns the shapes and their bounds; fills none of them.
 """

@@ -13,6 +13,7 @@ from typing import Protocol
 
 from tracer.model.held import MIN_SAMPLES, Held
 from tracer.model.locks import Locks
+from tracer.model.ownlocks import core_words
 from tracer.model.probecost import correction_ns
 from tracer.model.registry import Registry
 from tracer.model.step import Step
@@ -120,7 +121,7 @@ class WritePaths:
         tasks = self._tasks(tgid, seen)
         if tasks:
             return "task", "wake_order", f"{tasks} threads besides the command thread write one target each"
-        core = set(self.locks.core_words(tgid))
+        core = set(core_words(self.locks, tgid))
         sure = core if self.names is None else self.names.item_states(tgid)
         likely = sure | {w for w in core if self.names is None or self.names.lock(tgid, w)[2] == "none"}
         return (
