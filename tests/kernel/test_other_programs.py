@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 from commandline import xdtrace
 
-from tracer.model.summary import LOCK_KINDS
+from tracer.model.summaryrows import LOCK_KINDS
 
 pytestmark = pytest.mark.usefixtures("live_host")
 

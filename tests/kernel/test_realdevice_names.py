@@ -16,7 +16,8 @@ from test_realdevice import CRATES, Build, Device, build, running  # noqa: F401
 from bench.played import fed
 from tracer.capture.session import Session, Settings
 from tracer.model.analysis import Analysis
-from tracer.model.summary import LockRow, Summary
+from tracer.model.summary import Summary
+from tracer.model.summaryrows import LockRow
 
 ENOUGH_NS = 10_000_000_000
 

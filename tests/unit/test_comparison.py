@@ -18,7 +18,8 @@ from tracer.cli.main import run_command
 from tracer.errors import TraceError, UsageError
 from tracer.model.comparison import Comparison, Contrast, compare
 from tracer.model.runfigures import Run, run_of
-from tracer.model.summary import CostStats, Slack, Summary, Window, WritePath
+from tracer.model.summary import Summary, Window
+from tracer.model.summaryrows import CostStats, Slack, WritePath
 from tracer.schema import end_ns
 from tracer.trace import TraceWriter, pack
 from tracer.views.compare import render_comparison, strip

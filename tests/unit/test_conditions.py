@@ -21,7 +21,8 @@ from tracer.errors import ExpressionError
 from tracer.model import measures
 from tracer.model.conditions import Comparison, Condition, Joined, Not, evaluate, parse
 from tracer.model.measures import MEASURES, SHARE, TIME, UNITS, Measure
-from tracer.model.summary import CAUSES, Lost, RecordCounts, Slack, Summary
+from tracer.model.summary import CAUSES, Lost, RecordCounts, Summary
+from tracer.model.summaryrows import Slack
 from tracer.trace import TraceReader, TraceWriter
 from tracer.views.fmt import pointed_at
 

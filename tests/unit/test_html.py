@@ -21,7 +21,8 @@ from hypothesis import strategies as st
 from tracer.cli.main import run_command
 from tracer.cli.run import replay
 from tracer.model.analysis import Analysis
-from tracer.model.summary import Miss, Segment, SlackBin, Summary, WaitBin
+from tracer.model.summary import Miss, Segment, Summary
+from tracer.model.summaryrows import SlackBin, WaitBin
 from tracer.trace import TraceReader
 from tracer.views import html
 from tracer.views.html import pictures, to_html

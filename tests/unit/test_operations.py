@@ -11,7 +11,7 @@ from tracer.model.names import Names
 from tracer.model.operations import RELOCK, tell
 from tracer.model.registry import Registry
 from tracer.model.step import Step
-from tracer.model.summary import BlameRow
+from tracer.model.summaryrows import BlameRow
 from tracer.schema import LockSymbol, Records, Target, Thread
 
 VMM, W, G = 100, 1, 2

@@ -15,7 +15,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.cells import cell_len
 
-from tracer.model.summary import Lost, RecordCounts, Segment, Slack, StreamRow, Summary
+from tracer.model.summary import Lost, RecordCounts, Segment, Summary
+from tracer.model.summaryrows import Slack, StreamRow
 from tracer.views import fmt
 from tracer.views.jsonl import SNAPSHOT_MISSES, JsonLines, to_line
 from tracer.views.tables import (

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from views_data import many_streams, missing
 
-from tracer.model import summary
+from tracer.model import summary, summaryrows
 
 DOC = Path(__file__).parents[2] / "docs" / "summary.md"
 TABLE = re.compile(r"^## (.*?)$(.*?)(?=^## |\Z)", re.M | re.S)
@@ -19,8 +19,9 @@ ROW = re.compile(r"^\| `(\w+)` \| ([^|]+) \| ([^|]+) \|$", re.M)
 #: Every row type of the summary, by the heading it is documented under.
 TYPES = {
     name: kind
-    for name, kind in vars(summary).items()
-    if dataclasses.is_dataclass(kind) and isinstance(kind, type) and kind.__module__ == summary.__name__
+    for module in (summary, summaryrows)
+    for name, kind in vars(module).items()
+    if dataclasses.is_dataclass(kind) and isinstance(kind, type) and kind.__module__ == module.__name__
 }
 
 

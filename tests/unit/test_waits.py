@@ -8,7 +8,7 @@ import records as r
 
 from tracer.model.registry import Registry
 from tracer.model.step import Step
-from tracer.model.summary import LockRow
+from tracer.model.summaryrows import LockRow
 from tracer.model.waits import Waits
 from tracer.schema import Records, Target, Thread
 

@@ -13,7 +13,7 @@ from tracer.model.held import Held
 from tracer.model.locks import Locks
 from tracer.model.registry import Registry
 from tracer.model.step import Step
-from tracer.model.summary import WritePath
+from tracer.model.summaryrows import WritePath
 from tracer.model.writepath import WritePaths
 from tracer.profile import default_profiles
 from tracer.schema import Records, Target, Thread

@@ -10,27 +10,29 @@ from dataclasses import replace
 
 from tracer.model.lead import lead
 from tracer.model.summary import (
-    BlameRow,
-    CostStats,
-    DriverRow,
     Episode,
     Finding,
-    HeldRow,
-    HoldStats,
-    LockRow,
     Lost,
     Miss,
     RecordCounts,
     Remedy,
     Segment,
     SelfCost,
+    Summary,
+    Window,
+)
+from tracer.model.summaryrows import (
+    BlameRow,
+    CostStats,
+    DriverRow,
+    HeldRow,
+    HoldStats,
+    LockRow,
     Slack,
     StreamRow,
-    Summary,
     TargetRow,
     ThreadRow,
     WaitStats,
-    Window,
     WritePath,
 )
 

@@ -15,7 +15,7 @@ import math
 
 from tracer.model.blame import syscall_name
 from tracer.model.held import MIN_SAMPLES, Held
-from tracer.model.summary import HeldRow
+from tracer.model.summaryrows import HeldRow
 from tracer.schema import Kind
 
 _WILSON_Z = 2.576  # 99 %

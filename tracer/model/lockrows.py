@@ -12,7 +12,7 @@ from typing import Protocol
 
 from tracer.model.blame import Cell
 from tracer.model.registry import Registry
-from tracer.model.summary import BlameRow, HolderRow, HoldStats, LockRow, WaitBin, WaitStats
+from tracer.model.summaryrows import BlameRow, HolderRow, HoldStats, LockRow, WaitBin, WaitStats
 from tracer.model.words import Word
 
 

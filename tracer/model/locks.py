@@ -29,7 +29,7 @@ from tracer.model.lockrows import LockRows, Namer
 from tracer.model.operations import Sites
 from tracer.model.registry import Registry
 from tracer.model.step import Step
-from tracer.model.summary import BlameRow, HolderRow, LockRow
+from tracer.model.summaryrows import BlameRow, HolderRow, LockRow
 from tracer.model.tap import Tap
 from tracer.model.uses import Uses
 from tracer.model.words import (

@@ -15,7 +15,8 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import Final
 
-from tracer.model.summary import CAUSES, REMEDIES, LockRow, StreamRow, Summary
+from tracer.model.summary import CAUSES, REMEDIES, Summary
+from tracer.model.summaryrows import LockRow, StreamRow
 
 #: A name that needs no quotes.
 PLAIN_NAME: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_@-]*", re.ASCII)

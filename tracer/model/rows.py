@@ -22,21 +22,8 @@ from tracer.model.missrows import MissRows
 from tracer.model.remedies import Remedies
 from tracer.model.resting import MIN_CYCLES
 from tracer.model.streams import Stream
-from tracer.model.summary import (
-    DriverRow,
-    Episode,
-    Finding,
-    LockRow,
-    Lost,
-    RecordCounts,
-    SelfCost,
-    Slack,
-    StreamRow,
-    Summary,
-    TargetRow,
-    ThreadRow,
-    Window,
-)
+from tracer.model.summary import Episode, Finding, Lost, RecordCounts, SelfCost, Summary, Window
+from tracer.model.summaryrows import DriverRow, LockRow, Slack, StreamRow, TargetRow, ThreadRow
 
 if TYPE_CHECKING:
     from tracer.model.analysis import Analysis

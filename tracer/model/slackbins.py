@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from tracer.model.summary import SlackBin
+from tracer.model.summaryrows import SlackBin
 
 MAX_BINS: Final = 256
 #: The first width, ns: a power of two, so that bins merge without remainder.

@@ -21,7 +21,7 @@ from tracer.model.acquire import OTHER_WAIT, WAKE, classify
 from tracer.model.histogram import LogHistogram
 from tracer.model.registry import Registry
 from tracer.model.step import Step
-from tracer.model.summary import HoldStats, LockRow, WaitStats
+from tracer.model.summaryrows import HoldStats, LockRow, WaitStats
 from tracer.model.words import bump
 from tracer.schema import FUTEX_CMD_MASK, FUTEX_PRIVATE, FUTEX_WAIT, Kind, Records
 

@@ -17,7 +17,7 @@ from tracer.model.ownlocks import core_words
 from tracer.model.probecost import correction_ns
 from tracer.model.registry import Registry
 from tracer.model.step import Step
-from tracer.model.summary import CostStats, WritePath
+from tracer.model.summaryrows import CostStats, WritePath
 from tracer.model.writes import Seen, Writes
 
 Told = tuple[str, str, str]  # kind, evidence, why

@@ -10,7 +10,8 @@ from collections.abc import Sequence
 
 from rich.text import Text
 
-from tracer.model.summary import Summary, TargetRow, WritePath
+from tracer.model.summary import Summary
+from tracer.model.summaryrows import TargetRow, WritePath
 from tracer.views.fmt import (
     BAD,
     DIM,

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 from rich.text import Text
 
-from tracer.model.summary import BlameRow, HeldRow, LockRow, Summary
+from tracer.model.summary import Summary
+from tracer.model.summaryrows import BlameRow, HeldRow, LockRow
 from tracer.views.fmt import BAD, DIM, NONE, WARN, clean, count, duration, percent
 from tracer.views.grid import Block, Cell, Column, table, table_wants
 

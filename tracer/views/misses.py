@@ -11,7 +11,8 @@ from collections.abc import Sequence
 
 from rich.text import Text
 
-from tracer.model.summary import Miss, Segment, StreamRow, Summary
+from tracer.model.summary import Miss, Segment, Summary
+from tracer.model.summaryrows import StreamRow
 from tracer.views.fmt import (
     BAD,
     DIM,

@@ -10,7 +10,8 @@ from collections.abc import Callable, Mapping
 
 from rich.text import Text
 
-from tracer.model.summary import StreamRow, Summary, ThreadRow
+from tracer.model.summary import Summary
+from tracer.model.summaryrows import StreamRow, ThreadRow
 from tracer.views.fmt import BAD, DIM, GOOD, NONE, WARN, clean, count, duration, sparkline
 from tracer.views.grid import Block, Cell, Column, table, table_wants
 

@@ -12,7 +12,8 @@ from dataclasses import dataclass
 
 from markupsafe import Markup
 
-from tracer.model.summary import HolderRow, LockRow, Miss, Segment, StreamRow, Summary, ThreadRow, Window
+from tracer.model.summary import Miss, Segment, Summary, Window
+from tracer.model.summaryrows import HolderRow, LockRow, StreamRow, ThreadRow
 from tracer.views.fmt import SEGMENT_MARKS, count, duration, plural
 from tracer.views.misses import alike, groups
 
