@@ -315,21 +315,24 @@ class Check:
     fix: str
 
 
-def test_doctor_shows_each_fix_and_exits_4_where_something_is_missing(
+def test_doctor_shows_each_fix_and_exits_4_where_something_is_missing_3_where_only_the_target_is_amiss(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     good, bad = (
         Check("kernel", True, "6.18", ""),
         Check("bcc", False, "not there", "apt install python3-bpfcc"),
     )
-    monkeypatch.setattr(doctor, "run_checks", lambda pid: [good])
+    monkeypatch.setattr(doctor, "run_checks", lambda pid: ([good], []))
     assert run_command(["doctor"]) == 0
     assert "all is there" in capsys.readouterr().out
-    monkeypatch.setattr(doctor, "run_checks", lambda pid: [good, bad])
+    monkeypatch.setattr(doctor, "run_checks", lambda pid: ([good], [bad]))
+    assert run_command(["doctor", "42"]) == 3
+    assert "1 check failed" in capsys.readouterr().out
+    monkeypatch.setattr(doctor, "run_checks", lambda pid: ([good, bad], [bad]))
     assert run_command(["doctor", "42"]) == 4
     out = capsys.readouterr().out
     assert "→ apt install python3-bpfcc" in out
-    assert "1 check failed" in out
+    assert "2 checks failed" in out
 
 
 def test_list_says_so_where_there_is_none(

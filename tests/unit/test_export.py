@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import errno
 import stat
 from pathlib import Path
 
@@ -130,6 +131,32 @@ def test_a_place_that_cannot_be_written_is_said(
     assert run_command(["export", str(SOURCE), "--to", form, "-o", str(tmp_path / "no" / "out")]) == 2
     error = capsys.readouterr().err
     assert "there is no folder" in error and error.count("\n") == 2
+
+
+@pytest.mark.parametrize(
+    ("form", "broken"),
+    [
+        ("csv", "tracer.frames.export._write"),
+        ("parquet", "tracer.frames.export.readme"),
+        ("perfetto", "tracer.views.perfetto.write_perfetto"),
+    ],
+)
+def test_what_cannot_be_written_whole_does_not_stay(
+    tmp_path: Path,
+    form: str,
+    broken: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def full(*rest: object, **more: object) -> str:
+        assert list(tmp_path.iterdir()) == [tmp_path / "out"]
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(broken, full)
+    assert run_command(["export", str(SOURCE), "--to", form, "-o", str(tmp_path / "out")]) == 2
+    said = capsys.readouterr().err
+    assert "No space left" in said and len(said.splitlines()) == 2
+    assert not list(tmp_path.iterdir())
 
 
 def test_an_unknown_form_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
@@ -235,3 +236,18 @@ def test_each_audio_period_is_told(quantum: int, rate: int) -> None:
     found = find_cadence(np.sort(at), np.ones(48, dtype=np.int64))
     assert found is not None
     assert abs(found.period_ns - period) <= 1
+
+
+def test_a_process_of_another_kind_is_told_that_nothing_shows_a_vmm() -> None:
+    """Whoever named the wrong PID learns it; a VMM without audio is not told so."""
+    analysis = Analysis()
+    batch = World().batch(r.trace(timer(every(20 * MS, 60))), START + 2_000 * MS, first=True)
+    analysis.feed(replace(batch, threads=tuple(replace(t, comm="worker") for t in batch.threads)))
+    analysis.finish()
+    said = [f for f in analysis.summary().findings if "nothing shows that" in f.what]
+    assert len(said) == 1 and "xdtrace list" in said[0].do
+    named = Analysis()
+    named.feed(batch)
+    named.finish()
+    assert named.summary().verdict == "no audio stream seen"
+    assert not [f for f in named.summary().findings if "nothing shows that" in f.what]

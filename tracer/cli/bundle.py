@@ -153,7 +153,8 @@ def doctor_says(pid: int | None) -> str:
     from tracer.views.vmms import render_checks
 
     try:
-        return render_checks(run_checks(pid)).plain(ENDLESS)
+        here, target = run_checks(pid)
+        return render_checks([*here, *target]).plain(ENDLESS)
     except XdtraceError as error:
         return f"{error.message}\n  {error.hint}\n"
 

@@ -74,10 +74,17 @@ def _perfetto(trace: Trace, output: Path) -> str:
     from tracer.views.perfetto import write_perfetto
 
     offset_ns = trace.offset_ns  # a damaged trace is refused before anything is made
+    made = False
     try:
-        with os.fdopen(os.open(output, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as out:
+        fd = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        made = True
+        with os.fdopen(fd, "wb") as out:
             packets = write_perfetto(trace, out, offset_ns=offset_ns)
-    except OSError as error:
+    except BaseException as error:
+        if made:
+            output.unlink(missing_ok=True)
+        if not isinstance(error, OSError):
+            raise
         raise UsageError(
             f"cannot write {output}: {error.strerror}", "choose another place, or free some space"
         ) from error

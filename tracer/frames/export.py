@@ -8,6 +8,7 @@ by batch, so that a trace may be larger than memory.
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any, Final
@@ -56,17 +57,24 @@ def export_tables(trace: Trace, folder: Path, form: str) -> dict[str, int]:
         Rows written by table.
 
     Raises:
-        UsageError: the folder exists or cannot be written. TraceError: the trace is damaged.
+        UsageError: the folder exists or cannot be written (nothing of it stays). TraceError: the trace is
+            damaged.
     """
     rows: dict[str, int] = {}
     trace.summary  # noqa: B018 - a damaged trace is refused before anything is made
+    made = False
     try:
         folder.mkdir(mode=0o700)
+        made = True
         for table in TABLES.values():
             rows[table.name] = _write(trace, table, folder, form)
         with _new(folder / "README.md") as out:
             out.write(readme(trace, rows, form).encode())
-    except OSError as error:
+    except BaseException as error:
+        if made:  # half of the tables would be taken for all
+            shutil.rmtree(folder, ignore_errors=True)
+        if not isinstance(error, OSError):
+            raise
         raise UsageError(
             f"cannot write {folder}: {error.strerror}", "choose another name with -o, or free some space"
         ) from error

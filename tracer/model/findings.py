@@ -169,6 +169,15 @@ def _audio(seen: Evidence) -> Iterator[Finding]:
             PLAY,
             "info",
         )
+        for target in seen.registry.targets.values():
+            threads = [seen.registry.with_role(role, target.tgid) for role in ("W", "G", "vcpu")]
+            if target.role == "vmm" and target.alive and not any(threads):
+                yield Finding(
+                    f"nothing shows that {target.comm} (pid {target.tgid}) is a VMM",
+                    "no thread of it is a vCPU, a gpu worker or a device's worker, by name or behaviour",
+                    "`xdtrace list` shows the VMMs on this host",
+                    "warn",
+                )
     for dead in unread(seen.streams.filing, seen.registry):
         yield Finding(
             f"eventfd {dead.eventfd} of pid {dead.tgid} is signalled every {dead.period_ns / 1e6:.1f} ms, "
