@@ -22,6 +22,7 @@ from world import (
     US,
     V2,
     VMM,
+    D,
     Delays,
     F,
     G,
@@ -247,6 +248,24 @@ def test_a_cause_is_told_of_a_loop_that_is_both(delays: Delays, cause: str) -> N
     world = Lone()
     (miss,) = origins(analyse(world, play_on(world, delays)))
     assert miss.cause == cause, (miss.detail, miss.sufficient, miss.segments)
+
+
+def test_that_the_guest_of_a_loop_that_is_both_runs_elsewhere_is_said() -> None:
+    """The audio server wakes that loop as well; it is no guest, and where it is not traced nobody is told."""
+    world = Lone()
+    records = guest_apart(play_on(world, warm=48))
+    records = records.take(np.flatnonzero(~np.isin(records["tid"], (V, V2))))
+    said = [f.do for f in feed(world, records).summary().findings if "not traced" in f.what]
+    assert said == [f"trace it as well: xdtrace attach {VMM} {GUEST}"]
+    batch = world.batch(
+        records.take(np.flatnonzero(records["tid"] != D)), int(end_ns(records)[-1]), first=True
+    )
+    analysis = Analysis()
+    analysis.feed(dataclasses.replace(batch, targets=batch.targets[1:]))
+    analysis.finish()
+    summary = analysis.summary()
+    assert {s.source for s in summary.streams} == {"inferred"}
+    assert not [f.what for f in summary.findings if "not traced" in f.what]
 
 
 @pytest.mark.parametrize(("threads", "told"), [((W, F), True), ((W, W), False)])

@@ -85,8 +85,9 @@ class Roles:
             self._idling(step, tid, streams)
             kinds = step.threads.calls(tid)["kind"]
             self._kickers(step, tid, parked(step.threads.calls(tid)) if self.parks(tid) else kinds == _READ)
+        seen = {s.context for s in streams.streams if s.exact}
         for tid in self._lone(streams):
-            self._kickers(step, tid, step.threads.calls(tid)["kind"] == _EPOLL_WAIT)
+            self._kickers(step, tid, step.threads.calls(tid)["kind"] == _EPOLL_WAIT, served=tid in seen)
         self._pools(step)
         if max(len(self._waits), len(self._idles), len(self._pool)) > _NAMED:  # threads come and go for weeks
             for counts in (self._waits, self._idles, self._pool):
@@ -192,11 +193,12 @@ class Roles:
             and not self.registry.with_role("G", s.tgid)
         }
 
-    def _kickers(self, step: Step, tid: int, reads: NDArray[np.bool_]) -> None:
+    def _kickers(self, step: Step, tid: int, reads: NDArray[np.bool_], *, served: bool = True) -> None:
         """Who wakes an idle G is a vCPU (a real guest's kick is no syscall of its own).
 
         Args:
             reads: which of its calls (n,) it may idle in.
+            served: whether the audio server that may wake it too is traced.
         """
         calls = step.threads.calls(tid)
         spans = step.sleeps(tid)
@@ -210,7 +212,7 @@ class Roles:
         woken = spans.take(at[within])
         for waker, n in _wakers(woken):
             self.vcpu_votes[waker] += n
-        if self.registry.role(tid) == "G":  # a worker that is G as well is woken by the audio server too
+        if served:  # else it may be an audio server that woke a worker that is G as well
             by = woken["waker_tgid"][woken["waker_in_irq"] == 0]
             self.kicked_from.setdefault(self.registry.tgid(tid), Counter()).update(by[by > 0].tolist())
 
@@ -247,13 +249,10 @@ class Roles:
 
         Devices may have a process of their own (crosvm's sandbox, vhost-user): the vCPUs are elsewhere.
         """
-        votes = self.kicked_from.get(tgid)
-        if not votes:
-            return tgid
-        process, n = min(votes.items(), key=lambda item: (-item[1], item[0]))
-        target = self.registry.targets.get(process)
-        audio = target is not None and target.role == "audio"
-        return process if n >= MIN_VOTES and not audio else tgid
+        audio = {t.tgid for t in self.registry.targets.values() if t.role == "audio"}
+        votes = [(n, process) for process, n in self.kicked_from[tgid].items() if process not in audio]
+        n, process = max(votes, default=(0, tgid))
+        return process if n >= MIN_VOTES else tgid
 
     def vcpus(self, tgid: int) -> list[int]:
         """The vCPU threads of a VMM's guest, ascending, in whatever traced process they are."""
