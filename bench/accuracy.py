@@ -30,6 +30,7 @@ from bench.common import host
 from bench.figures import figures, table
 from bench.labels import NO_TIME, Cycle, Injection, Waits
 from bench.matrix import Trial, in_a_round, trials
+from bench.plan import expected
 from bench.played import play
 from bench.score import (
     Labelled,
@@ -273,6 +274,7 @@ def main() -> None:
         help="keep every run there; what is there is judged anew, not run again",
     )
     parser.add_argument("--only", metavar="CONDITION", action="append", help="as the table names it: 256")
+    parser.add_argument("--plan", action="store_true", help="no runs: how many episodes they should give")
     parser.add_argument("--record-only", action="store_true", help="with --traces: judge nothing yet")
     options = parser.parse_args()
     if options.record_only and not options.traces:
@@ -280,10 +282,15 @@ def main() -> None:
     for name in ("keep", "save", "load", "traces"):  # bcc changes the working directory
         path = getattr(options, name)
         setattr(options, name, path.absolute() if path else None)
+    rounds = 0 if options.load else options.rounds or (1 if options.quick else 12)
+    planned = islice(trials(options.quick, options.seed), rounds * in_a_round(options.quick))
+    if options.plan:
+        for (cause, leg), episodes in sorted(expected(planned).items()):
+            print(f"{cause}/{leg} {episodes}")
+        return
     scores, failed = load(options.load or options.save), 0
     end = time.monotonic() + options.budget if options.budget else float("inf")
-    rounds = 0 if options.load else options.rounds or (1 if options.quick else 12)
-    for trial in islice(trials(options.quick, options.seed), rounds * in_a_round(options.quick)):
+    for trial in planned:
         if trial.seed in scores or (options.only and trial.condition not in options.only):
             continue
         if time.monotonic() >= end:

@@ -16,6 +16,7 @@ pub const USAGE: &str = "minivmm: a small VMM with a cross-domain device, and an
   --churn N                               short streams cycling, each about 5 opens/s (0)
   --load none|pipe|preempt-holder|nested|hogs|gpu   (none)
   --guest-us MIN,MAX                      the guest's latency per wakeup (100,300)
+  --guest-waits-us MIN,MAX                a client waits so long before it completes (0,0)
   --vcpus N                               at least 2 (4)
   --duration S                            seconds; 0: until a signal (0)
   --seed N                                (1)
@@ -78,6 +79,7 @@ pub struct Args {
     pub asynchronous: bool,
     pub churn: usize,
     pub guest_us: (f64, f64),
+    pub guest_waits_us: (f64, f64),
     pub vcpus: usize,
     pub duration_s: f64,
     pub seed: u64,
@@ -122,6 +124,7 @@ impl Args {
             asynchronous: false,
             churn: 0,
             guest_us: (100.0, 300.0),
+            guest_waits_us: (0.0, 0.0),
             vcpus: 4,
             duration_s: 0.0,
             seed: 1,
@@ -158,6 +161,7 @@ impl Args {
                 "--share-completion" => a.share_completion = true,
                 "--churn" => a.churn = parsed(&value()?)?,
                 "--guest-us" => a.guest_us = pair(&value()?, ',')?,
+                "--guest-waits-us" => a.guest_waits_us = pair(&value()?, ',')?,
                 "--vcpus" => a.vcpus = parsed(&value()?)?,
                 "--duration" => a.duration_s = parsed(&value()?)?,
                 "--seed" => a.seed = parsed(&value()?)?,

@@ -106,6 +106,14 @@ impl Bridge {
         process::work(ns / 8);
     }
 
+    /// A client has to wait for something in the guest, and no vCPU computes.
+    fn wait(&mut self) {
+        let (low, high) = self.args.guest_waits_us;
+        if high > 0.0 {
+            sys::sleep_ns(self.rng.within(low * 1e3, high * 1e3 + 1.0) as u64);
+        }
+    }
+
     fn send(&self, ctx_id: u32, fence_id: u64, bytes: Vec<u8>) {
         self.mem.push(ctx_id, fence_id, bytes);
         self.mem.kick();
@@ -185,6 +193,7 @@ impl Bridge {
             None => return,
         };
         self.latency();
+        self.wait();
         let last = self.shared.finish(offer.stream as usize, offer.target as usize);
         if offer.group == 0 {
             return; // an async stream: its server waits for nobody
