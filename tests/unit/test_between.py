@@ -3,18 +3,16 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
-from typing import Any, cast
-
 from tracer.model.between import Between
-from tracer.model.candidates import Cut
 from tracer.model.counterfactual import Judgement
 from tracer.model.cycles import Cycle, Stream
 from tracer.model.drivers import Driver
 from tracer.model.eventfds import Eventfd
 from tracer.model.leaves import LOCK, NOT_SCHEDULED, Leaf
 from tracer.model.misses import EpisodeState, MissState
+from tracer.model.phases import WORKER, Path, Phase
 from tracer.model.registry import Registry
+from tracer.model.replay import Case
 from tracer.schema import Target, Thread
 
 AUDIO, D = 10, 11
@@ -60,7 +58,8 @@ class Misses:
         cut = [Leaf(0, ms * 1_000_000, kind, 0, 0, instead=instead) for kind, ms, instead in leaves]
         made = MissState(self.made, cycle, EpisodeState(1, stream, 0, None), "wake", cause, origin=origin)
         made.judgement = Judgement(cause, None, ((enough or cause,),), (), {})
-        made.case = cast(Any, SimpleNamespace(cuts=[Cut(cut)])) if origin is None else None
+        if origin is None:
+            made.case = Case(Path([Phase(0, sum(leaf.ns for leaf in cut), WORKER, 0)], 0), cut)
         self.between.take([made])
         return made
 

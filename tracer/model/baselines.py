@@ -159,8 +159,4 @@ class Baselines:
 
     def _cut(self, entry: OnTime, found: tuple[Path, Window]) -> None:
         path, window = found
-        totals: dict[Key, int] = {}
-        for cut in self._cutter.direct(path, window, self._vcpu(entry.cycle, path)):
-            for key, (ns, _) in cut.by_key("").items():
-                totals[key] = totals.get(key, 0) + ns
-        entry.totals = totals
+        entry.totals = self._cutter.direct(path, window, self._vcpu(entry.cycle, path)).totals()

@@ -77,8 +77,7 @@ class Between:
     def _whose(self, miss: MissState, victim: int) -> Whose:
         if miss.cause == "host_late" or miss.driver_fault:
             return DRIVER, miss.cycle.driver.tid
-        cuts = miss.case.cuts if miss.case is not None else ()
-        off = [leaf for cut in cuts for i in cut.in_the_way if (leaf := cut.leaves[i]).kind == NOT_SCHEDULED]
+        off = list(miss.case.not_scheduled()) if miss.case is not None else []
         judged = miss.judgement
         keys = (*judged.sufficient, *judged.jointly) if judged is not None else ()
         taken = self._taken(off, victim)

@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a late cycle may be late for: the candidates that a leaf counts for.
 
-Owns their keys, and the leaves of one phase counted by them. A phase's leaves depend on what its thread
-did, not on whose cycle it belongs to: cycles that starve in one window share them. Replays nothing.
+Owns their keys, and the sorts of leaves: a path has a thousand leaves, but of a few dozen sorts, and what a
+sort counts for is told once. Replays nothing.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Final
 
 from tracer.model.leaves import (
@@ -19,7 +19,9 @@ from tracer.model.leaves import (
     ON_CPU,
     SLOW_SYSCALL,
     STOLEN,
+    Holder,
     Leaf,
+    Syscall,
     Word,
 )
 from tracer.model.phases import HEAD_OF_LINE, NOT_REARMED, SERIALISED
@@ -63,84 +65,47 @@ def keys_of(leaf: Leaf, via: str) -> tuple[Key, ...]:
     return tuple(dict.fromkeys(keys))  # a lock may come twice in a chain
 
 
-class Cut:
-    """The leaves of one phase, counted by candidate when first asked for.
+class Sorts:
+    """The sorts of leaves met so far, by number; leaves of one sort count for the same candidates.
 
     Attributes:
-        leaves: in order; their ``phase`` says nothing, because phases of several paths share them.
-        ns: how long they are together; in_the_way_ns: those that count everywhere (``EVERYWHERE``), and
-            ``in_the_way`` which they are; elsewhere_ns: those of the guest or the host.
-        words, tids: locks and threads among them; holders: who held what was waited for.
+        like: a leaf of each sort; what it says of its time, its phase and its call's fd is nothing.
+        own: the candidate of each sort by its kind and object; keys: all that it counts for in a phase
+            without a via.
+        everywhere: the sorts that count everywhere (``EVERYWHERE``); waits: those that wait for a lock.
     """
 
-    __slots__ = (
-        "_by_via",
-        "_relief",
-        "elsewhere_ns",
-        "holders",
-        "in_the_way",
-        "in_the_way_ns",
-        "leaves",
-        "ns",
-        "tids",
-        "words",
-    )
+    __slots__ = ("_of", "everywhere", "keys", "like", "own", "waits")
 
-    def __init__(self, leaves: Sequence[Leaf]) -> None:
-        self.leaves = leaves
-        self.ns = self.in_the_way_ns = self.elsewhere_ns = 0
-        self.in_the_way: list[int] = []
-        self.words: set[Word] = set()
-        self.tids: set[int] = set()
-        self.holders: set[int] = set()
-        self._by_via: dict[str, dict[Key, tuple[int, list[int]]]] = {}
-        self._relief: list[tuple[Key, tuple[int, int]]] | None = None
-        for i, (start, end, kind, tid, _, word, after, _, holder, off_tid, _) in enumerate(leaves):
-            ns = end - start
-            self.ns += ns
-            self.tids.add(tid)
-            if kind in EVERYWHERE:
-                self.in_the_way.append(i)
-                self.in_the_way_ns += ns
-                if word is not None:
-                    self.words.add(word)
-                if after is not None:
-                    self.words.add(after)
-                if holder is not None:
-                    self.holders.add(holder.tid)
-                    self.tids.add(holder.tid)
-                if off_tid:
-                    self.tids.add(off_tid)
-            elif kind in (GUEST_LEAF, HOST_LEAF):
-                self.elsewhere_ns += ns
+    def __init__(self) -> None:
+        self.like: list[Leaf] = []
+        self.own: list[Key] = []
+        self.keys: list[tuple[Key, ...]] = []
+        self.everywhere: set[int] = set()
+        self.waits: set[int] = set()
+        self._of: dict[tuple[object, ...], int] = {}
 
-    def by_key(self, via: str) -> Mapping[Key, tuple[int, list[int]]]:
-        """Time and leaves (by index) per candidate, in a phase with this via."""
-        found = self._by_via.get(via)
+    def of(
+        self,
+        kind: str,
+        tid: int,
+        word: Word | None = None,
+        after: Word | None = None,
+        call: Syscall | None = None,
+        holder: Holder | None = None,
+        off_tid: int = 0,
+    ) -> int:
+        """The sort of a leaf of which that is known."""
+        what = (kind, tid, word, after, call, holder, off_tid)
+        found = self._of.get(what)
         if found is None:
-            found = self._by_via[via] = {}
-            leaves = self.leaves
-            if via and leaves:
-                found[via,] = (self.ns, list(range(len(leaves))))
-            for i in self.in_the_way if via else range(len(leaves)):
-                leaf = leaves[i]
-                start, end, _, _, _, _, after, _, holder, off_tid, _ = leaf
-                ns = end - start
-                alone = holder is None and after is None and not off_tid
-                for key in (own_key(leaf),) if alone else keys_of(leaf, ""):
-                    ns_before, at = found.get(key) or (0, [])
-                    at.append(i)
-                    found[key] = (ns_before + ns, at)
+            found = self._of[what] = len(self.like)
+            leaf = Leaf(0, 0, kind, tid, 0, word, after, call, holder, off_tid)
+            self.like.append(leaf)
+            self.own.append(own_key(leaf))
+            self.keys.append(keys_of(leaf, ""))
+            if kind in EVERYWHERE:
+                self.everywhere.add(found)
+            if kind == LOCK:
+                self.waits.add(found)
         return found
-
-    @property
-    def relief(self) -> list[tuple[Key, tuple[int, int]]]:
-        """When each candidate that counts everywhere was in the way, by time."""
-        if self._relief is None:
-            self._relief = [
-                (key, (leaf.start_ns, leaf.end_ns))
-                for leaf in (self.leaves[i] for i in self.in_the_way)
-                for key in keys_of(leaf, "")
-                if key[0] in EVERYWHERE and leaf.end_ns > leaf.start_ns
-            ]
-        return self._relief

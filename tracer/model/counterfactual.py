@@ -163,7 +163,7 @@ def _is_holder(case: Case, lock: Key, missing: Key) -> bool:
     held = [
         i
         for i in set(case.members_of(lock)).intersection(case.members_of(missing))
-        if case.leaf(i).off_tid == missing[1]
+        if case.like(i).off_tid == missing[1]
     ]
     return bool(held) and case.meets(dict.fromkeys(held, 1.0), freed=case.freed([missing]))
 
@@ -176,7 +176,7 @@ def _only_missing_cpu(case: Case, lock: Key, excess: Mapping[Key, int]) -> int:
     """
     if lock[0] != LOCK:
         return 0
-    off = [i for i in case.members_of(lock) if (leaf := case.leaf(i)).kind == NOT_SCHEDULED or leaf.off_tid]
+    off = [i for i in case.members_of(lock) if (leaf := case.like(i)).kind == NOT_SCHEDULED or leaf.off_tid]
     ns = case.ns_of(off)
     return ns if ns >= SAME_SHARE * excess[lock] and case.meets(dict.fromkeys(off, 1.0)) else 0
 
@@ -204,7 +204,7 @@ def _more_specific(case: Case, one: Key, other: Key) -> Key:
 
 def _waited_for(case: Case, lock: Key) -> bool:
     """Whether the path's own thread waited for a lock (not only the lock's holder)."""
-    return any(own_key(case.leaf(i)) == lock for i in case.members_of(lock))
+    return any(own_key(case.like(i)) == lock for i in case.members_of(lock))
 
 
 # --- remedies ---------------------------------------------------------------------
@@ -248,8 +248,8 @@ def remedy_removal(case: Case, remedy: str, names: Names) -> Removal:
     taken = dict.fromkeys(_remedied(case, remedy, names), 1.0)
     if remedy in ("dup", "refcount", "task"):
         for i in _under(case, names.item_state):
-            after = case.leaf(i).after
-            if after is not None and i - 1 in taken and case.leaf(i - 1).word == after:
+            after = case.like(i).after
+            if after is not None and i - 1 in taken and case.like(i - 1).word == after:
                 taken[i] = 1.0  # woken by an unlock that it would not have waited for
     if remedy == "realtime":
         for tid in names.movable & case.tids:
@@ -261,22 +261,22 @@ def _leave_wakes(case: Case, waits: Sequence[int], taken: dict[int, float]) -> N
     """Leave of each of a thread's many waits for a CPU what waking it takes: no priority shortens that."""
     if len(waits) < MANY:
         return
-    wakes = sorted(case.leaf(i).ns for i in waits)[len(waits) // 4]
+    wakes = sorted(case.ns(i) for i in waits)[len(waits) // 4]
     for i in waits:
-        taken[i] = 1.0 - min(1.0, wakes / max(1, case.leaf(i).ns))
+        taken[i] = 1.0 - min(1.0, wakes / max(1, case.ns(i)))
 
 
 def _under(case: Case, words: frozenset[Word]) -> list[int]:
     """Leaves that wait for one of these locks themselves, or for a CPU after it; in order."""
     found = {i for word in words & case.words for i in case.members_of((LOCK, *word))}
-    return sorted(i for i in found if ((leaf := case.leaf(i)).word or leaf.after) in words)
+    return sorted(i for i in found if ((leaf := case.like(i)).word or leaf.after) in words)
 
 
 def _remedied(case: Case, remedy: str, names: Names) -> Iterable[int]:
     phases = case.path.phases
 
     def writes(i: int, *, pipes: bool) -> bool:
-        held = case.leaf(i).holder
+        held = case.like(i).holder
         if held is None or held.call is None or held.tid not in names.gpu:
             return False
         kind, _, _, eventfd = held.call
@@ -290,7 +290,7 @@ def _remedied(case: Case, remedy: str, names: Names) -> Iterable[int]:
         gone = [
             i
             for i in _under(case, names.item_state)
-            if writes(i, pipes=True) or case.leaf(i).tid in names.gpu
+            if writes(i, pipes=True) or case.like(i).tid in names.gpu
         ]
         return [*gone, *_piped(case, names)] if names.gpu & case.tids else gone
     if remedy == "fair":
@@ -310,10 +310,14 @@ def _remedied(case: Case, remedy: str, names: Names) -> Iterable[int]:
 
 def _piped(case: Case, names: Names) -> Iterable[int]:
     """Leaves in which G itself writes something that is no eventfd."""
-    first = 0
-    for cut in case.cuts:
-        for i, leaf in enumerate(cut.leaves, first):
-            call = leaf.call
-            if call is not None and call[0] == Kind.WRITE and call[3] < 0 and leaf.tid in names.gpu:
-                yield i
-        first += len(cut.leaves)
+    columns = case.columns
+    writes = {
+        sort
+        for sort in set(columns.sorts)
+        if (leaf := columns.table.like[sort]).tid in names.gpu
+        and leaf.call is not None
+        and leaf.call[0] == Kind.WRITE
+    }
+    for i, sort in enumerate(columns.sorts):
+        if sort in writes and (call := case.leaf(i).call) is not None and call[3] < 0:
+            yield i

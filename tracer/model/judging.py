@@ -94,7 +94,7 @@ class Judge:
         if self._unanswered(miss, on_time):
             return
         if case.path.foreign and not case.hopeless():
-            case.relieve_by(self._cutter.others(case.path, window))
+            case.relieve(self._cutter.others(case.path, window))
         judgement = judge(case, usual.of)
         if case.path.kick == "inferred":
             judgement = self._within_bounds(cycle, window, usual, case, judgement)
@@ -107,13 +107,13 @@ class Judge:
 
     def _case(self, cycle: Cycle, window: Window, usual: Usual) -> Case:
         path = self._finder.find(cycle, window, usual)
-        return Case(path, cuts=self._cutter.cut(path, window, self._vcpu(cycle, path)))
+        return Case(path, self._cutter.cut(path, window, self._vcpu(cycle, path)))
 
     def _moved(self, case: Case, cycle: Cycle, window: Window, usual: Usual, kick_ns: int) -> Case:
         """A case with its inferred kick elsewhere; what does not depend on that is not done again."""
         path = self._finder.with_kick(case.path, cycle, window, usual, kick_ns)
-        moved = self._cutter.cut(path, window, self._vcpu(cycle, path), since=path.fixed)
-        return Case(path, same=case, cuts=[*case.cuts[: path.fixed], *moved])
+        moved = self._cutter.cut(path, window, self._vcpu(cycle, path), same=case.columns)
+        return Case(path, moved, same=case)
 
     def _within_bounds(
         self, cycle: Cycle, window: Window, usual: Usual, case: Case, found: Judgement

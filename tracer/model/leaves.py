@@ -21,6 +21,8 @@ SLOW_SYSCALL, ON_CPU, BLOCKED, GUEST_LEAF, HOST_LEAF, CARRIED = (
 
 #: (tgid, address) of a lock word.
 Word = tuple[int, int]
+#: (kind, syscall number, fd, eventfd_id) of a syscall.
+Syscall = tuple[int, int, int, int]
 
 
 class Holder(NamedTuple):
@@ -36,7 +38,7 @@ class Holder(NamedTuple):
 
     tid: int
     state: str
-    call: tuple[int, int, int, int] | None
+    call: Syscall | None
     chain: tuple[Word, ...]
     tids: tuple[int, ...]
 
@@ -60,7 +62,7 @@ class Leaf(NamedTuple):
     phase: int
     word: Word | None = None
     after: Word | None = None
-    call: tuple[int, int, int, int] | None = None
+    call: Syscall | None = None
     holder: Holder | None = None
     off_tid: int = 0
     instead: int = 0

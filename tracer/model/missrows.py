@@ -7,12 +7,13 @@ does not change but by its names. Decides no cause.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Final
 
-from tracer.model.leaves import LOCK, Leaf
+from tracer.model.leaves import LOCK
 from tracer.model.misses import MissState
 from tracer.model.registry import Registry
+from tracer.model.replay import Case
 from tracer.model.summary import Miss, Segment
 from tracer.model.wording import (
     TODO,
@@ -65,13 +66,7 @@ class MissRows:
             kind = "carried" if miss.origin is not None else "unknown"
             segments: tuple[Segment, ...] = (Segment(kind, "", window, 0, "", ""),)
         else:
-            told: dict[object, tuple[str, str]] = {}
-            segments = tuple(
-                Segment(leaf.kind, phase.via, leaf.ns, leaf.tid, what, detail or phase.sub)
-                for phase, cut in zip(miss.case.path.phases, miss.case.cuts, strict=True)
-                for leaf in cut.leaves
-                for what, detail in (self._told(leaf, told),)
-            )
+            segments = tuple(self._segments(miss.case))
         key = found.key if found is not None else None
         lock = self._lock_of(miss.origin or miss)
         via = (
@@ -108,14 +103,20 @@ class MissRows:
             candidates=tuple(s.id for s in cycle.candidates),
         )
 
-    def _told(self, leaf: Leaf, told: dict[object, tuple[str, str]]) -> tuple[str, str]:
-        """What a segment is about, and the rest there is to say; once for leaves that are alike."""
-        alike = leaf[2:]  # all but when it was
-        found = told.get(alike)
-        if found is None:
-            registry, name = self._registry, self._name
-            found = told[alike] = leaf_object(leaf, registry, name), leaf_detail(leaf, registry, name)
-        return found
+    def _segments(self, case: Case) -> Iterator[Segment]:
+        """The leaves of a path, in words; once for leaves that are alike."""
+        registry, name, columns = self._registry, self._name, case.columns
+        told: dict[object, tuple[str, int, str, str]] = {}
+        for index, phase in enumerate(case.path.phases):
+            for i in columns.of_interval(index):
+                alike = columns.alike(i)
+                found = told.get(alike)
+                if found is None:
+                    leaf = columns.leaf(i)
+                    what, detail = leaf_object(leaf, registry, name), leaf_detail(leaf, registry, name)
+                    found = told[alike] = (leaf.kind, leaf.tid, what, detail)
+                kind, tid, what, detail = found
+                yield Segment(kind, phase.via, case.ns(i), tid, what, detail or phase.sub)
 
     def _lock_of(self, origin: MissState) -> str | None:
         """The lock a miss is about: its cause, else the one waited for longest if that matters."""

@@ -9,26 +9,22 @@ from __future__ import annotations
 
 import itertools
 from bisect import bisect_left, bisect_right
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 
-from tracer.model.candidates import EVERYWHERE, Cut, Key, keys_of, own_key
+from tracer.model.candidates import CAUSE_OF, EVERYWHERE, GROUPS, Key
+from tracer.model.columns import Leaves
 from tracer.model.leaves import LOCK, NOT_SCHEDULED, ON_CPU, SLOW_SYSCALL, Holder, Leaf, Word
 from tracer.model.phases import CLOCK, GPU, HEAD_OF_LINE, NOT_REARMED, SERIALISED, Path, Phase
 
 #: Share (0..1] of each leaf that is taken out, by index; leaves not named stay.
 Removal = Mapping[int, float]
 
-#: What of a phase is a candidate's: (index of the phase, ns, its leaves by index in the phase).
-_Touched = tuple[int, int, list[int]]
-
 #: What can hold up G's commands for others.
 _CAN_HOLD_UP: Final = (*EVERYWHERE, ON_CPU, SLOW_SYSCALL)
-#: What a NamedTuple's constructor does, without a call of Python's own.
-_new: Final = tuple.__new__
 
 
 class Case:
@@ -37,237 +33,335 @@ class Case:
     Leaves are counted through the path's phases: ``members`` names them by such an index.
 
     Args:
-        leaves: of the whole path, each with its phase; or ``cuts``: the leaves of each phase.
+        leaves: of the whole path, each with its phase; or as columns, an interval for each phase.
         same: a case of the same cycle, G's commands for others being the same.
 
     Attributes:
-        words, tids: locks and threads among the leaves; size: how many leaves there are.
+        columns: the leaves.
         relief: per candidate, when G's commands for others were held up by it themselves (sorted, disjoint).
     """
 
     __slots__ = (
-        "_columns",
+        "_asleep",
+        "_behind",
         "_end_ns",
         "_ends",
-        "_firsts",
+        "_first",
+        "_flat_",
+        "_lock_waits",
         "_members",
         "_own",
+        "_sorts",
         "_spare",
         "_starts",
-        "_touched",
+        "_totals",
         "_waits",
-        "cuts",
+        "columns",
         "path",
         "relief",
-        "size",
-        "tids",
-        "words",
     )
 
-    def __init__(
-        self,
-        path: Path,
-        leaves: Iterable[Leaf] = (),
-        same: Case | None = None,
-        *,
-        cuts: Sequence[Cut] | None = None,
-    ) -> None:
+    def __init__(self, path: Path, leaves: Iterable[Leaf] | Leaves = (), same: Case | None = None) -> None:
         self.path = path
-        self.cuts = _by_phase(path, leaves) if cuts is None else cuts
+        self.columns = leaves if isinstance(leaves, Leaves) else Leaves.of(leaves, len(path.phases))
         self._starts: list[int] = [a for a, _ in path.foreign] if same is None else same._starts
         self._ends: list[int] = [b for _, b in path.foreign] if same is None else same._ends
         self.relief: dict[Key, list[tuple[int, int]]] = {} if same is None else same.relief
-        self.words: set[Word] = set()
-        self.tids: set[int] = set()
-        self._members: dict[Key, list[int]] = {}
         # A driver that looks for ours only when its own clock wakes it: what counts is when it could have.
-        asleep = sum(phase.end_ns - phase.start_ns for phase in path.phases if phase.sub == CLOCK)
-        self._end_ns = max(path.end_ns - asleep, path.deadline_ns + 1) if asleep else path.end_ns
-        self._columns: tuple[NDArray[np.int64], NDArray[np.int64]] | None = None
-        self._touched: dict[Key, list[_Touched]] = {}
-        #: The first leaf of each phase; phases that wait for G; how much from each on is G's queue.
-        self._firsts: list[int] = []
+        self._asleep = sum(phase.end_ns - phase.start_ns for phase in path.phases if phase.sub == CLOCK)
+        self._end_ns = path.end_ns
+        if self._asleep:
+            self._end_ns = max(path.end_ns - self._asleep, path.deadline_ns + 1)
+        self._flat_: tuple[NDArray[np.int64], NDArray[np.int64]] | None = None
+        self._lock_waits: list[Leaf] | None = None
+        self._members: dict[Key, list[int]] = {}
+        #: Time per candidate; the first phase with it.
+        self._totals: dict[Key, int] = {}
+        self._first: dict[Key, int] = {}
+        #: Leaves that are there only because G was busy with another command.
+        self._behind: list[int] = []
+        self._count()
+        #: Phases that wait for G; how much of each is ours, and how much from each on is G's queue.
         self._waits: list[int] = []
-        self._spare: list[int] = []
         self._own: list[int] = []
-        self._add()
+        self._spare: list[int] = []
+        self._measure_queue()
 
-    def _add(self) -> None:
-        """Count the leaves of each phase."""
-        phases, touched = self.path.phases, self._touched
-        gpu, first = self.path.gpu_tid, 0
-        for index, cut in enumerate(self.cuts):
-            phase = phases[index]
-            via = phase.via
-            self._firsts.append(first)
-            first += len(cut.leaves)
-            self.words |= cut.words
-            self.tids |= cut.tids
-            for key, (ns, at) in cut.by_key(via).items() if phase.sub != CLOCK else ():
-                there = touched.get(key)
-                if there is None:
-                    touched[key] = [(index, ns, at)]
-                else:
-                    there.append((index, ns, at))
-            theirs = phase.who == GPU and via in (SERIALISED, NOT_REARMED)
-            if theirs or gpu in cut.holders:
-                at = [i for i, leaf in enumerate(cut.leaves) if self._for_others(leaf, theirs)]
-                if at:
-                    ns = sum(cut.leaves[i].ns for i in at)
-                    touched.setdefault((HEAD_OF_LINE,), []).append((index, ns, at))
-            if phase.queued or theirs:
+    def _count(self) -> None:
+        """Count the leaves by sort, and the sorts by candidate."""
+        columns, totals, first = self.columns, self._totals, self._first
+        starts, ends, sorts, firsts = columns.starts, columns.ends, columns.sorts, columns.firsts
+        everywhere, keys = columns.table.everywhere, columns.table.keys
+        counts: dict[int, int] = {}
+        since: dict[int, int] = {}
+        for index, phase in enumerate(self.path.phases):
+            low, high = firsts[index], firsts[index + 1]
+            if low < high and phase.via:
+                group = (phase.via,)
+                totals[group] = totals.get(group, 0) + columns.ns_in(index)
+                first.setdefault(group, index)
+                for i in range(low, high):
+                    sort = sorts[i]
+                    if sort in everywhere:
+                        if sort not in counts:
+                            counts[sort], since[sort] = 0, index
+                        counts[sort] += ends[i] - starts[i]
+            elif phase.sub != CLOCK:
+                for i in range(low, high):
+                    sort = sorts[i]
+                    if sort not in counts:
+                        counts[sort], since[sort] = 0, index
+                    counts[sort] += ends[i] - starts[i]
+        self._sorts = counts
+        for sort, ns in counts.items():
+            for key in keys[sort]:
+                totals[key] = totals.get(key, 0) + ns
+                first[key] = min(first.get(key, since[sort]), since[sort])
+        if self._starts:
+            self._count_behind()
+
+    def _count_behind(self) -> None:
+        """Count the leaves that there are only because G was busy with another command.
+
+        That is G's own time in that command while our re-arm waited for it, and a wait for a
+        lock that G held over it: without the lock G is as busy, so what makes the cycle late is
+        the command (as a runnable holder's wait counts for its missing CPU).
+        """
+        columns, gpu = self.columns, self.path.gpu_tid
+        like = columns.table.like
+        by_gpu = {s for s in self._sorts if (holder := like[s].holder) is not None and holder.tid == gpu}
+        for index, phase in enumerate(self.path.phases):
+            theirs = _is_theirs(phase)
+            if not theirs and not by_gpu:
+                continue
+            for leaf in range(columns.firsts[index], columns.firsts[index + 1]):
+                if not theirs and columns.sorts[leaf] not in by_gpu:
+                    continue
+                i = bisect_right(self._starts, columns.starts[leaf]) - 1
+                if i >= 0 and self._ends[i] >= columns.ends[leaf]:
+                    self._behind.append(leaf)
+        if self._behind:
+            key, since = (HEAD_OF_LINE,), self.phase_of(self._behind[0])
+            self._totals[key] = self._totals.get(key, 0) + self.ns_of(self._behind)
+            self._first[key] = min(self._first.get(key, since), since)
+
+    def _measure_queue(self) -> None:
+        """What of the phases that wait for G is our own command, and what is its queue."""
+        queue: list[int] = []
+        for index, phase in enumerate(self.path.phases):
+            if phase.queued or _is_theirs(phase):
+                foreign = self._foreign_of(index, phase) if self._starts else 0
                 self._waits.append(index)
-                self._own.append(cut.ns - self._foreign_of(phase, cut))
-        self.size = first
-        spare = 0
-        for index, own in zip(reversed(self._waits), reversed(self._own), strict=True):
-            spare += self.cuts[index].ns - own
-            self._spare.append(spare)
-        self._spare.reverse()
+                self._own.append(self.columns.ns_in(index) - foreign)
+                queue.append(foreign)
+        self._spare = list(itertools.accumulate(reversed(queue)))[::-1]
 
-    def _foreign_of(self, phase: Phase, cut: Cut) -> int:
-        if cut.ns == phase.end_ns - phase.start_ns:
+    def _foreign_of(self, index: int, phase: Phase) -> int:
+        columns = self.columns
+        if columns.ns_in(index) == phase.end_ns - phase.start_ns:
             return self._foreign_in(phase.start_ns, phase.end_ns)
-        return sum(self._foreign_in(leaf.start_ns, leaf.end_ns) for leaf in cut.leaves)
+        return sum(self._foreign_leaf(i) for i in columns.of_interval(index))
+
+    def _foreign_leaf(self, i: int) -> int:
+        return self._foreign_in(self.columns.starts[i], self.columns.ends[i])
 
     def _foreign_in(self, start: int, end: int) -> int:
         """How much of an interval G spent on commands that are not ours, ns."""
         low, high = bisect_right(self._ends, start), bisect_left(self._starts, end)
         return sum(min(b, end) - max(a, start) for a, b in self.path.foreign[low:high])
 
-    def _for_others(self, leaf: Leaf, theirs: bool) -> bool:
-        """Whether a leaf exists only because G was busy with another command.
-
-        That is G's own time in that command while our re-arm waited for it, and a wait for a
-        lock that G held over it: without the lock G is as busy, so what makes the cycle late is
-        the command (as a runnable holder's wait counts for its missing CPU).
-        """
-        if not theirs and (leaf.holder is None or leaf.holder.tid != self.path.gpu_tid):
-            return False
-        i = bisect_right(self._starts, leaf.start_ns) - 1
-        return i >= 0 and self._ends[i] >= leaf.end_ns
-
     # --- leaves ---------------------------------------------------------------------
+
+    @property
+    def size(self) -> int:
+        """How many leaves there are."""
+        return len(self.columns)
+
+    @property
+    def words(self) -> set[Word]:
+        """Locks among the leaves."""
+        like = self.columns.table.like
+        return {word for s in self._sorts for word in (like[s].word, like[s].after) if word is not None}
+
+    @property
+    def tids(self) -> set[int]:
+        """Threads among the leaves."""
+        found: set[int] = set()
+        for sort in set(self.columns.sorts):
+            leaf = self.columns.table.like[sort]
+            found.add(leaf.tid)
+            if leaf.holder is not None:
+                found.add(leaf.holder.tid)
+            if leaf.off_tid:
+                found.add(leaf.off_tid)
+        return found
 
     @property
     def leaves(self) -> list[Leaf]:
         """The leaves, in order, each with the index of its phase; made when asked for."""
+        columns = self.columns
         return [
-            leaf if leaf[4] == index else _new(Leaf, (*leaf[:4], index, *leaf[5:]))
-            for index, cut in enumerate(self.cuts)
-            for leaf in cut.leaves
+            columns.leaf(i, index)
+            for index in range(len(self.path.phases))
+            for i in columns.of_interval(index)
         ]
 
     def leaf(self, i: int) -> Leaf:
         """One leaf, by its index; what it says of its phase is nothing."""
-        index = self.phase_of(i)
-        return self.cuts[index].leaves[i - self._firsts[index]]
+        return self.columns.leaf(i)
+
+    def like(self, i: int) -> Leaf:
+        """A leaf of the same sort as one of them: says nothing of when, and in which call of its kind."""
+        return self.columns.table.like[self.columns.sorts[i]]
+
+    def ns(self, i: int) -> int:
+        """How long a leaf is."""
+        return self.columns.ends[i] - self.columns.starts[i]
 
     @property
     def _flat(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """The phase of each leaf, and its ns."""
-        if self._columns is None:
-            counts = [len(cut.leaves) for cut in self.cuts]
-            ns = [leaf[1] - leaf[0] for cut in self.cuts for leaf in cut.leaves]
-            phase = np.repeat(np.arange(len(counts)), counts)
-            self._columns = phase, np.array(ns, dtype=np.int64)
-        return self._columns
+        if self._flat_ is None:
+            columns = self.columns
+            phase = np.repeat(np.arange(len(self.path.phases)), np.diff(columns.firsts))
+            self._flat_ = phase, np.array(columns.ends, np.int64) - np.array(columns.starts, np.int64)
+        return self._flat_
 
     def phase_of(self, i: int) -> int:
         """The index of a leaf's phase."""
-        return bisect_right(self._firsts, i) - 1
+        return bisect_right(self.columns.firsts, i) - 1
 
     def members_of(self, key: Key) -> list[int]:
         """The leaves that count for a candidate, by index, in order."""
         found = self._members.get(key)
         if found is None:
-            firsts = self._firsts
-            found = [firsts[index] + i for index, _, at in self._touched.get(key, ()) for i in at]
-            self._members[key] = found
+            found = self._members[key] = self._find(key)
         return found
+
+    def _find(self, key: Key) -> list[int]:
+        columns, phases = self.columns, self.path.phases
+        sorts, firsts = columns.sorts, columns.firsts
+        if key[0] in GROUPS:
+            found = [i for n, p in enumerate(phases) if p.via == key[0] for i in columns.of_interval(n)]
+            return sorted({*found, *self._behind}) if key[0] == HEAD_OF_LINE and self._behind else found
+        keys = columns.table.keys
+        wanted = {sort for sort in self._sorts if key in keys[sort]}
+        anywhere = wanted <= columns.table.everywhere
+        if anywhere and not self._asleep:
+            return [i for i, sort in enumerate(sorts) if sort in wanted]
+        counted = [n for n, p in enumerate(phases) if p.sub != CLOCK and (anywhere or not p.via)]
+        return [i for n in counted for i in range(firsts[n], firsts[n + 1]) if sorts[i] in wanted]
 
     @property
     def members(self) -> dict[Key, list[int]]:
         """Leaves per candidate, by index."""
-        return {key: self.members_of(key) for key in self._touched}
+        return {key: self.members_of(key) for key in self._totals}
 
     def totals(self) -> dict[Key, int]:
         """Time per candidate, ns."""
-        return {key: sum(ns for _, ns, _ in there) for key, there in self._touched.items()}
+        return self._totals
 
     def ns_of(self, at: Iterable[int]) -> int:
         """How long some leaves are together."""
-        return sum(self.leaf(i).ns for i in at)
+        starts, ends = self.columns.starts, self.columns.ends
+        return sum(ends[i] - starts[i] for i in at)
+
+    def _by_phase(self, at: Iterable[int]) -> list[tuple[int, int]]:
+        """How long some leaves (in order) are together, per phase with any: (index, ns)."""
+        starts, ends, firsts = self.columns.starts, self.columns.ends, self.columns.firsts
+        found: list[tuple[int, int]] = []
+        index, until, ns = -1, 0, 0
+        for i in at:
+            if i >= until:
+                if index >= 0:
+                    found.append((index, ns))
+                index = bisect_right(firsts, i, max(index, 0)) - 1
+                until, ns = firsts[index + 1], 0
+            ns += ends[i] - starts[i]
+        if index >= 0:
+            found.append((index, ns))
+        return found
 
     def waited(self) -> dict[Word, int]:
         """How long the path's own threads waited for each lock, ns."""
         waits: dict[Word, int] = {}
-        for leaf in self.lock_waits():
-            if leaf.word is not None:
-                waits[leaf.word] = waits.get(leaf.word, 0) + leaf.ns
+        table = self.columns.table
+        for sort in table.waits.intersection(self._sorts):
+            word = table.like[sort].word
+            if word is not None:
+                waits[word] = waits.get(word, 0) + self._sorts[sort]
         return waits
 
-    def lock_waits(self) -> Iterator[Leaf]:
+    def lock_waits(self) -> list[Leaf]:
         """The leaves that wait for a lock, in order."""
-        for cut in self.cuts:
-            if cut.words:
-                for i in cut.in_the_way:
-                    if cut.leaves[i].kind == LOCK:
-                        yield cut.leaves[i]
+        if self._lock_waits is None:
+            self._lock_waits = self._of_sorts(self.columns.table.waits.intersection(self._sorts))
+        return self._lock_waits
+
+    def not_scheduled(self) -> list[Leaf]:
+        """The leaves in which the path's own threads lacked a CPU, in order."""
+        like = self.columns.table.like
+        return self._of_sorts({s for s in set(self.columns.sorts) if like[s].kind == NOT_SCHEDULED})
+
+    def _of_sorts(self, some: Set[int]) -> list[Leaf]:
+        if not some:
+            return []
+        return [self.columns.leaf(i) for i, sort in enumerate(self.columns.sorts) if sort in some]
 
     # --- what G did for others -----------------------------------------------------------
 
     def hopeless(self) -> bool:
         """Whether the deadline is missed even without G's other commands and all that can hold those up."""
         gone = 0
+        columns, like = self.columns, self.columns.table.like
         own = dict(zip(self._waits, self._own, strict=True))
-        for index, cut in enumerate(self.cuts):
-            phase = self.path.phases[index]
-            kinds = EVERYWHERE if phase.via else _CAN_HOLD_UP
+        for index, phase in enumerate(self.path.phases):
+            leaves = columns.of_interval(index)
             if phase.queued:
-                gone += cut.ns
+                gone += columns.ns_in(index)
             elif index in own:
-                mine = [leaf for leaf in cut.leaves if leaf.kind in kinds]
-                taken = sum(leaf.ns - self._foreign_in(leaf.start_ns, leaf.end_ns) for leaf in mine)
-                gone += cut.ns - own[index] + taken
+                kinds = EVERYWHERE if phase.via else _CAN_HOLD_UP
+                mine = [i for i in leaves if like[columns.sorts[i]].kind in kinds]
+                taken = self.ns_of(mine) - sum(self._foreign_leaf(i) for i in mine)
+                gone += columns.ns_in(index) - own[index] + taken
+            elif phase.via:
+                gone += self.ns_of(i for i in leaves if columns.sorts[i] in columns.table.everywhere)
             else:
-                gone += cut.in_the_way_ns if phase.via else cut.ns - cut.elsewhere_ns
+                gone += self.ns_of(i for i in leaves if like[columns.sorts[i]].kind not in CAUSE_OF)
         return self._end_ns - gone > self.path.deadline_ns
 
-    def relieve(self, leaves: Iterable[Leaf]) -> None:
+    def relieve(self, leaves: Iterable[Leaf] | Leaves) -> None:
         """Take over what G's commands for others were held up by.
 
         Without a lock, or with the CPU, those would have been done sooner too. A lock that a thread of
         this path holds meanwhile is let go sooner without what that thread spends its time on.
         """
-        self.relieve_by((Cut(list(leaves)),))
-
-    def relieve_by(self, cuts: Iterable[Cut]) -> None:
-        """The same, as cut by command."""
-        relief = self.relief
-        for cut in cuts:
-            if not cut.holders:
-                for key, when in cut.relief:
-                    relief.setdefault(key, []).append(when)
+        columns = leaves if isinstance(leaves, Leaves) else Leaves.of(leaves, 1)
+        table, starts, ends, relief = columns.table, columns.starts, columns.ends, self.relief
+        for i, sort in enumerate(columns.sorts):
+            if sort not in table.everywhere:
                 continue
-            for leaf in cut.leaves:
-                for key in keys_of(leaf, ""):
-                    if key[0] in EVERYWHERE:
-                        self._relieve(key, leaf.start_ns, leaf.end_ns)
-                if leaf.kind == LOCK and leaf.holder is not None:
-                    self._relieve_held(leaf, leaf.holder)
+            when = starts[i], ends[i]
+            for key in table.keys[sort]:
+                relief.setdefault(key, []).append(when)
+            holder = table.like[sort].holder
+            if holder is not None:
+                self._relieve_held(*when, holder)
 
-    def _relieve_held(self, wait: Leaf, holder: Holder) -> None:
+    def _relieve_held(self, since: int, until: int, holder: Holder) -> None:
         """Take over what the holders that G waited for did meanwhile on this path."""
-        phases = self.path.phases
-        first = bisect_right(phases, wait.start_ns, key=_start) - 1
+        phases, columns = self.path.phases, self.columns
+        table = columns.table
+        first = bisect_right(phases, since, key=_start) - 1
         for index in range(max(0, first), len(phases)):
-            if phases[index].start_ns >= wait.end_ns:
+            if phases[index].start_ns >= until:
                 break
-            for ours in self.cuts[index].leaves:
-                if ours.tid in holder.tids and ours.kind not in (LOCK, NOT_SCHEDULED):
-                    start, end = max(ours.start_ns, wait.start_ns), min(ours.end_ns, wait.end_ns)
-                    self._relieve(own_key(ours), start, end)
+            for i in columns.of_interval(index):
+                sort = columns.sorts[i]
+                leaf = table.like[sort]
+                if leaf.tid in holder.tids and leaf.kind not in (LOCK, NOT_SCHEDULED):
+                    start, end = max(columns.starts[i], since), min(columns.ends[i], until)
+                    self._relieve(table.own[sort], start, end)
 
     def _relieve(self, key: Key, start_ns: int, end_ns: int) -> None:
         if end_ns > start_ns:
@@ -358,7 +452,7 @@ class Case:
         gone = sum(lost.values())
         for index, own in zip(self._waits, self._own, strict=True):
             taken = lost.get(index, 0)
-            whole = self.cuts[index].ns
+            whole = self.columns.ns_in(index)
             if self.path.phases[index].queued:
                 gone += whole - taken
             else:
@@ -368,10 +462,11 @@ class Case:
     def _own_taken(self, index: int, removed: Removal) -> int:
         """What is taken out of G's time on our own command in a phase."""
         ns = 0
-        for i, leaf in enumerate(self.cuts[index].leaves, self._firsts[index]):
+        starts, ends = self.columns.starts, self.columns.ends
+        for i in self.columns.of_interval(index):
             share = removed.get(i, 0.0)
             if share:
-                own = leaf.ns - self._foreign_in(leaf.start_ns, leaf.end_ns)
+                own = ends[i] - starts[i] - self._foreign_in(starts[i], ends[i])
                 ns += own if share == 1.0 else round(own * share)
         return ns
 
@@ -388,10 +483,11 @@ class Case:
                 less += min(freed[k][1], end) - max(freed[k][0], now)
             return max(now, end - less)
         if index >= 0:
-            for j, leaf in enumerate(self.cuts[index].leaves, self._firsts[index]):
+            starts, ends = self.columns.starts, self.columns.ends
+            for j in self.columns.of_interval(index):
                 share = removed.get(j, 0.0)
                 if share:
-                    less += round(share * max(0, min(leaf.end_ns, end) - max(leaf.start_ns, now)))
+                    less += round(share * max(0, min(ends[j], end) - max(starts[j], now)))
         return max(now, end - less)
 
     def meets(
@@ -405,40 +501,23 @@ class Case:
         unqueued = (HEAD_OF_LINE,) in shares
         if len(shares) == 1 and not unqueued:
             ((key, share),) = shares.items()
-            there = self._touched[key]
             # No more can be gained than is taken out and what G's queue takes from there on.
-            at = bisect_left(self._waits, there[0][0])
-            most = sum(ns for _, ns, _ in there) + (self._spare[at] if at < len(self._spare) else 0)
+            at = bisect_left(self._waits, self._first[key])
+            most = self._totals[key] + (self._spare[at] if at < len(self._spare) else 0)
             if self._end_ns - most > self.path.deadline_ns:
                 return False
             if share == 1.0:
-                removed = _Whole(self, key)
-                lost = [(index, ns) for index, ns, _ in there]
+                members = self.members_of(key)
+                removed = dict.fromkeys(members, 1.0)
+                lost = self._by_phase(members)
                 return self._replay(lost, removed, self.freed(shares)) <= self.path.deadline_ns
         removal = _without(self, shares)
         return self.meets(removal, unqueued=unqueued, freed=self.freed(shares))
 
 
-class _Whole(dict[int, float]):
-    """All leaves of a candidate as a removal, looked up only where a command of ours comes sooner to G."""
-
-    def __init__(self, case: Case, key: Key) -> None:
-        super().__init__()
-        self._of: tuple[Case, Key] | None = (case, key)
-
-    def get(self, i: int, default: float = 0.0) -> float:  # type: ignore[override]
-        if self._of is not None:
-            case, key = self._of
-            self.update(dict.fromkeys(case.members_of(key), 1.0))
-            self._of = None
-        return super().get(i, default)
-
-
-def _by_phase(path: Path, leaves: Iterable[Leaf]) -> list[Cut]:
-    parts: list[list[Leaf]] = [[] for _ in path.phases]
-    for leaf in leaves:
-        parts[leaf.phase].append(leaf)
-    return [Cut(part) for part in parts]
+def _is_theirs(phase: Phase) -> bool:
+    """Whether it is G's time while our turn or our re-arm waits for it."""
+    return phase.who == GPU and phase.via in (SERIALISED, NOT_REARMED)
 
 
 def _start(phase: Phase) -> int:

@@ -130,7 +130,7 @@ class Predictor:
             return
         removed, keys = self._removal(case)
         closing = case.replay(removed, freed=case.freed(keys))
-        whole = sum(round(case.leaf(i).ns * share) for i, share in removed.items())
+        whole = sum(round(case.ns(i) * share) for i, share in removed.items())
         self._replayed[miss.id] = _Replayed(closing, whole, case.path.end_ns - closing)
 
     def _removal(self, case: Case) -> tuple[Removal, list[Key]]:
