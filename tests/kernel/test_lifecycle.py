@@ -96,6 +96,25 @@ def test_a_wait_that_lasts_is_open_and_then_superseded(child: Child, trace: Atta
     assert (away["flags"][away["tid"] == tid] & Flag.OPEN).any()
 
 
+def test_a_process_that_joins_is_traced_and_does_not_keep_the_session_going(
+    start_child: Start, trace: Attach
+) -> None:
+    vmm, guest = start_child(), start_child()
+    live = trace(vmm.tgid)
+    live.next()
+    for _ in range(2):  # as each batch asks for it again
+        live.session.join(vmm.tgid, guest.tgid)
+    guest.do("contend 101")
+    live.next()
+    vmm.end()
+    live.recording.batches.extend(live.batches)  # without stop(): it ends by itself
+    done = live.recording
+    waits = done.of(Kind.FUTEX)
+    assert int(((waits["op"] == WAIT) & (waits["word"] == guest.word)).sum()) == 101
+    alive = {info.tgid: info.alive for batch in done.batches for info in batch.targets}
+    assert alive == {vmm.tgid: False, guest.tgid: True}
+
+
 def test_a_thread_blocked_at_attach_gives_one_clipped_record(child: Child, trace: Attach) -> None:
     child.do("block")
     (tid,) = {int(name) for name in os.listdir(f"/proc/{child.tgid}/task")} - {child.tgid}

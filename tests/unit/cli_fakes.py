@@ -71,6 +71,7 @@ class FakeAnalysis:
         self.resets = 0
         self.finished = False
         self.words: Mapping[int, tuple[int, ...]] = {}
+        self.guests: list[tuple[int, int]] = []
 
     def feed(self, batch: Batch) -> None:
         assert not self.finished
@@ -85,6 +86,9 @@ class FakeAnalysis:
 
     def words_to_watch(self) -> Mapping[int, tuple[int, ...]]:
         return self.words
+
+    def guests_to_join(self) -> list[tuple[int, int]]:
+        return self.guests
 
     def tally(self) -> Tally:
         return Tally(0, 0)

@@ -113,6 +113,14 @@ def test_words_are_sent_when_they_change_and_withdrawn_when_they_go(monkeypatch:
     assert session.watched == [(7, (16,)), (7, (16, 32)), (8, (64,)), (7, ())]
 
 
+def test_processes_in_which_guests_run_are_joined(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = iter([[], [(7, 9)], []])
+    analysis, joined = FakeAnalysis(), []
+    monkeypatch.setattr(analysis, "guests_to_join", lambda: next(found, []))
+    run(FakeSession(3), analysis, FakeView(), ending=Ending(), join=lambda *pair: joined.append(pair))
+    assert joined == [(7, 9)]
+
+
 def test_a_caller_may_wind_down_before_the_end() -> None:
     session, analysis = FakeSession(None), FakeAnalysis()
     asked: list[bool] = []

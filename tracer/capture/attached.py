@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import time
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -46,6 +47,7 @@ class Attached:
     Attributes:
         infos: rows of all targets, VMMs first.
         servers: the audio servers last found, by VMM; some may have exited.
+        joined: processes that are traced for a VMM whose guest runs there, and the VMM.
         unsure: tids whose clipped span may be over already: no OPEN record may be made of it.
     """
 
@@ -58,6 +60,7 @@ class Attached:
         self.side = Side()
         self.unsure: set[int] = set()
         self.servers: dict[int, tuple[int, ...]] = {}
+        self.joined: dict[int, int] = {}
         self._maps = maps
         self._names = names
         self._machine = machine
@@ -74,7 +77,17 @@ class Attached:
 
     def vmm_left(self) -> bool:
         """Whether any VMM still runs."""
-        return any(info.alive and info.role == "vmm" for info in self.infos.values())
+        vmms = [info for tgid, info in self.infos.items() if info.role == "vmm" and tgid not in self.joined]
+        return any(info.alive for info in vmms)
+
+    def join(self, vmm: int, tgid: int) -> None:
+        """Trace the process in which a VMM's guest runs; one that cannot be traced is left out."""
+        if tgid in self.pinned or tgid in self.joined or tgid == os.getpid():
+            return
+        self.joined[tgid] = vmm
+        with suppress(TargetError):
+            self.pinned[tgid] = target.pin(tgid, "vmm")
+            self.attach(tgid)
 
     def attach(self, tgid: int) -> None:
         """Trace a pinned process from now on, with what it has and is in the middle of."""
@@ -116,7 +129,7 @@ class Attached:
         living = set(self.alive())
         return {
             tgid: tgid in self.servers
-            for tgid in living
+            for tgid in living - self.joined.keys()
             if self.infos[tgid].role == "vmm" and living.isdisjoint(self.servers.get(tgid, ()))
         }
 

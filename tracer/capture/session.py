@@ -209,6 +209,10 @@ class Session:
         words just seen waited on for the first time, which get a second or two."""
         self._words.tell(tgid, words)
 
+    def join(self, vmm: int, tgid: int) -> None:
+        """Trace a further process, in which the guest of a VMM runs; it does not keep the session going."""
+        self._attached.join(vmm, tgid)
+
     def in_flight(self) -> tuple[NDArray[np.uint32], NDArray[np.void]]:
         """The kernel's per-thread state now: tids (n,) and maps.THREAD values (n,)."""
         return self._maps.threads()

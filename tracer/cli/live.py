@@ -205,6 +205,7 @@ def go(todo: Plan, view: View, ending: Ending, hooks: Hooks | None = None) -> Su
             ending=ending,
             writer=writer,
             watch=session.watch,
+            join=session.join,
             stop=session.stop,
             duration_s=todo.duration_s,
             may_end=hooks.may_end,

@@ -11,7 +11,7 @@ from __future__ import annotations
 import gc
 import signal
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from types import FrameType
 from typing import TYPE_CHECKING, Any, Protocol
@@ -41,6 +41,8 @@ class Engine(Protocol):
     def summary(self, misses: int | None = None) -> Summary: ...
 
     def words_to_watch(self) -> Mapping[int, tuple[int, ...]]: ...
+
+    def guests_to_join(self) -> Sequence[tuple[int, int]]: ...
 
     def reset(self) -> None: ...
 
@@ -95,6 +97,7 @@ def run(
     ending: Ending,
     writer: Writer | None = None,
     watch: Callable[[int, tuple[int, ...]], Any] | None = None,
+    join: Callable[[int, int], Any] | None = None,
     stop: Callable[[], Any] | None = None,
     duration_s: float | None = None,
     may_end: Callable[[bool], bool] = bool,
@@ -106,6 +109,7 @@ def run(
         ending: asked for by signals; ``q`` and ``duration_s`` use it too.
         writer: gets each batch before the analysis does.
         watch: told the words (tgid, addresses) to watch, whenever they change.
+        join: told of a VMM's guest that runs in another process: (tgid of the VMM, of the process).
         stop: ends the source in an orderly way; what it still yields is analysed.
             Without it the loop leaves the source where it is.
         duration_s: seconds of wall clock until the end.
@@ -132,6 +136,9 @@ def run(
                 if wanted.get(tgid, ()) != words.get(tgid, ()):
                     watch(tgid, wanted.get(tgid, ()))
             words = wanted
+        if join is not None:
+            for vmm, process in analysis.guests_to_join():
+                join(vmm, process)
         for action in view.poll():
             if action is Action.QUIT:
                 ending.request()

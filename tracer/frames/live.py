@@ -128,10 +128,13 @@ class LiveSession(Frames):
                 with self._lock:
                     self._analysis.feed(batch)
                     wanted = self._analysis.words_to_watch()
+                    guests = self._analysis.guests_to_join()
                 for tgid in {**watched, **wanted}:
                     if wanted.get(tgid, ()) != watched.get(tgid, ()):
                         session.watch(tgid, wanted.get(tgid, ()))
                 watched = wanted
+                for vmm, process in guests:
+                    session.join(vmm, process)
                 began = time.monotonic()
                 if began >= due:
                     self._show(self._html("live"))

@@ -185,6 +185,10 @@ class Analysis:
         """Running totals since the beginning (or the last reset): cheap, for whoever waits for a miss."""
         return Tally(self.verdicts.total_misses, self.verdicts.total_episodes)
 
+    def guests_to_join(self) -> list[tuple[int, int]]:
+        """(VMM, process): processes that the session should trace as well, for a VMM's guest runs there."""
+        return list(guests.elsewhere(self.registry, self.roles))
+
     def words_to_watch(self) -> dict[int, tuple[int, ...]]:
         """Lock words per VMM that the session should watch in the kernel."""
         wanted: dict[int, tuple[int, ...]] = {}

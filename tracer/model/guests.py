@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Guests whose vCPUs run in another process than the devices: crosvm's sandbox, vhost-user backends.
 
-Owns the finding that such a process is not traced. Who kicks whom is known from roles.py.
+Owns which such processes are to be traced, and the finding that one is not. Who kicks whom is known
+from roles.py.
 """
 
 from __future__ import annotations
@@ -17,12 +18,18 @@ from tracer.model.summary import Finding
 _MANY: Final = 32
 
 
-def findings(registry: Registry, roles: Roles) -> Iterator[Finding]:
-    """One for each VMM whose G is woken, mostly, by the threads of a process that is not traced."""
+def elsewhere(registry: Registry, roles: Roles) -> Iterator[tuple[int, int]]:
+    """(VMM, process) where, mostly, threads of a process that is not traced wake the VMM's G."""
     for tgid, votes in sorted(roles.kicked_from.items()):
         process = roles.guest_process(tgid)
-        if process == tgid or process in registry.targets or votes[process] < _MANY:
-            continue
+        if process != tgid and process not in registry.targets and votes[process] >= _MANY:
+            yield tgid, process
+
+
+def findings(registry: Registry, roles: Roles) -> Iterator[Finding]:
+    """One for each such process."""
+    for tgid, process in elsewhere(registry, roles):
+        votes = roles.kicked_from[tgid]
         name = registry.comm(process)
         yield Finding(
             f"the guest of pid {tgid} runs in another process, {process} ({name}), which is not traced",

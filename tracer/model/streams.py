@@ -106,7 +106,8 @@ class Streams:
     def step(self, step: Step) -> None:
         """Take over one step's records."""
         audio = [t.tgid for t in self._registry.targets.values() if t.role == "audio"]
-        vmms = [t.tgid for t in self._registry.targets.values() if t.role == "vmm"]
+        guests = self._registry.guests
+        vmms = [t.tgid for t in self._registry.targets.values() if t.role == "vmm" and t.tgid not in guests]
         births = step.of(Kind.FD)
         rows = step.of(Kind.READ, Kind.WRITE)
         is_eventfd = ((rows["flags"] & _EVENTFD) != 0) & (rows["ret"] == 8) & (rows["eventfd_id"] >= 0)
