@@ -17,8 +17,9 @@ from tracer.model.acquire import without_inheritance
 from tracer.model.between import Between
 from tracer.model.counterfactual import Names as RemedyNames
 from tracer.model.cutter import LeafCutter
+from tracer.model.delays import RunDelay, Stuck
 from tracer.model.facts import Facts
-from tracer.model.findings import Evidence, RunDelay, Stuck, findings
+from tracer.model.findings import Evidence, findings
 from tracer.model.held import Held
 from tracer.model.judging import Judge
 from tracer.model.locks import Locks

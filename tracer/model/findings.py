@@ -1,95 +1,40 @@
 # SPDX-License-Identifier: Apache-2.0
 """What an engineer would want to be told without asking, before and besides any miss.
 
-Owns the checks; each says what, why it matters and one thing to do. Reads the state of
-the analysis, changes nothing.
+Owns the checks; each says what, why it matters and one thing to do. Reads the state of the analysis, changes
+nothing: what is counted for findings alone is delays.py's and symptoms.py's.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Final
 
-import numpy as np
-
 from tracer.model.cycles import CLOSES_NS
+from tracer.model.delays import RunDelay, Stuck
 from tracer.model.locks import Locks
 from tracer.model.registry import Registry, ThreadState
-from tracer.model.step import Step
 from tracer.model.streams import Streams
 from tracer.model.summary import Finding
 from tracer.model.unread import unread
 from tracer.model.wording import PLAY
-from tracer.model.words import bump
-from tracer.schema import Flag, Kind, Losses
+from tracer.schema import Losses
 
 #: Waiting for a CPU for more than this share of the time is worth a finding.
 RUN_DELAY_SHARE: Final = 0.02
-#: A lock wait older than this is told as stuck.
-STUCK_NS: Final = 1_000_000_000
 #: A stream is served by threads in turn if of so many reads its main one has less than this part.
 SHARED_READS: Final = 16
 SHARED: Final = 0.8
 #: Streams in one context from which on sharing it is worth a finding.
 MANY_STREAMS: Final = 4
-#: So many of those that ran instead are told apart.
-_INSTEAD: Final = 64
 #: Steal above this share of one CPU is told.
 STEAL_SHARE: Final = 0.02
 #: Record time without any stream after which that is said.
 PATIENCE_NS: Final = 1_000_000_000
 #: krun-rutabaga-gfx up to this release can write pipes only.
 EVENTFD_WRITES_SINCE: Final = (1, 18, 1)
-
-
-@dataclass(slots=True)
-class RunDelay:
-    """Time that threads of interest were runnable without a CPU, and who ran instead."""
-
-    total_ns: dict[int, int] = field(default_factory=dict)
-    instead_ns: dict[int, dict[int, int]] = field(default_factory=dict)
-
-    def step(self, step: Step, tids: set[int]) -> None:
-        """Take over the off-CPU spans of ``tids``."""
-        for tid in tids:
-            off = step.sleeps(tid)
-            if not len(off):
-                continue
-            enter = off["enter_ns"]
-            slept = (off["preempted"] == 0) & ((off["op"] & 3) != 0)
-            since = np.where(slept, np.maximum(off["woken_ns"], enter), enter)
-            delay = np.maximum(enter + off["dur_ns"], since) - since
-            delay[slept & (off["woken_ns"] == 0)] = 0
-            self.total_ns[tid] = self.total_ns.get(tid, 0) + int(delay.sum())
-            by = self.instead_ns.setdefault(tid, {})
-            who = off["instead_tid"]
-            order = np.argsort(who, kind="stable")
-            who, delay = who[order], delay[order]
-            starts = np.flatnonzero(np.concatenate(([True], who[1:] != who[:-1])))
-            sums = np.add.reduceat(delay, starts)
-            for instead, ns in zip(who[starts].tolist(), sums.tolist(), strict=True):
-                if instead:
-                    bump(by, instead, ns, limit=_INSTEAD)
-
-
-@dataclass(slots=True)
-class Stuck:
-    """Lock waits that have not ended, from OPEN records: word, start, age, and whether the start was seen."""
-
-    waits: dict[int, tuple[int, int, int, bool]] = field(default_factory=dict)
-
-    def step(self, step: Step) -> None:
-        """Take over futex records: an OPEN one is remembered until its thread says more."""
-        opened = step.opened(Kind.FUTEX)
-        if self.waits:
-            for tid in {*step.of(Kind.FUTEX)["tid"].tolist(), *opened["tid"].tolist()} & set(self.waits):
-                del self.waits[tid]
-        stuck = (opened["expected"] == 2) & (opened["dur_ns"] >= STUCK_NS)
-        for row in opened.take(np.flatnonzero(stuck)):
-            seen = not int(row["flags"]) & Flag.CLIPPED
-            self.waits[int(row["tid"])] = (int(row["word"]), int(row["enter_ns"]), int(row["dur_ns"]), seen)
 
 
 @dataclass(slots=True)
