@@ -20,6 +20,7 @@ from tracer.cli.run import replay
 from tracer.errors import ExpressionError
 from tracer.model import measures
 from tracer.model.conditions import Comparison, Condition, Joined, Not, evaluate, parse
+from tracer.model.measured import read
 from tracer.model.measures import MEASURES, SHARE, TIME, UNITS, Measure
 from tracer.model.summary import CAUSES, Lost, RecordCounts, Summary
 from tracer.model.summaryrows import Slack
@@ -171,7 +172,7 @@ def test_what_is_taken_only_to_grow_or_to_shrink_does_so_on_recordings() -> None
             for name, kind in MEASURES.items():
                 arguments = {*named.get(name, ()), *(kind.arguments or ()), *(() if kind.needed else (None,))}
                 for what in (measures.measure(name, a, f, "") for a in arguments for f in kind.fields):
-                    values = measures.read(what, summary).values
+                    values = read(what, summary).values
                     if not what.trend or len(values) != 1:
                         continue
                     change = values[0] - before.get(what, values[0])

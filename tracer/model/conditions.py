@@ -2,7 +2,7 @@
 """``--fail-on``: a small language of conditions on a Summary.
 
 Owns the grammar (docs/fail-on.md) and three-valued logic: what a trace cannot tell is neither true nor
-false. What the names mean is measures.py's. Prints nothing and exits nowhere.
+false. What the names mean is measures.py's and measured.py's. Prints nothing and exits nowhere.
 
     condition  := all ("or" all)*
     all        := one ("and" one)*
@@ -23,6 +23,7 @@ from typing import Final, NoReturn
 
 from tracer.errors import ExpressionError
 from tracer.model import measures
+from tracer.model.measured import read
 from tracer.model.measures import PLAIN_NAME, Measure, Unsuitable
 from tracer.model.summary import Summary
 
@@ -121,7 +122,7 @@ def _evaluate(
     condition: Condition, summary: Summary, whole: bool, readings: dict[str, None], notes: dict[str, None]
 ) -> bool | None:
     if isinstance(condition, Comparison):
-        reading = measures.read(condition.measure, summary)
+        reading = read(condition.measure, summary)
         readings[f"{condition.measure} is {reading.text}"] = None
         if reading.note:
             notes[reading.note] = None
