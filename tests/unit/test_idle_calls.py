@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import pytest
 
-from tracer.model.readings import is_idle
+from tracer.model.callkinds import is_idle
 from tracer.model.spans import Call
 from tracer.schema import Flag, Kind
 

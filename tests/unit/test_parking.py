@@ -16,12 +16,12 @@ from test_verdict_corners import BusyWaiting, LockInTurn
 from test_verdicts import analyse, origins
 from world import CONDVAR, LATE, LOCK, MS, US, VMM, Delays, F, W, World, play_on
 
-from tracer.model.readings import WorkerReading
 from tracer.model.step import Step
 from tracer.model.summary import Miss
 from tracer.model.timeline import Timeline
 from tracer.model.window import Window
 from tracer.model.worker import Worker
+from tracer.model.workerreading import WorkerReading
 from tracer.schema import FUTEX, Kind, Records, view
 
 PARKER = 0xA000

@@ -14,11 +14,12 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
+from tracer.model.callkinds import CLOSE
+from tracer.model.gpureading import GpuReading
 from tracer.model.kickruns import KickRuns
 from tracer.model.locks import Locks
 from tracer.model.phases import GPU, GUEST, HEAD_OF_LINE, Habitual, Path, Phase
 from tracer.model.pieces import State
-from tracer.model.readings import CLOSE, GpuReading
 from tracer.model.registry import Registry
 from tracer.model.roles import Roles
 from tracer.model.spans import Call

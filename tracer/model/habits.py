@@ -14,8 +14,8 @@ from typing import Final, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from tracer.model.callkinds import CLOSE, also_idle, calls_among, idle_calls, wakings
 from tracer.model.commands import MEMORY_CALLS
-from tracer.model.readings import CLOSE, also_idle, calls_among, idle_calls, wakings
 from tracer.model.roles import Roles
 from tracer.model.spans import END, ENTER, FLAGS, KIND, Columns
 from tracer.model.streams import Cycle

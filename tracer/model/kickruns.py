@@ -12,8 +12,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from tracer.model.callkinds import CLOSE, POLLS
 from tracer.model.locks import Locks
-from tracer.model.readings import CLOSE, POLLS
 from tracer.model.registry import Registry
 from tracer.model.roles import Roles
 from tracer.model.spans import OFF_BY_ITSELF

@@ -33,7 +33,6 @@ from tracer.model.phases import (
     Phase,
 )
 from tracer.model.pieces import State
-from tracer.model.readings import WorkerReading
 from tracer.model.registry import Registry
 from tracer.model.roles import Roles
 from tracer.model.streams import Cycle
@@ -41,6 +40,7 @@ from tracer.model.timeline import Timeline
 from tracer.model.track import Track
 from tracer.model.window import BEFORE_NS, RECENT_NS, Window, is_eventfd_write
 from tracer.model.worker import Worker
+from tracer.model.workerreading import WorkerReading
 from tracer.schema import Kind
 
 _EPOLL_WAIT: Final = int(Kind.EPOLL_WAIT)

@@ -18,7 +18,7 @@ from typing import Final, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from tracer.model.readings import POLLS
+from tracer.model.callkinds import POLLS
 from tracer.model.registry import Registry
 from tracer.model.step import Step
 from tracer.model.streams import Streams

@@ -9,9 +9,9 @@ from __future__ import annotations
 from bisect import bisect_left, bisect_right
 from typing import Final
 
-from tracer.model.readings import WorkerReading
 from tracer.model.spans import Call
 from tracer.model.window import Window
+from tracer.model.workerreading import WorkerReading
 from tracer.schema import Flag, Kind
 
 #: Plain ints: enum look-ups cost more than the comparison.
