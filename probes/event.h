@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
 /*
- * event.h - the wire record: what the probes write and tracer/schema.py reads.
+ * event.h - the wire record: what the probes write and tracer/schema/ reads.
  *
  * One record is XD_RECORD_BYTES long. The ring puts an 8-byte header before
  * each, so the stride is 64 bytes and no record straddles the ring's end.

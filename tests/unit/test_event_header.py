@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""probes/event.h, as a compiler sees it, is what schema.py says."""
+"""probes/event.h, as a compiler sees it, is what tracer/schema says."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def member(struct: str, name: str) -> str:
 
 
 def enumerators() -> dict[str, list[str]]:
-    """All enumerators that the header has, by enum: one that schema.py lacks is found, too."""
+    """All enumerators that the header has, by enum: one that it lacks is found, too."""
     text = re.sub(r"/\*.*?\*/", "", HEADER.read_text(), flags=re.DOTALL)
     bodies = re.findall(r"enum (\w+) \{(.*?)\}", text, re.DOTALL)
     return {name: re.findall(r"(\w+)\s*=", body) for name, body in bodies}

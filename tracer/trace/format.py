@@ -136,7 +136,7 @@ SCHEMAS: dict[str, pa.Schema] = {
         ("crc32", _U32),
     ),
 }
-"""Columns are the fields of schema.py's dataclasses, by the same names."""
+"""Columns are the fields of the dataclasses in tracer/schema, by the same names."""
 
 SCHEMA_MESSAGES: dict[str, bytes] = {name: table.serialize().to_pybytes() for name, table in SCHEMAS.items()}
 
