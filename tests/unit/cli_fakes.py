@@ -34,6 +34,7 @@ class FakeSession:
         self._interval_s = interval_s
         self._error = error
         self.watched: list[tuple[int, tuple[int, ...]]] = []
+        self.joined: list[tuple[int, int]] = []
         self.log: list[str] = []
 
     def __enter__(self) -> FakeSession:
@@ -56,6 +57,9 @@ class FakeSession:
 
     def watch(self, tgid: int, words: Sequence[int]) -> None:
         self.watched.append((tgid, tuple(words)))
+
+    def join(self, vmm: int, tgid: int) -> None:
+        self.joined.append((vmm, tgid))
 
     def stop(self) -> None:
         self.log.append("stopped")
