@@ -169,6 +169,22 @@ def test_neighbours_of_item_state_are_not_called_so() -> None:
     assert "fence handler" in found.lock(VMM, QUEUE)[3]
 
 
+@pytest.mark.parametrize(("held", "name"), [(0b0100, "item_state"), (0, "context_resources")])
+def test_a_table_that_w_leaves_before_its_interrupt_is_told_by_what_g_writes_under_it(
+    held: int, name: str
+) -> None:
+    wrote = [
+        r.write(G, t, t + 900, eventfd=STREAM, generation=1, held_in=held, readable_in=15)
+        for t in range(1_500_000, 41_500_000, 1_000_000)
+    ]
+    bystander = [
+        r.read(FENCE, t, t + 900, eventfd=9, generation=1, held_in=0, readable_in=15)
+        for t in range(2_000_000, 2_100_000, 1_000)
+    ]
+    trace = r.trace(contend(G, W, RESOURCES, 10_000), turns(0b0100, 0), wrote, bystander)
+    assert names(trace).lock(VMM, RESOURCES)[:3] == (name, f"context {W}", "behaviour")
+
+
 def test_a_lock_that_a_third_thread_uses_is_not_item_state() -> None:
     found = names(r.trace(contend(G, W, ITEM, 10_000), contend(FENCE, W, ITEM, 40_000), turns(1, 1)))
     assert found.lock(VMM, ITEM)[0] == f"lock@{ITEM:#x}"

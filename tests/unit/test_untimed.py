@@ -6,8 +6,9 @@ from __future__ import annotations
 import random
 
 import pytest
+import records as r
 from test_streams import DONE, WAKE, complete, decided, misses, one, serve, signal, taken, tick
-from world import AUDIO, MS, START, US
+from world import AUDIO, MS, START, US, D
 
 from tracer.model.untimed import MIN_SIGNALS, period_of
 from tracer.schema import Records
@@ -88,3 +89,53 @@ def test_a_period_needs_most_distances_near_the_median() -> None:
     assert period_of([k * 200_000 for k in range(40)]) == 0
     assert period_of([k * 300_000_000 for k in range(40)]) == 0
     assert period_of([k * T + (k % 2) * T // 2 for k in range(40)]) == 0
+
+
+def skipping(k: int, busy: int, poll: int) -> list[Records]:
+    """A server that polls until the next cycle is due, and signals nobody who has not answered: cycle k's
+    answer takes so many periods, and the poll runs out where the cycles without a signal are due."""
+    at = START + k * T
+    done = at + busy * T + T // 2
+    parts = [signal(at), serve(at + 50 * US), complete(done), taken(done + 5 * US)]
+    waits = [(at + 20 * US, at + T), *((at + i * T + 5 * US, at + (i + 1) * T) for i in range(1, busy))]
+    waits += [(at + busy * T + 5 * US, done), (done + 10 * US, at + (busy + 1) * T)]
+    for start, end in waits:
+        call = r.epoll_wait(D, start, end, ret=int(end == done))
+        call["op"] = poll
+        parts.append(call)
+    return parts
+
+
+@pytest.mark.parametrize("busy", [1, 2, 5])
+def test_a_server_that_signals_nobody_who_still_owes_an_answer_starts_its_cycles_all_the_same(
+    busy: int,
+) -> None:
+    plan = [*[0] * 40, busy, *[0] * 10, busy, *[0] * 30]
+    parts: list[Records] = []
+    k, late = 0, []
+    for n in plan:
+        late += [k] if n else []
+        parts += skipping(k, n, 271)
+        k += n + 1
+    streams, found = decided(*parts)
+    missed = [c for c in found if c.missed]
+    assert [c.start_ns for c in missed] == [START + k * T + SIGNAL for k in late]
+    assert [abs(c.deadline_ns - c.start_ns - T) < 50 * US for c in missed] == [True, True]
+    assert [c.leg for c in missed] == ["completion", "completion"]
+    assert one(streams).cycles == len(plan) - 1
+    (driver,) = streams.all_drivers()
+    assert driver.events == {"late_start": 0, "skipped": 0, "catch_up": 0}
+
+
+def test_a_signal_that_comes_late_after_a_sleep_is_one_cycle() -> None:
+    """The server slept in time, and then computed: no cycle was left out."""
+    parts: list[Records] = []
+    for k in range(60):
+        at = START + k * T
+        late = 17 * T // 10 if k == 50 else 0
+        if k != 51:
+            asleep = START + 50 * T + 18 * T // 10 if k == 52 else at - T + 2 * MS
+            parts += [r.syscall(D, asleep, at, number=230), *answered(at + late)]
+    streams, found = decided(*parts)
+    (driver,) = streams.all_drivers()
+    assert (misses(found), driver.total, driver.events["late_start"]) == ([], 59, 1)

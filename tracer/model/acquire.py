@@ -11,6 +11,7 @@ inheritance is locked and unlocked by the kernel: all of model/ sees it as glibc
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -37,6 +38,8 @@ NO_OP = 511  # an op with more bits than flags and commands have is none
 _PI_LOCKS, _PI_UNLOCK = (6 | FUTEX_PRIVATE, 13 | FUTEX_PRIVATE), 7 | FUTEX_PRIVATE
 _WITHOUT_CLOCK = 0xFF
 _IS_PI = np.isin(np.arange(_WITHOUT_CLOCK + 1), (*_PI_LOCKS, _PI_UNLOCK))
+# FUTEX_WAITERS, FUTEX_TID_MASK
+_WAITERS, _OWNER = 1 << 31, (1 << 30) - 1
 _FUTEX = int(Kind.FUTEX)
 
 # What a futex call is, here.
@@ -66,14 +69,21 @@ ACQ = np.dtype(
 
 
 def without_inheritance(records: Records) -> Records:
-    """Records (n,) with calls on mutexes that inherit priority as waits and wakes on plain ones."""
+    """Records (n,) with calls on mutexes that inherit priority as waits and wakes on plain ones.
+
+    So too with those of musl, and of glibc's robust ones: the word is the owner's tid (musl's plain mutex:
+    16) under the bit that says that somebody waits, and this is what a waiter expects.
+    """
     at = np.flatnonzero(records["kind"] == _FUTEX)
     op = records["op"][at] & _WITHOUT_CLOCK
+    waits = at[op == PTHREAD_WAIT]
+    expected = view(records, FUTEX)["expected"][waits]
+    owned = waits[((expected & _WAITERS) != 0) & ((expected & _OWNER) != 0) & ((expected & _OWNER) != _OWNER)]
     inherits = _IS_PI[op]
-    if not inherits.any():
+    if not inherits.any() and not len(owned):
         return records
     at, op = at[inherits], op[inherits]
-    locks, unlocks = at[op != _PI_UNLOCK], at[op == _PI_UNLOCK]
+    locks, unlocks = np.append(at[op != _PI_UNLOCK], owned), at[op == _PI_UNLOCK]
     records = records.copy()
     futex = view(records, FUTEX)
     futex["op"][locks], futex["expected"][locks] = PTHREAD_WAIT, CONTENDED
@@ -104,6 +114,14 @@ def sort_of(op: NDArray[np.uint16], expected: NDArray[np.uint32]) -> NDArray[np.
 def classify(op: NDArray[np.uint16], expected: NDArray[np.uint32]) -> NDArray[np.uint8]:
     """LOCK_WAIT, OTHER_WAIT, WAKE or 0 for futex ops (n,) and their expected values (n,)."""
     return _CLASSES.take(sort_of(op, expected))
+
+
+#: Whether a thread made a syscall within each of some intervals: tid, starts (n,), ends (n,).
+Between = Callable[[int, NDArray[np.uint64], NDArray[np.uint64]], NDArray[np.bool_]]
+
+
+def _never(_: int, starts: NDArray[np.uint64], __: NDArray[np.uint64]) -> NDArray[np.bool_]:
+    return np.zeros(len(starts), dtype=bool)
 
 
 @dataclass(slots=True)
@@ -145,12 +163,16 @@ class Acquirer:
         self._last.pop(tid, None)
         return row
 
-    def step(self, futex: Records, cls: NDArray[np.uint8], tgids: NDArray[np.uint32]) -> Records:
+    def step(
+        self, futex: Records, cls: NDArray[np.uint8], tgids: NDArray[np.uint32], between: Between = _never
+    ) -> Records:
         """Acquisitions closed by these futex calls.
 
         Args:
             futex: dtype FUTEX, shape (n,), closed spans in order of their end.
             cls: from ``classify``; tgids: processes of the threads, both (n,).
+            between: whether a thread made another syscall within each of some intervals: it had gone on,
+                though it woke nobody (musl's unlock need not).
 
         Returns:
             dtype ACQ in order of closed_ns, tid.
@@ -173,6 +195,10 @@ class Acquirer:
             if last is not None:
                 prev_word[at], prev_end[at], prev_caller[at] = last.word, last.end_ns, last.caller
         goes_on = (cls == LOCK_WAIT) & (prev_cls == LOCK_WAIT) & (prev_word == word)
+        again = np.flatnonzero(goes_on)
+        for who in np.unique(tid[again]).tolist():
+            at = again[tid[again] == who]
+            goes_on[at] = ~between(who, prev_end[at], enter[at])
 
         done: list[Records] = []
         for at in heads.tolist():  # acquisitions of earlier steps that these calls close

@@ -17,8 +17,10 @@ jobs                    one W, G    free             free               free    
 ======================  ==========  ===============  =================  ===========  ============
 
 Not *all* of W's interrupts: most of them under churn follow received fds, and item_state is
-free there. Eight samples are enough: a neighbour would have to be held by chance at all eight.
-epoll_ctl tells the contexts whose worker never gets as far as a read.
+free there. A table that W leaves before its interrupt is told from context_resources by G, which
+writes eventfds under it (``locked``) and never under the latter. Eight samples are enough: a
+neighbour would have to be held by chance at all eight. epoll_ctl tells the contexts whose worker
+never gets as far as a read.
 """
 
 from __future__ import annotations
@@ -110,6 +112,10 @@ class Behaviour:
         if turn.at_read >= _SURE * turn.n and turn.at_irq <= _RARELY * turn.n and added <= _RARELY * adds:
             held, n, base = turn.at_read, turn.n, self.held.base(*key) or 0.0
             sure = (base <= _BUSY and not strict) or is_inside(held, n, base)
+            gs = self.registry.with_role("G", word.tgid)
+            wrote, writes = self.held.count(*key, gs, Kind.WRITE, self.held.eventfds)
+            if writes >= _TURNS and wrote >= _SURE * writes and is_inside(wrote, writes, base):
+                return ITEM_STATE, said + f"; and at {wrote} of {writes} eventfd writes of the command thread"
             return (CONTEXT_RESOURCES if sure else ""), said
         if turn.at_read <= _RARELY * turn.n and turn.at_irq >= _MOSTLY * turn.n:
             return "", said + ": one of the fence handler's locks (control_queue, fence_state, intc)"

@@ -174,6 +174,9 @@ class Commands:
         """Guest until the kick, then G: queued behind other commands, then ours until ``end``."""
         irq = path.irq_ns
         woken = self.woken_before(window, gpu, first)
+        if path.handed_ns:
+            self._given(path, window, gpu, woken, first, end, habits)
+            return
         low = max(irq, woken)
         start, others, polled = self._command_start(window, gpu, low, first)
         # A POLL before which G computed so much longer than all of ours usually takes had another command
@@ -213,6 +216,31 @@ class Commands:
         offs, (_, (low, high)) = window.track(tid).offs, window.bounds(tid)
         i = bisect_left(offs.ends, woken_ns, low, high)
         return offs[i].waker if i < high and offs[i].woken == woken_ns and not offs[i].in_irq else 0
+
+    def handed_by(self, worker: Worker, gpu: int, read_ns: int, first: int) -> int:
+        """When W gave G the command that answers what it read: it woke G, or, G awake, was done with it."""
+        for off in reversed(worker.window.offs(gpu)):
+            if read_ns < off.woken <= first and off.waker == worker.tid and not off.in_irq:
+                return off.woken
+        return min(worker.turn_end(read_ns), first)
+
+    def _given(
+        self, path: Path, window: Window, gpu: int, woken: int, first: int, end: int, habits: Habitual
+    ) -> None:
+        """G's part of a command that W gave it itself: behind what it was at, then ours until ``end``."""
+        given = path.handed_ns
+        start, others, _ = self._command_start(window, gpu, given, first)
+        if woken >= given and not others:
+            start = given
+        elif not others and start < first - habits.command_ns:
+            start = first - habits.command_ns  # pure CPU before ours: only our usual share is ours
+        path.kick, path.irq_ns = "exact", given
+        path.kick_ns = path.kick_low_ns = path.kick_high_ns = given
+        if woken < given < start:
+            path.computed = (given, start)
+        path.phases.append(Phase(given, start, GPU, gpu, HEAD_OF_LINE, "", queued=True))
+        path.phases.append(Phase(start, end, GPU, gpu))
+        path.command_ns = end - start
 
     def _command_start(self, window: Window, gpu: int, low: int, first: int) -> tuple[int, bool, bool]:
         """Where our own command began: the end of G's last act before it that is not ours.

@@ -108,7 +108,7 @@ class Locks:
         wakes["tgid"], wakes["tid"], wakes["word"] = tgids[is_wake], woke["tid"], woke["word"]
         wakes["enter_ns"], wakes["end_ns"] = woke["enter_ns"], woke["enter_ns"] + woke["dur_ns"]
         self.holders.wakes.add(wakes)
-        self._close(self._acquirer.step(futex, cls, tgids))
+        self._close(self._acquirer.step(futex, cls, tgids, self.holders.recent.calls_between))
 
     def _close(self, acq: Records) -> None:
         if len(acq):

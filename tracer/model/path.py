@@ -117,7 +117,7 @@ class PathFinder:
         if gpu and not direct:
             path.foreign = self._commands.foreign(cycle, window, gpu, worker, stop, habits)
             if path.computed[1]:
-                insort(path.foreign, path.computed)
+                _insert(path.foreign, path.computed)
         return path
 
     def with_kick(self, path: Path, cycle: Cycle, window: Window, habits: Habitual, kick_ns: int) -> Path:
@@ -181,7 +181,10 @@ class PathFinder:
         parked = worker.parked_in(signal, signal + 1)
         if worker.served(turn_began, signal)[1] == cycle.stream.wake.id:
             return NOT_REARMED, "own"
-        if worker.irq_before(turn_began, signal) or any(worker.parked[i].enter <= signal for i in parked):
+        if any(worker.parked[i].enter <= signal for i in parked):
+            return NOT_REARMED, ""
+        # A worker that serves all that was ready, each with its interrupt, needs no re-arm in between.
+        if worker.irq_before(turn_began, signal) and not worker.goes_on(signal):
             return NOT_REARMED, ""
         return SERIALISED, "in_progress"
 
@@ -240,14 +243,20 @@ class PathFinder:
             path.irq_ns = irq
             path.phases += [Phase(chosen, irq, WORKER, worker.tid), Phase(irq, stop, GUEST, 0)]
             return
-        if cycle.write_enter_ns <= cycle.read_ns:
-            # The completion of an earlier cycle closed this one before W served it.
+        if cycle.write_enter_ns <= cycle.read_ns or worker.answers_itself(cycle):
+            # The completion of an earlier cycle closed this one before W served it; or W needs neither
+            # guest nor G: it wrote the completion in the very turn in which it read the signal.
             path.phases += [
                 Phase(chosen, cycle.write_ns, WORKER, worker.tid),
                 Phase(cycle.write_ns, stop, HOST, driver),
             ]
             return
         mover, first, _, _ = self._mover(cycle, worker.window, gpu)
+        if self._roles.hands_over(cycle.stream.tgid) and mover != worker.tid:
+            path.handed_ns = self._commands.handed_by(worker, mover, cycle.read_ns, first)
+            path.phases.append(Phase(chosen, path.handed_ns, WORKER, worker.tid))
+            self._to_end(path, cycle, worker.window, gpu, habits, kick_at)
+            return
         irq = worker.irq_of_turn(cycle.read_ns, first)
         if irq:
             path.phases.append(Phase(chosen, irq, WORKER, worker.tid))
@@ -321,6 +330,14 @@ def _by_its_clock(window: Window, driver: int, write_ns: int, end_ns: int) -> tu
             listens = call.kind == _EPOLL_WAIT or call.eventfd >= 0
             return (0, 0) if listens or not off.in_irq else (piece.start, piece.end)
     return 0, 0
+
+
+def _insert(spans: list[tuple[int, int]], span: tuple[int, int]) -> None:
+    """Add a span to sorted ones without overlap; those that it meets become one with it."""
+    met = [one for one in spans if one[0] < span[1] and span[0] < one[1]]
+    for one in met:
+        spans.remove(one)
+    insort(spans, (min(span[0], *(a for a, _ in met)), max(span[1], *(b for _, b in met))) if met else span)
 
 
 def _count(path: Path, name: str) -> None:

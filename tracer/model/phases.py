@@ -46,6 +46,7 @@ class Path:
     """The phases of one cycle, in order, without gaps, from nominal start to closing event.
 
     ``kicker``: the vCPU thread that woke an idle G for our command, 0 unknown.
+    ``handed_ns``: when W itself gave the command to G, without a guest in between; 0: a guest kicks.
     ``fixed``: so many phases do not depend on where an inferred kick lies.
     ``within``: when W's futex waits within its turns began (no waits for a re-arm).
     ``foreign``: G's commands that are not ours, (start, end) in ns, sorted.
@@ -59,6 +60,7 @@ class Path:
     kick_low_ns: int = 0
     kick_high_ns: int = 0
     irq_ns: int = 0
+    handed_ns: int = 0
     command_ns: int = 0
     foreign: list[tuple[int, int]] = field(default_factory=list)
     went_first: dict[str, int] = field(default_factory=dict)

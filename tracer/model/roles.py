@@ -53,10 +53,13 @@ class Roles:
     gpu_votes: dict[int, Counter[int]] = field(default_factory=dict)
     vcpu_votes: Counter[int] = field(default_factory=Counter)
     kicked_from: dict[int, Counter[int]] = field(default_factory=dict)  # per VMM: whose threads woke its G
+    #: Who woke a VMM's idle G, how often: one of its W's, or not.
+    _handed: dict[int, Counter[bool]] = field(default_factory=dict)
     irq_ids: dict[int, set[int]] = field(default_factory=dict)
     _waits: dict[int, Counter[int]] = field(
         default_factory=dict
     )  # by what a W waits: a poll's number, 0 for epoll
+    _served: Counter[int] = field(default_factory=Counter)  # signals that a W read
     _queues: dict[int, set[int]] = field(default_factory=dict)  # eventfds that the G's of a VMM read
     _pool: Counter[int] = field(default_factory=Counter)  # how often other threads read one of these
     _idles: dict[int, Counter[str]] = field(default_factory=dict)  # what a G waits in: "queue", "condvar"
@@ -72,7 +75,7 @@ class Roles:
         self._by_name()
         workers |= set(self.registry.with_role("W"))
         for tid in sorted(workers):
-            self._choosing(step, tid)
+            self._choosing(step, tid, streams)
             self._interrupts(step, tid, streams)
             self._rearms(step, tid, workers)
         for stream in streams.streams:
@@ -89,8 +92,10 @@ class Roles:
         for tid in self._lone(streams):
             self._kickers(step, tid, step.threads.calls(tid)["kind"] == _EPOLL_WAIT, served=tid in seen)
         self._pools(step)
-        if max(len(self._waits), len(self._idles), len(self._pool)) > _NAMED:  # threads come and go for weeks
-            for counts in (self._waits, self._idles, self._pool):
+        if (
+            max(len(self._waits), len(self._served), len(self._idles), len(self._pool)) > _NAMED
+        ):  # threads come and go for weeks
+            for counts in (self._waits, self._served, self._idles, self._pool):
                 for tid in [tid for tid in counts if tid not in self.registry.threads]:
                     del counts[tid]
 
@@ -121,10 +126,13 @@ class Roles:
             ids = rows["eventfd_id"][wrote].tolist()
             known.update(i for i in ids if streams.object_of(i) != "completion")
 
-    def _choosing(self, step: Step, tid: int) -> None:
+    def _choosing(self, step: Step, tid: int, streams: Streams) -> None:
         calls = step.threads.calls(tid)
         ops = calls["op"][calls["kind"] == _EPOLL_WAIT]
         votes = self._waits.setdefault(tid, Counter())
+        rows = view(calls, RW)
+        read = rows["eventfd_id"][(rows["kind"] == _READ) & (rows["ret"] == 8)]
+        self._served[tid] += sum(streams.object_of(number) == "stream" for number in read.tolist())
         for op, n in Counter(ops.tolist()).items():
             votes[op if op in POLLS else 0] += n
 
@@ -133,7 +141,10 @@ class Roles:
         votes = self._waits.get(tid)
         if not votes:
             return frozenset()
-        return POLLS - {min(votes.items(), key=lambda item: (-item[1], item[0]))[0]}
+        chosen, n = min(votes.items(), key=lambda item: (-item[1], item[0]))
+        if n * 2 < self._served[tid]:
+            return POLLS  # it waits in the read of its stream
+        return POLLS - {chosen}
 
     def _rearms(self, step: Step, tid: int, workers: set[int]) -> None:
         """Who ends W's condvar waits re-arms it: that is G."""
@@ -212,9 +223,16 @@ class Roles:
         woken = spans.take(at[within])
         for waker, n in _wakers(woken):
             self.vcpu_votes[waker] += n
+            by_worker = waker != tid and self.registry.role(waker) == "W"
+            self._handed.setdefault(self.registry.tgid(tid), Counter())[by_worker] += n
         if served:  # else it may be an audio server that woke a worker that is G as well
             by = woken["waker_tgid"][woken["waker_in_irq"] == 0]
             self.kicked_from.setdefault(self.registry.tgid(tid), Counter()).update(by[by > 0].tolist())
+
+    def hands_over(self, tgid: int) -> bool:
+        """Whether the W's of a VMM give G its commands themselves: there is no guest in between."""
+        votes = self._handed.get(tgid)
+        return votes is not None and votes[True] >= MIN_VOTES and votes[True] > votes[False]
 
     def _decide(self, streams: Streams) -> None:
         for tgid, votes in self.gpu_votes.items():

@@ -108,6 +108,7 @@ class Streams:
         audio = [t.tgid for t in self._registry.targets.values() if t.role == "audio"]
         guests = self._registry.guests
         vmms = [t.tgid for t in self._registry.targets.values() if t.role == "vmm" and t.tgid not in guests]
+        self._untimed.sleeps(step)
         births = step.of(Kind.FD)
         rows = step.of(Kind.READ, Kind.WRITE)
         is_eventfd = ((rows["flags"] & _EVENTFD) != 0) & (rows["ret"] == 8) & (rows["eventfd_id"] >= 0)

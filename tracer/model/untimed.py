@@ -3,14 +3,16 @@
 
 A loop that sleeps until its next period (clock_nanosleep, the timeout of a poll) or is woken by a
 sound card reads no timerfd. Its cycles begin where it writes a follower that it has already
-written in the cycle under way. Owns telling such a loop from a thread that writes now and
-then: by the regularity of its signals. Knows no stream.
+written in the cycle under way, and, where it signals nobody because answers to its last signals
+are still missing, where a sleep of its own ran out a period after its last cycle. Owns telling
+such a loop from a thread that writes now and then: by the regularity of its signals. Knows no
+stream.
 """
 
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -18,6 +20,8 @@ import numpy as np
 
 from tracer.model.drivers import Driver
 from tracer.model.eventfds import Eventfd
+from tracer.model.step import Step
+from tracer.schema import EPOLL_WAIT, Kind, end_ns, view
 
 #: Signals of one eventfd from which on they are asked for a period, and how many of the last are.
 MIN_SIGNALS: Final = 16
@@ -30,6 +34,10 @@ MIN_REGULAR: Final = 0.7
 NEAR: Final = 0.25
 #: Signals a timer's start; a loop whose timer expires for less than half of them is not driven by it.
 TIMER_SHARE: Final = 0.5
+#: clock_nanosleep and nanosleep on x86-64 and arm64.
+SLEEPS: Final = (230, 35, 115, 101)
+#: Sleeps of a loop that are remembered at most.
+MOST_SLEEPS: Final = 4096
 #: The fd of a driver without a timer.
 NO_TIMER: Final = -1
 
@@ -53,8 +61,36 @@ class _Loop:
     """One loop without a timer: its driver, and what of its signals was taken."""
 
     driver: Driver
+    slept: list[int]  # when its last sleeps ran out
     taken: dict[int, int] = field(default_factory=dict)  # signals of an eventfd taken over so far
     written: set[int] = field(default_factory=set)  # eventfds signalled in the cycle under way
+
+    def start(self, at_ns: int) -> None:
+        """A cycle starts, and those without a signal before it."""
+        for skipped in self._without_signal(at_ns):
+            self.driver.start(skipped, 1)
+        self.driver.start(at_ns, 1)
+        self.written.clear()
+
+    def _without_signal(self, before_ns: int) -> Iterator[int]:
+        """Where its sleeps ran out a period after its last cycle, and another, until it signalled again.
+
+        After the last one before that it signalled, however late.
+        """
+        period, starts = self.driver.period_ns, self.driver.starts
+        last = bisect_left(self.slept, before_ns) - 1
+        while period and starts and before_ns - starts[-1] > period * 3 // 2:
+            due, near = starts[-1] + period, int(NEAR * period)
+            low = bisect_left(self.slept, due - near)
+            high = min(bisect_right(self.slept, due + near), last)
+            if low >= last:
+                return
+            if low < high:
+                yield min(self.slept[low:high], key=lambda at: abs(at - due))
+                continue
+            while low + 1 < last and self.slept[low + 1] - self.slept[low] < near:
+                low += 1  # it overslept, and goes through what it should have waited for
+            yield self.slept[low]
 
 
 class Untimed:
@@ -69,7 +105,17 @@ class Untimed:
         self._loops = loops
         self._new_driver = new_driver
         self._found: dict[int, _Loop] = {}
+        self._slept: dict[int, list[int]] = {}  # by thread of a loop
         self._judged: dict[int, int] = {}  # signals of an eventfd when it was last asked
+
+    def sleeps(self, step: Step) -> None:
+        """Take over where, in this step, sleeps of threads that signal eventfds ran out."""
+        for tid, slept in self._slept.items():
+            calls = step.threads.calls(tid)
+            poll = (calls["kind"] == int(Kind.EPOLL_WAIT)) & (view(calls, EPOLL_WAIT)["ret"] == 0)
+            sleep = (calls["kind"] == int(Kind.SYSCALL)) & np.isin(calls["op"], SLEEPS)
+            slept += end_ns(calls.take(np.flatnonzero(poll | sleep))).tolist()
+            del slept[:-MOST_SLEEPS]
 
     def step(self, eventfds: Iterable[Eventfd]) -> None:
         """Take over the signals of these eventfds, each read by a VMM."""
@@ -80,7 +126,8 @@ class Untimed:
         for tid, signalled in sorted(by_loop.items()):
             loop = self._found.get(tid)
             if loop is None and any(self._drives(tid, e) for e in signalled):
-                loop = self._found[tid] = _Loop(self._new_driver(tid, NO_TIMER))
+                slept = self._slept.setdefault(tid, [])
+                loop = self._found[tid] = _Loop(self._new_driver(tid, NO_TIMER), slept)
             if loop is not None:
                 self._start(loop, signalled)
 
@@ -108,8 +155,7 @@ class Untimed:
         for enter, number in sorted(new):
             late = driver.period_ns and driver.starts and enter - driver.starts[-1] > driver.period_ns // 2
             if number in loop.written or late or not driver.starts:
-                driver.start(enter, 1)
-                loop.written.clear()
+                loop.start(enter)
             loop.written.add(number)
 
     def forget(self, eventfd_id: int) -> None:
@@ -123,4 +169,4 @@ class Untimed:
         """A driver is no longer kept."""
         loop = self._found.get(driver.tid)
         if loop is not None and loop.driver is driver:
-            del self._found[driver.tid]
+            del self._found[driver.tid], self._slept[driver.tid]

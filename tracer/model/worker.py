@@ -7,9 +7,11 @@ Owns the reading of one worker's spans as turns. Decides nothing.
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
+from collections.abc import Iterator
 from typing import Final
 
 from tracer.model.spans import Call
+from tracer.model.streams import Cycle
 from tracer.model.window import Window
 from tracer.model.workerreading import WorkerReading
 from tracer.schema import Flag, Kind
@@ -17,6 +19,7 @@ from tracer.schema import Flag, Kind
 #: Plain ints: enum look-ups cost more than the comparison.
 _READ, _RECVMSG = int(Kind.READ), int(Kind.RECVMSG)
 _EVENTFD: Final = int(Flag.EVENTFD)
+_NEVER: Final = 1 << 62
 
 
 class Worker:
@@ -55,6 +58,33 @@ class Worker:
         later = bisect_left(self.choices, (read_ns, 0))
         chosen = self.choices[later][0] if later < len(self.choices) else self.irqs[i]
         return self.irqs[i] if self.irqs[i] <= chosen else 0
+
+    def answers_itself(self, cycle: Cycle) -> bool:
+        """Whether W wrote a cycle's completion in the turn in which it read the signal, with nothing asked
+        of anybody in between: neither another choice, nor a wait that is no lock's, nor a kick's read."""
+        read, write = cycle.read_ns, cycle.write_enter_ns
+        if read is None or write is None or cycle.writer_tid != self.tid or self.turn_end(read) < write:
+            return False
+        return not any(call.kind == _READ and call.flags & _EVENTFD for call in self._between(read, write))
+
+    def turn_end(self, read_ns: int) -> int:
+        """When W next chose or waited for somebody after a read; a far time where it did not."""
+        later = bisect_left(self.choices, (read_ns, 0))
+        chosen = self.choices[later][0] if later < len(self.choices) else _NEVER
+        parked = bisect_left(self.parked, read_ns, key=_enter)
+        return min(chosen, self.parked[parked].enter if parked < len(self.parked) else _NEVER)
+
+    def goes_on(self, at_ns: int) -> bool:
+        """Whether W served something else before it next waited for anybody."""
+        return any(call.kind in (_READ, _RECVMSG) for call in self._between(at_ns, self.turn_end(at_ns)))
+
+    def _between(self, after_ns: int, before_ns: int) -> Iterator[Call]:
+        """W's syscalls that ended after a time and began before another."""
+        calls, (first, last) = self._track.calls, self._calls
+        for i in range(bisect_right(calls.ends, after_ns, first, last), last):
+            if calls.begins[i] >= before_ns:
+                return
+            yield calls[i]
 
     def parked_in(self, start_ns: int, stop_ns: int) -> list[int]:
         """Waits for re-arm that overlap an interval, as indices of ``parked``."""
@@ -102,6 +132,10 @@ def _within(at: list[int], low: int, high: int) -> slice:
 def _some(calls: list[Call], at: list[int], low: int, high: int) -> tuple[list[Call], list[int]]:
     some = _within(at, low, high)
     return calls[some], at[some]
+
+
+def _enter(call: Call) -> int:
+    return call.enter
 
 
 def _end(call: Call) -> int:
