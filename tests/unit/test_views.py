@@ -175,6 +175,19 @@ def test_degraded_evidence_is_told() -> None:
     assert "never closed" in render_misses(views_data.losing()).plain(140)
 
 
+def test_where_findings_lack_room_their_own_view_shortens_them_before_it_leaves_any_out() -> None:
+    whole = replace(views_data.base(), findings=views_data.base().findings * 8)
+    block = render_findings(whole, full=True)
+    lines = block.lines(80, 9)
+    assert len(lines) <= 9
+    said = "\n".join(line.plain for line in lines)
+    assert whole.findings[0].what[:20] in said
+    assert "(a taller window shows them all)" in said and "view 3" not in said
+    assert len(block.lines(80, 200)) == len(block.lines(80))  # where there is room nothing is shortened
+    assert any(whole.findings[0].why[:30] in line.plain for line in block.lines(80, 200))
+    assert "view 3 shows them all" in "\n".join(line.plain for line in render_findings(whole).lines(80, 5))
+
+
 def test_each_finding_names_one_thing_to_do() -> None:
     for full in (False, True):
         assert "→ chrt -f -p 60 4301" in render_findings(views_data.base(), full=full).plain(140)

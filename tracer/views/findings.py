@@ -24,7 +24,12 @@ def sort_findings(rows: tuple[Finding, ...]) -> list[Finding]:
 
 
 def render_findings(summary: Summary, *, full: bool = False) -> Block:
-    """What an engineer would check first: what, why, and the one thing to do; ``full`` never cuts."""
+    """What an engineer would check first: what, why, and the one thing to do.
+
+    Args:
+        full: never cut, but shortened and then left out where there is no room.
+    """
+    where = "a taller window" if full else "view 3"
 
     def build(width: int, height: int | None) -> list[Text]:
         if not summary.findings:
@@ -33,8 +38,11 @@ def render_findings(summary: Summary, *, full: bool = False) -> Block:
         rows = sort_findings(summary.findings)
         for shown, finding in enumerate(rows):
             entry = _entry(finding, width, full)
-            if height is not None and len(lines) + len(entry) > height - (shown + 1 < len(rows)):
-                lines.append(Text(cut(f"  … {len(rows) - shown} more (view 3 shows them all)", width), DIM))
+            room = len(entry) if height is None else height - len(lines) - (shown + 1 < len(rows))
+            if full and len(entry) > room:
+                entry = _entry(finding, width, False)
+            if len(entry) > room:
+                lines.append(Text(cut(f"  … {len(rows) - shown} more ({where} shows them all)", width), DIM))
                 break
             lines.extend(entry)
         return lines
