@@ -26,6 +26,7 @@ import psutil
 from bench.common import Results, record
 from bench.offline import load, repeated
 from tracer.model.analysis import Analysis
+from tracer.model.verdicts import BRIEF
 from tracer.schema import end_ns
 from tracer.trace import Flight, TraceWriter
 
@@ -57,7 +58,7 @@ def main() -> None:
         first, records = load(trace)
         ends = end_ns(records)
         rate = len(records) / ((int(ends[-1]) - int(ends[0])) / 1e9)
-        analysis, flight = Analysis(), Flight(_KEEP_S)
+        analysis, flight = Analysis(keep=BRIEF), Flight(_KEEP_S)
         tenth, done, cpu, began = seconds / 10, 0, time.process_time(), None
         for batch in repeated(first, records, int(rate * seconds)):
             flight.append(batch)

@@ -29,7 +29,6 @@ from world import (
     play_on,
 )
 
-from tracer.model import verdicts
 from tracer.model.analysis import Analysis
 from tracer.model.baselines import Usual
 from tracer.model.counterfactual import Case, Names, remedy_removal
@@ -42,6 +41,7 @@ from tracer.model.phases import GPU, HEAD_OF_LINE, WORKER, Path, Phase
 from tracer.model.remedies import Remedies
 from tracer.model.streams import Stream
 from tracer.model.summary import Summary
+from tracer.model.verdicts import Keep
 from tracer.schema import OFFCPU, RW, Batch, Kind, Target, end_ns
 
 A, B = (VMM, 0x9000), (VMM, 0xA000)
@@ -103,16 +103,15 @@ def test_a_cycle_that_was_late_is_no_baseline() -> None:
         assert all((e.cycle.closing_ns or 0) <= e.cycle.deadline_ns for e in state.on_time)
 
 
-def test_remedies_do_not_depend_on_how_often_one_looked(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_remedies_do_not_depend_on_how_often_one_looked() -> None:
     """Live asks for a summary every second, a report once: the table is the same."""
-    monkeypatch.setattr(verdicts, "KEEP_CASES", 4)
     world = World()
     for i in range(120):
         world.cycle(Delays(channel_turns=12, turn=3 * MS) if i >= 20 and i % 6 == 0 else None)
     records = world.finish()
 
     def run(*, looking: bool) -> Summary:
-        analysis, first = Analysis(), True
+        analysis, first = Analysis(keep=Keep(cases=4)), True
         for part, mark in r.steps(records, range(world.start_of(5), world.start_of(119), 200 * MS)):
             analysis.feed(world.batch(part, mark, first=first))
             first = False
@@ -166,18 +165,22 @@ def test_what_a_remedy_avoids_follows_the_roles_known_now() -> None:
     assert remedies.avoids(origin, "realtime", replace(before, movable=frozenset({W})))
 
 
-def test_an_analysis_that_nobody_asks_for_a_summary_does_not_grow(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_analysis_that_nobody_asks_for_a_summary_does_not_grow() -> None:
     """A flight recorder runs for weeks and only counts: what was judged is let go with its miss."""
-    monkeypatch.setattr(verdicts, "KEEP_MISSES", 3)
-    monkeypatch.setattr(verdicts, "KEEP_CASES", 1)
     world = World()
     for i in range(240):
         world.cycle(Delays(worker_off=LATE) if i % 20 == 19 else None)
-    analysis = feed(world, world.finish())
+    records = world.finish()
+    analysis = feed(world, records, Keep(misses=3, cases=1))
     assert analysis.tally().misses > 10
     assert 0 < len(analysis._rows._remedies) <= 3
-    asked = len(analysis.summary().misses)
-    assert asked == 3 >= len(analysis._rows._remedies)
+    last = analysis.summary()
+    assert len(last.misses) == 3 >= len(analysis._rows._remedies)
+    # What is counted is whole, and what is said of those kept says that it is.
+    whole = feed(world, records).summary()
+    assert last.verdict.split(" (")[0] == whole.verdict.split(" (")[0]
+    assert "of the last 3" in last.verdict and "of the last" not in whole.verdict
+    assert "of the last 3 episodes" in last.lead and "last" not in whole.lead
 
 
 def episode_state(number: int, stream: Stream, end: int | None, start: int = 1000) -> EpisodeState:

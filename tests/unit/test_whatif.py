@@ -16,6 +16,7 @@ from tracer.cli.main import run_command
 from tracer.model.analysis import Analysis
 from tracer.model.misses import EpisodeState
 from tracer.model.summary import REMEDIES, Episode
+from tracer.model.verdicts import WHOLE, Keep
 from tracer.model.whatif import Prediction, Predictor, WhatIf
 from tracer.schema import Records, end_ns
 from tracer.trace import TraceWriter
@@ -24,8 +25,8 @@ from tracer.views.whatif import render_prediction
 CAPTURES = Path(__file__).resolve().parents[1] / "data" / "captures"
 
 
-def predict(world: World, records: Records, what: WhatIf) -> Prediction:
-    analysis = Analysis()
+def predict(world: World, records: Records, what: WhatIf, keep: Keep = WHOLE) -> Prediction:
+    analysis = Analysis(keep=keep)
     predictor = Predictor(analysis, what)
     analysis.feed(world.batch(records, int(end_ns(records)[-1]), first=True))
     analysis.finish()
@@ -153,12 +154,11 @@ def test_what_remains_names_what_else_would_have_to_go() -> None:
     assert found.then_of == 1
 
 
-def test_the_prediction_does_not_depend_on_how_long_paths_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_prediction_does_not_depend_on_how_long_paths_are_kept() -> None:
     world, records = play(*[Delays(lock=LATE), None, None, None] * 4)
     what = WhatIf(locks=(lock_name(world, records),))
     whole = predict(world, records, what)
-    monkeypatch.setattr("tracer.model.verdicts.KEEP_CASES", 1)
-    assert predict(world, records, what).cycles == whole.cycles
+    assert predict(world, records, what, Keep(cases=1)).cycles == whole.cycles
     assert whole.avoided == whole.misses == 4
 
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 import records as r
 
 from tracer.model.analysis import Analysis
+from tracer.model.verdicts import WHOLE, Keep
 from tracer.schema import Batch, Fd, Records, Target, Thread, end_ns
 
 AUDIO, VMM = 10, 20
@@ -252,9 +253,9 @@ def play_on(world: World, *plan: Delays | None, warm: int = 24, tail: int = 12) 
     return world.finish()
 
 
-def feed(world: World, records: Records) -> Analysis:
+def feed(world: World, records: Records, keep: Keep = WHOLE) -> Analysis:
     """All records, analysed at once."""
-    analysis = Analysis()
+    analysis = Analysis(keep=keep)
     analysis.feed(world.batch(records, int(end_ns(records)[-1]), first=True))
     analysis.finish()
     return analysis

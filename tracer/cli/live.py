@@ -112,13 +112,17 @@ def _absolute(profile: str | None) -> str | None:
     return str(Path(profile).absolute()) if profile is not None and Path(profile).is_file() else profile
 
 
-def make_analysis(profile: str | None, period: tuple[int, int] | None, held_words: int = 4) -> Any:
-    """An Analysis with the profiles that apply. Raises UsageError for a bad profile."""
+def make_analysis(
+    profile: str | None, period: tuple[int, int] | None, held_words: int = 4, brief: bool = False
+) -> Any:
+    """An Analysis with the profiles that apply, perhaps a brief one. Raises UsageError for a bad profile."""
     from tracer.model.analysis import Analysis
+    from tracer.model.verdicts import BRIEF, WHOLE
     from tracer.profile import default_profiles, load
 
     profiles = default_profiles() if profile is None else (load(profile), *default_profiles())
-    return Analysis(profiles=tuple(profiles), period=period, held_words=held_words)
+    keep = BRIEF if brief else WHOLE
+    return Analysis(profiles=tuple(profiles), period=period, held_words=held_words, keep=keep)
 
 
 def open_session(todo: Plan) -> Any:
@@ -174,6 +178,8 @@ class Hooks:
     extra: Callable[[], Mapping[str, object]] = field(default=dict)
     #: Makes what stands in a trace writer's place, from the analysis.
     writer: Callable[[Any], Any] | None = None
+    #: Whether the analysis keeps little: who runs for weeks has what matters judged again from a dump.
+    brief: bool = False
 
 
 def go(todo: Plan, view: View, ending: Ending, hooks: Hooks | None = None) -> Summary:
@@ -189,7 +195,7 @@ def go(todo: Plan, view: View, ending: Ending, hooks: Hooks | None = None) -> Su
         # The folder is made before bcc changes directory, and only once the target is known to be there.
         session = open_session(todo)
         # The analysis is a quarter of a second of imports, during which bcc or the kernel is at work.
-        making = pool.submit(make_analysis, todo.profile, todo.period, todo.held_words)
+        making = pool.submit(make_analysis, todo.profile, todo.period, todo.held_words, hooks.brief)
         writer = None
         stack.enter_context(session)
         analysis = making.result()

@@ -121,7 +121,7 @@ def _fly(todo: Plan, view: View, wanted: FlightPlan) -> None:
         f"keeping the last {wanted.seconds:g} s in memory (at most {wanted.limit_bytes >> 20} MB); "
         f"written into {folder} on {what}: kill -USR2 {os.getpid()}; Ctrl-C ends it"
     )
-    hooks = Hooks(started=lambda: print(said, file=sys.stderr, flush=True), writer=recorder)
+    hooks = Hooks(started=lambda: print(said, file=sys.stderr, flush=True), writer=recorder, brief=True)
     with ending_by_signal() as ending:
         go(todo, view, ending, hooks)
     count = len(made[0].dumps) if made else 0

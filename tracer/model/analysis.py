@@ -37,7 +37,7 @@ from tracer.model.symptoms import Symptoms
 from tracer.model.tap import Tap
 from tracer.model.timeline import Sequencer, Timeline
 from tracer.model.turns import Turns
-from tracer.model.verdicts import Verdicts
+from tracer.model.verdicts import WHOLE, Keep, Verdicts
 from tracer.model.waits import Waits
 from tracer.model.watch import Watch
 from tracer.model.writepath import WritePaths
@@ -61,6 +61,7 @@ class Analysis:
         period: (quantum, rate) of the streams where the driver cannot be seen; None to infer it.
         held_words: how many lock words per process to ask the session to watch.
         tap: is given cycles, acquisitions and waits before they are forgotten.
+        keep: how much is kept of misses that were judged.
     """
 
     def __init__(
@@ -69,11 +70,13 @@ class Analysis:
         period: tuple[int, int] | None = None,
         held_words: int = 4,
         tap: Tap | None = None,
+        keep: Keep = WHOLE,
     ) -> None:
         self._profiles = tuple(default_profiles() if profiles is None else profiles)
         self._period = period
         self._held_words = held_words
         self._tap = tap
+        self._keep = keep
         self.reset()
 
     def reset(self) -> None:
@@ -101,7 +104,7 @@ class Analysis:
         finder = PathFinder(self.registry, self.timeline, self.locks, self.roles)
         cutter = LeafCutter(self.registry, self.locks)
         self._judge = Judge(self.registry, self.timeline, self.locks, finder, cutter, self.roles)
-        self.verdicts = Verdicts(self._judge)
+        self.verdicts = Verdicts(self._judge, self._keep)
         self.delay, self.stuck = RunDelay(), Stuck()
         self.symptoms = Symptoms(self.registry, self.held)
         self.between = Between(self.registry)

@@ -65,13 +65,15 @@ def headline(
     lock = table.get("item_state")
     without = lock.episodes_avoided if lock is not None else 0
     text = (
-        f"{when}: {verdicts.total_misses} of {cycles} cycles missed in {_n(len(episodes), 'episode')} "
+        f"{when}: {verdicts.total_misses} of {cycles} cycles missed in "
+        f"{_n(len(episodes) + verdicts.gone_episodes, 'episode')} "
         f"({recent} in the last minute); mostly {top} ({share} %)"
     )
     if not causes:
         text = text.partition("; mostly")[0] + "; the driver's own fault"
+    newest = "the last " if verdicts.gone_episodes else ""
     if best:
-        text += f"; {REMEDY_TEXT[best]} alone would have avoided {avoided} of {total}"
+        text += f"; {REMEDY_TEXT[best]} alone would have avoided {avoided} of {newest}{total}"
         if best != "item_state":
             text += f", no waits on item_state {without}"
     origin = next((m for m in reversed(misses) if m.cause == top and m.origin is None), None)

@@ -30,8 +30,12 @@ def ranked(table: Mapping[str, Remedy]) -> list[str]:
     return sorted(known, key=lambda name: (-table[name].episodes_avoided, -table[name].avoided))
 
 
-def lead(table: Mapping[str, Remedy]) -> str:
-    """The sentence; "" where no episode was judged."""
+def lead(table: Mapping[str, Remedy], *, newest: bool = False) -> str:
+    """The sentence; "" where no episode was judged.
+
+    Args:
+        newest: earlier episodes are no longer kept, and not in the table.
+    """
     names = ranked(table)
     of = max((table[name].episodes_of for name in names), default=0)
     if not of:
@@ -45,10 +49,11 @@ def lead(table: Mapping[str, Remedy]) -> str:
         return f"Each of these alone would have avoided the one episode: {some}" + (
             f"; not: {none}." if none else "."
         )
+    which = "last " if newest else ""
     if not helps:
-        return f"None of these alone would have avoided any of the {of} episodes: {none}."
+        return f"None of these alone would have avoided any of the {which}{of} episodes: {none}."
     counted = ", ".join(f"{REMEDY_TEXT[n]} {table[n].episodes_avoided}" for n in helps)
-    text = f"Each of these alone would have avoided so many of the {of} episodes: {counted}"
+    text = f"Each of these alone would have avoided so many of the {which}{of} episodes: {counted}"
     return text + (f"; none: {none}." if none else ".")
 
 

@@ -61,7 +61,11 @@ class Rows:
             a.registry, a.facts, a.streams, a.verdicts, [e for e, _ in episodes], table, self._lock_name
         )
         episode_of = {e.id: whole for whole, members in episodes for e in members}
-        rows = tuple(self._misses.row(m, episode_of[m.episode.id].id) for m in shown)
+        rows = tuple(
+            # An episode that went on while so many others came and went is kept no longer than they.
+            self._misses.row(m, whole.id if (whole := episode_of.get(m.episode.id)) else m.episode.id)
+            for m in shown
+        )
         self._misses.keep(m.id for m in shown)
         if misses and misses[0].id > 1:
             self._remedies.forget(misses[0].id)
@@ -81,7 +85,7 @@ class Rows:
             steal_ns=a.facts.steal_ns,
             verdict=verdict,
             todo=todo,
-            lead=lead(table),
+            lead=lead(table, newest=a.verdicts.gone_episodes > 0),
             holders=a.locks.by_holder(HOLDER_ROWS) if limit is None else (),
             threads=self._threads(limit is None),
             drivers=tuple(

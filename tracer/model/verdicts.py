@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Final
 
 from tracer.model.baselines import OnTime
@@ -16,12 +17,26 @@ from tracer.model.cycles import Cycle, Stream
 from tracer.model.judging import Judge
 from tracer.model.misses import EpisodeState, MissState, StreamState
 
-#: Misses kept with their evidence; older ones are kept as counts only.
-KEEP_MISSES: Final = 20_000
-#: Misses whose path is kept for replay under remedies.
-KEEP_CASES: Final = 2_000
-#: ... and leaves of such paths in all, which bounds their memory (about 150 MB).
-KEEP_LEAVES: Final = 500_000
+
+@dataclass(frozen=True, slots=True)
+class Keep:
+    """What is kept of misses; older ones are counts only. No verdict depends on it.
+
+    Attributes:
+        misses: with their evidence (2.5 to 3 KB each), and as many episodes.
+        cases: whose path is kept for replay under remedies.
+        leaves: of such paths in all, which bounds their memory (300 bytes each).
+    """
+
+    misses: int = 20_000
+    cases: int = 2_000
+    leaves: int = 500_000
+
+
+#: For a report: all that anybody would look through. About 200 MB.
+WHOLE: Final = Keep()
+#: For who only counts and has the records judged again, as a flight recorder does for weeks. About 10 MB.
+BRIEF: Final = Keep(misses=1_000, cases=100, leaves=25_000)
 #: Origins kept of one episode; of one with more no remedy is said to avoid it.
 KEEP_ORIGINS: Final = 1_000
 
@@ -29,13 +44,14 @@ KEEP_ORIGINS: Final = 1_000
 class Verdicts:
     """Takes decided cycles in order; keeps misses, episodes and per-stream statistics."""
 
-    def __init__(self, judge: Judge) -> None:
+    def __init__(self, judge: Judge, keep: Keep = WHOLE) -> None:
         self._judge = judge
+        self._keep = keep
         self.settle: Callable[[MissState], None] = lambda miss: None
         self._cases: deque[MissState] = deque()
         self._leaves = 0
-        self.misses: deque[MissState] = deque(maxlen=KEEP_MISSES)
-        self.episodes: deque[EpisodeState] = deque(maxlen=KEEP_MISSES)
+        self.misses: deque[MissState] = deque(maxlen=keep.misses)
+        self.episodes: deque[EpisodeState] = deque(maxlen=keep.misses)
         self.states: dict[int, StreamState] = {}
         self.past = StreamState()
         self.total_misses = 0
@@ -45,6 +61,11 @@ class Verdicts:
     def total_episodes(self) -> int:
         """Episodes of single streams so far."""
         return self._next_episode - 1
+
+    @property
+    def gone_episodes(self) -> int:
+        """Of them, no longer kept."""
+        return self.total_episodes - len(self.episodes)
 
     def state(self, stream: Stream) -> StreamState:
         """The state of a stream, made when first asked for."""
@@ -139,7 +160,8 @@ class Verdicts:
             self._cases.append(miss)
             self._leaves += miss.case.size
         while self._cases and (
-            self._cases[0].id <= miss.id - KEEP_CASES or (self._leaves > KEEP_LEAVES and len(self._cases) > 1)
+            self._cases[0].id <= miss.id - self._keep.cases
+            or (self._leaves > self._keep.leaves and len(self._cases) > 1)
         ):
             self._drop(self._cases.popleft())
 
