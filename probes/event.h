@@ -5,7 +5,7 @@
  * One record is XD_RECORD_BYTES long. The ring puts an 8-byte header before
  * each, so the stride is 64 bytes and no record straddles the ring's end.
  * Every record starts with struct xd_head; the body depends on head.kind.
- * tests/unit compiles this file and compares every offset with schema.py.
+ * tests/unit compiles this file and compares every offset with tracer/schema/record.py.
  *
  * A span is written when it ends. An OPEN record (XD_F_OPEN) is a span that
  * has not ended yet: the record that closes it has the same tid and enter_ns.

@@ -40,7 +40,7 @@ class Site(Protocol):
 
 
 class Profile(Protocol):
-    """Functions to locks and operations (tracer/profile.py)."""
+    """Functions to locks and operations (tracer/profile/)."""
 
     def site(self, frames: Sequence[Frame], /) -> Site | None:
         """What is known of a call site with these frames, innermost first."""
