@@ -18,7 +18,11 @@ import numpy as np
 import pytest
 
 from bench.accuracy import analysed, verdicts, without_kicks
+from tracer.model.analysis import Analysis
+from tracer.model.leaves import NOT_SCHEDULED
+from tracer.model.pieces import State
 from tracer.model.summary import Miss
+from tracer.model.window import Window
 from tracer.schema import RW, Kind, view
 from tracer.trace import TraceReader
 
@@ -89,3 +93,23 @@ def test_only_writes_of_vcpus_are_taken_out() -> None:
         kicks = (whole.records["kind"] == Kind.WRITE) & (writes["eventfd_id"] >= 0)
         kicks &= np.isin(whole.records["tid"], sorted(vcpus))
         assert np.array_equal(rest.records, whole.records[~kicks])
+
+
+@pytest.mark.parametrize("name", ["guest_late", "host_late", "not_rearmed", "serialised"])
+def test_of_every_judged_miss_it_is_known_when_g_lacked_a_cpu_over_others_commands(name: str) -> None:
+    """Also where no cause is enough alone: remedies and sets of causes are replayed with it."""
+    analysis, some = Analysis(), 0
+    for batch in capture(name):
+        analysis.feed(batch)
+    analysis.finish()
+    for miss in analysis.verdicts.misses:
+        if miss.case is None or miss.judgement is None:
+            continue
+        path = miss.case.path
+        gpu, window = path.gpu_tid, Window(analysis.timeline, path.start_ns, path.end_ns, alone=True)
+        others = [(max(a, path.start_ns), b) for a, b in path.foreign if b > path.start_ns]
+        pieces = [piece for a, b in others for piece in window.pieces(gpu, a, b)]
+        off = sum(p.end - p.start for p in pieces if p.state is State.RUNNABLE)
+        assert sum(b - a for a, b in miss.case.relief.get((NOT_SCHEDULED, gpu), ())) == off
+        some += off
+    assert some

@@ -98,7 +98,6 @@ def test_without_a_lock_what_others_had_g_do_is_done_sooner_too() -> None:
     path.foreign = [(0, 150)]
     case = Case(path, leaves)
     assert judge(case, none_usual).cause == "mixed"
-    assert not case.hopeless()
     case.relieve([Leaf(5, 140, "lock", G, 0, word=LOCK_WORD, holder=held)])
     assert case.replay({0: 1.0, 2: 1.0}, freed=case.freed([("lock", *LOCK_WORD)])) == 10 + (150 - 140) + 10
     found = judge(case, none_usual)
@@ -262,7 +261,6 @@ def test_what_holds_a_lock_up_that_gs_other_commands_wait_for_moves_those_too() 
     path = Path(phases, 60, gpu_tid=G)
     path.foreign = [(5, 112)]
     case = Case(path, leaves)
-    assert not case.hopeless()
     assert judge(case, none_usual).cause == "mixed"
     held = Holder(W, "running", write, (LOCK_WORD,), (W,))
     case.relieve([Leaf(8, 104, "lock", G, 0, word=LOCK_WORD, holder=held)])

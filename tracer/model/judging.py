@@ -93,7 +93,7 @@ class Judge:
             return
         if self._unanswered(miss, on_time):
             return
-        if case.path.foreign and not case.hopeless():
+        if case.path.foreign:
             case.relieve(self._cutter.others(case.path, window))
         judgement = judge(case, usual.of)
         if case.path.kick == "inferred":

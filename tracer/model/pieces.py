@@ -11,7 +11,7 @@ import enum
 from bisect import bisect_left, bisect_right
 from typing import Final, NamedTuple
 
-from tracer.model.spans import Call, Off
+from tracer.model.spans import OFF_BY_ITSELF, Call, Off
 from tracer.model.track import Track
 
 _new: Final = tuple.__new__
@@ -53,48 +53,57 @@ def cut(track: Track, start: int, stop: int) -> list[Piece]:
     at = bisect_right(ends, start)
     n = min(bisect_left(ends, stop, at) + 1, len(ends))
     calls = track.calls.between(at, n)
+    # The syscall that the thread is in at the cursor, or else the next.
+    call: Call | None = None
+    enter = leave = cursor
     for until, inside, outside, off in _runs(track, start, stop):
         while cursor < until:
-            while at < n and calls[at][1] <= cursor:
-                at += 1
-            if at >= n or calls[at][0] >= until:
+            while leave <= cursor:
+                if at < n:
+                    call = calls[at]
+                    enter, leave = call[0], call[1]
+                    at += 1
+                else:
+                    enter = leave = stop
+                    break
+            if enter >= until:
                 append(_new(Piece, (cursor, until, outside, None, off)))
                 cursor = until
                 break
-            call = calls[at]
-            enter, end = call[0], call[1]
             if enter > cursor:
                 append(_new(Piece, (cursor, enter, outside, None, off)))
                 cursor = enter
-            if end > until:
-                end = until
-            append(_new(Piece, (cursor, end, inside, call, off)))
-            cursor = end
+            if leave >= until:
+                append(_new(Piece, (cursor, until, inside, call, off)))
+                cursor = until
+                break
+            append(_new(Piece, (cursor, leave, inside, call, off)))
+            cursor = leave
     return pieces
 
 
 def _runs(track: Track, start: int, stop: int) -> list[tuple[int, State, State, Off | None]]:
     """What a thread was from one end to the next, as (end, state in a syscall, outside of it, span)."""
     runs: list[tuple[int, State, State, Off | None]] = []
-    cursor, ends = start, track.offs.ends
+    append, cursor, ends = runs.append, start, track.offs.ends
     first = bisect_right(ends, start)
     last = min(bisect_left(ends, stop, first) + 1, len(ends))
-    offs = track.offs.between(first, last)
-    for i in range(first, last):
-        off = offs[i]
-        out, back, woken = off[0], off[1], off[2]
+    for off in track.offs.between(first, last)[first:last]:
+        out, back, woken, _, _, _, _, preempted, state, _, _ = off
         if out >= stop:
             break
         if back <= cursor:
             continue
         if out > cursor:
-            cursor = out
-            runs.append((cursor, _IN_SYSCALL, _ON_CPU, None))
-        back = min(back, stop)
-        if off.slept:
-            inside = _BLOCKED if off.stopped else _IN_SYSCALL_BLOCKED
-            runs.append((min(max(woken, out), back) if woken else back, inside, _BLOCKED, off))
+            append((out, _IN_SYSCALL, _ON_CPU, None))
+        if back > stop:
+            back = stop
+        if not preempted and state & OFF_BY_ITSELF:
+            until = back
+            if woken and woken < back:
+                until = woken if woken > out else out
+            append((until, _BLOCKED if off.stopped else _IN_SYSCALL_BLOCKED, _BLOCKED, off))
         cursor = back
-        runs.append((cursor, _RUNNABLE, _RUNNABLE, off))
-    runs.append((stop, _IN_SYSCALL, _ON_CPU, None))
+        append((back, _RUNNABLE, _RUNNABLE, off))
+    append((stop, _IN_SYSCALL, _ON_CPU, None))
     return runs

@@ -10,21 +10,17 @@ from __future__ import annotations
 import itertools
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Mapping, Sequence, Set
-from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 
-from tracer.model.candidates import CAUSE_OF, EVERYWHERE, GROUPS, Key
+from tracer.model.candidates import GROUPS, Key
 from tracer.model.columns import Leaves
-from tracer.model.leaves import LOCK, NOT_SCHEDULED, ON_CPU, SLOW_SYSCALL, Holder, Leaf, Word
+from tracer.model.leaves import LOCK, NOT_SCHEDULED, Holder, Leaf, Word
 from tracer.model.phases import CLOCK, GPU, HEAD_OF_LINE, NOT_REARMED, SERIALISED, Path, Phase
 
 #: Share (0..1] of each leaf that is taken out, by index; leaves not named stay.
 Removal = Mapping[int, float]
-
-#: What can hold up G's commands for others.
-_CAN_HOLD_UP: Final = (*EVERYWHERE, ON_CPU, SLOW_SYSCALL)
 
 
 class Case:
@@ -160,10 +156,7 @@ class Case:
         columns = self.columns
         if columns.ns_in(index) == phase.end_ns - phase.start_ns:
             return self._foreign_in(phase.start_ns, phase.end_ns)
-        return sum(self._foreign_leaf(i) for i in columns.of_interval(index))
-
-    def _foreign_leaf(self, i: int) -> int:
-        return self._foreign_in(self.columns.starts[i], self.columns.ends[i])
+        return sum(self._foreign_in(columns.starts[i], columns.ends[i]) for i in columns.of_interval(index))
 
     def _foreign_in(self, start: int, end: int) -> int:
         """How much of an interval G spent on commands that are not ours, ns."""
@@ -309,26 +302,6 @@ class Case:
         return [self.columns.leaf(i) for i, sort in enumerate(self.columns.sorts) if sort in some]
 
     # --- what G did for others -----------------------------------------------------------
-
-    def hopeless(self) -> bool:
-        """Whether the deadline is missed even without G's other commands and all that can hold those up."""
-        gone = 0
-        columns, like = self.columns, self.columns.table.like
-        own = dict(zip(self._waits, self._own, strict=True))
-        for index, phase in enumerate(self.path.phases):
-            leaves = columns.of_interval(index)
-            if phase.queued:
-                gone += columns.ns_in(index)
-            elif index in own:
-                kinds = EVERYWHERE if phase.via else _CAN_HOLD_UP
-                mine = [i for i in leaves if like[columns.sorts[i]].kind in kinds]
-                taken = self.ns_of(mine) - sum(self._foreign_leaf(i) for i in mine)
-                gone += columns.ns_in(index) - own[index] + taken
-            elif phase.via:
-                gone += self.ns_of(i for i in leaves if columns.sorts[i] in columns.table.everywhere)
-            else:
-                gone += self.ns_of(i for i in leaves if like[columns.sorts[i]].kind not in CAUSE_OF)
-        return self._end_ns - gone > self.path.deadline_ns
 
     def relieve(self, leaves: Iterable[Leaf] | Leaves) -> None:
         """Take over what G's commands for others were held up by.
