@@ -69,10 +69,23 @@ def test_the_first_summary_is_shown_with_the_first_batch_and_others_when_due() -
 def test_a_slow_view_is_shown_less_often() -> None:
     quick, slow = FakeView(), FakeView()
     quick.refresh_s = slow.refresh_s = 0.001
-    run(FakeSession(50), FakeAnalysis(), quick, ending=Ending(), clock=Clock(0.0))
-    run(FakeSession(50), FakeAnalysis(), slow, ending=Ending(), clock=Clock(1.0))
-    assert len(slow.shown) * 5 < 50
-    assert quick.shown == [1]  # no time passes: nothing else is due
+    run(FakeSession(50), FakeAnalysis(), quick, ending=Ending(), clock=Clock(0.01), cpu=Clock(0.0))
+    run(FakeSession(50), FakeAnalysis(), slow, ending=Ending(), clock=Clock(0.01), cpu=Clock(0.01))
+    assert len(quick.shown) == 51
+    assert 1 < len(slow.shown) * 5 <= 51
+
+
+def test_nothing_is_due_while_no_time_passes() -> None:
+    view = FakeView()
+    run(FakeSession(50), FakeAnalysis(), view, ending=Ending(), clock=Clock(0.0))
+    assert view.shown == [1]
+
+
+def test_however_much_there_is_to_show_the_screen_moves() -> None:
+    view = FakeView()
+    view.refresh_s = 0.001
+    run(FakeSession(50), FakeAnalysis(), view, ending=Ending(), clock=Clock(1.0), cpu=Clock(60.0))
+    assert len(view.shown) > 20
 
 
 def test_q_stops_the_source_in_order_and_what_it_still_yields_is_analysed() -> None:

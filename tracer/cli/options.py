@@ -49,7 +49,10 @@ HeldWords = Annotated[
     int, typer.Option("--held-words", metavar="N", help="Lock words watched at each syscall (0 to 16).")
 ]
 Refresh = Annotated[
-    float | None, typer.Option("--refresh", metavar="S", help="Seconds between two refreshes.")
+    float | None,
+    typer.Option(
+        "--refresh", metavar="S", help="Seconds between two refreshes; up to 2 where it costs much."
+    ),
 ]
 Force = Annotated[bool, typer.Option("--force", help="Overwrite an existing trace folder.")]
 

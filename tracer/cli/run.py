@@ -22,8 +22,10 @@ if TYPE_CHECKING:
     from tracer.model.summary import Summary
     from tracer.schema import Batch
 
-#: At most this share of the time goes into summaries and drawing, however much there is to show.
+#: At most this share of the time goes into summaries and drawing, however much there is to show ...
 DRAW_SHARE = 0.05
+#: ... but a screen that stands still for longer than this is not live.
+MOST_S = 2.0
 
 #: Of the moment, the newest misses and episodes are listed only; the last summary has all.
 SHOWN_MISSES = 200
@@ -102,6 +104,7 @@ def run(
     duration_s: float | None = None,
     may_end: Callable[[bool], bool] = bool,
     clock: Callable[[], float] = time.monotonic,
+    cpu: Callable[[], float] = time.thread_time,
 ) -> Summary:
     """Feed every batch, show a summary when one is due, and return the last one.
 
@@ -115,6 +118,7 @@ def run(
         duration_s: seconds of wall clock until the end.
         may_end: asked after each batch, told whether the end was asked for; True ends the run
             (also unasked). So a caller can wind down first.
+        cpu: seconds of CPU used, which is what a summary is charged with: on a busy host it waits for long.
 
     Raises:
         BrokenPipeError: nobody reads the view's output any more.
@@ -154,9 +158,10 @@ def run(
             stop()
             stopping = True
         elif now >= due:
+            before = cpu()
             view.show(analysis.summary(SHOWN_MISSES))
-            spent = clock() - now
-            due = now + max(view.refresh_s, spent / DRAW_SHARE)
+            spent = cpu() - before
+            due = now + max(view.refresh_s, min(spent / DRAW_SHARE, MOST_S))
     analysis.finish()
     return analysis.summary()
 

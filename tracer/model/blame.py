@@ -9,7 +9,9 @@ Names are not known here: cells hold tids and addresses, views get names at summ
 from __future__ import annotations
 
 from collections import deque
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
+from operator import attrgetter
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -206,7 +208,12 @@ class Cell:
     last_ns: int = 0
     misses: int = 0
 
+    def copy(self) -> Cell:
+        """An independent one (a fifth of what ``dataclasses.replace`` costs: a summary copies all)."""
+        return Cell(*_fields(self))
 
+
+_fields: attrgetter[tuple[Any, ...]] = attrgetter(*(part.name for part in fields(Cell)))
 CellKey = tuple[int, int, int, int, str, str, int, int, str]
 
 

@@ -44,13 +44,14 @@ class _Columns:
 
 
 class _Loose:
-    """An eventfd that nobody asks for yet: where the events on it are, and how many were forgotten."""
+    """An eventfd that nobody asks for yet: where its events are, how many, how many forgotten."""
 
-    __slots__ = ("born_ns", "done", "forgotten", "parts")
+    __slots__ = ("born_ns", "done", "forgotten", "parts", "total")
 
     def __init__(self, born_ns: int) -> None:
         self.born_ns = born_ns
         self.done = 0
+        self.total = 0
         self.parts: list[tuple[int, _Columns, int, int]] = []  # who did what; from, to
         self.forgotten: dict[tuple[int, int], int] = {}  # by who did what, and tgid
 
@@ -160,18 +161,23 @@ class Filing:
                 continue
             loose.parts.append((how, columns, cuts[i], cuts[i + 1]))
             loose.done |= 1 << how
+            loose.total += cuts[i + 1] - cuts[i]
             if loose.done & _STREAM == _STREAM or loose.done & _ANSWER == _ANSWER:
                 self._collect(number, self._loose.pop(number))
                 touched.add(number)
         return touched
 
-    def only_signalled(self) -> dict[int, tuple[int, list[int]]]:
-        """Eventfds that an audio server signals and nobody reads: how often in all, and when of late."""
+    def only_signalled(self, least: int) -> dict[int, tuple[int, list[int]]]:
+        """Eventfds that an audio server signals and nobody reads: how often in all, and when of late.
+
+        Args:
+            least: signals in all, of those that are told.
+        """
         found = {}
         for number, loose in self._loose.items():
-            if loose.done == 1 << _AUDIO_WRITE:
+            if loose.total >= least and loose.done == 1 << _AUDIO_WRITE:
                 ends = [end for _, columns, a, b in loose.parts for end in columns.end[a:b]]
-                found[number] = len(ends) + sum(loose.forgotten.values()), ends
+                found[number] = loose.total, ends
         return found
 
     def signalled_by(self, tid: int) -> list[Eventfd]:

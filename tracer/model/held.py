@@ -275,9 +275,9 @@ class Held:
 
     def all(self) -> Iterator[tuple[Key, int, int]]:
         """(key, times held, samples) of whatever has samples."""
-        for i, key in enumerate(self._keys, start=1):
-            if self._samples[i]:
-                yield key, int(self._held[i]), int(self._samples[i])
+        end = len(self._keys) + 1
+        held, samples = self._held[1:end].tolist(), self._samples[1:end].tolist()
+        yield from (row for row in zip(self._keys, held, samples, strict=True) if row[2])
 
     def watched(self, tgid: int) -> set[int]:
         """Words of a process that have samples."""

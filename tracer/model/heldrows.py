@@ -14,7 +14,7 @@ from __future__ import annotations
 import math
 
 from tracer.model.blame import syscall_name
-from tracer.model.held import MIN_SAMPLES, Held
+from tracer.model.held import MIN_SAMPLES, Held, Key
 from tracer.model.summaryrows import HeldRow
 from tracer.schema import Kind
 
@@ -35,25 +35,48 @@ def is_inside(held: int, n: int, base: float | None) -> bool:
 
 
 def held_rows(counts: Held, limit: int = 100) -> tuple[HeldRow, ...]:
-    """The Held table: inside first, then by times found held; at most ``limit`` rows."""
+    """The Held table: inside first, then by times found held; only the ``limit`` rows listed are made."""
     locks, role = counts.locks, counts.registry.role
-    bases: dict[tuple[int, int], float | None] = {}
-    rows: list[tuple[int, HeldRow]] = []
-    for (tgid, word, tid, kind, number, obj), held, n in counts.all():
-        if (tgid, word) not in bases:
-            bases[tgid, word] = counts.base(tgid, word)
-        base = bases[tgid, word]
-        row = HeldRow(
-            lock=locks.label(tgid, word) if locks is not None else f"lock@{word:#x}",
+    counted = list(counts.all())
+    bases = _bases(counts, counted)
+    names = {
+        (tgid, word): locks.label(tgid, word) if locks is not None else f"lock@{word:#x}"
+        for tgid, word in bases
+    }
+    ranked: list[tuple[bool, int, int, str, int, str, str, Key]] = []
+    for key, held, n in counted:
+        lock, syscall = key[:2], syscall_name(Kind(key[3]), key[4])
+        inside = is_inside(held, n, bases[lock])
+        ranked.append((not inside, -held, -n, names[lock], key[2], syscall, key[5], key))
+    ranked.sort()
+    return tuple(
+        HeldRow(
+            lock=lock,
             tid=tid,
             role=role(tid),
-            syscall=syscall_name(Kind(kind), number),
+            syscall=syscall,
             object=obj,
-            samples=n,
-            held_fraction=held / n,
-            base=base,
-            inside=is_inside(held, n, base),
+            samples=-n,
+            held_fraction=-held / -n,
+            base=bases[key[:2]],
+            inside=not outside,
         )
-        rows.append((held, row))
-    rows.sort(key=lambda hr: (not hr[1].inside, -hr[0], -hr[1].samples, hr[1].lock, hr[1].tid, hr[1].syscall))
-    return tuple(row for _, row in rows[:limit])
+        for outside, held, n, lock, tid, syscall, obj, key in ranked[:limit]
+    )
+
+
+def _bases(counts: Held, counted: list[tuple[Key, int, int]]) -> dict[tuple[int, int], float | None]:
+    """``Held.base`` of every word among counts (key, held, samples), in one pass."""
+    sums: dict[tuple[int, int], list[int]] = {}
+    users: dict[tuple[int, int], set[int]] = {}
+    for (tgid, word, tid, *_), held, n in counted:
+        key = tgid, word
+        seen = sums.get(key)
+        if seen is None:
+            seen = sums[key] = [0, 0]
+            known = counts.locks.words.get(key) if counts.locks is not None else None
+            users[key] = known.participants if known is not None else set()
+        if tid not in users[key]:
+            seen[0] += held
+            seen[1] += n
+    return {key: held / n if n >= MIN_SAMPLES else None for key, (held, n) in sums.items()}

@@ -8,7 +8,6 @@ return. Who a thread or a lock is called is not known here.
 
 from __future__ import annotations
 
-import dataclasses
 from typing import Final
 
 import numpy as np
@@ -262,8 +261,11 @@ class Holders:
             bump(self._early_misses, (tgid, word, holder_tid, waiter_tid), n, limit=256)
 
     def cells_now(self, pending: Records) -> Cells:
-        """The cells, with what is not settled yet and acquisitions (n,) that may still go on."""
-        cells = Cells({key: dataclasses.replace(cell) for key, cell in self.cells.cells.items()})
+        """The cells, with what is not settled yet and acquisitions (n,) that may still go on.
+
+        Costs as much as settling it: for the last summary, not for each on the way.
+        """
+        cells = Cells({key: cell.copy() for key, cell in self.cells.cells.items()})
         self._blame_rest(pending, cells)
         for early, n in self._early_misses.items():
             found = cells.find(*early)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Protocol
 
 from tracer.model.blame import Cell
@@ -126,12 +127,6 @@ class LockRows:
         name, instance, _, _ = self._name(tgid, word)
         return f"{name} [{instance}]" if instance else name
 
-    def _holder(self, cell: Cell) -> tuple[str, str]:
-        return self.operation(cell.tgid, cell.word, cell.holder_caller, cell.holder_tid, cell.holder_sign)
-
-    def _victim(self, cell: Cell) -> tuple[str, str]:
-        return self.operation(cell.tgid, cell.word, cell.waiter_caller, cell.waiter_tid, cell.waiter_sign)
-
     def operation(self, tgid: int, word: int, caller: int, tid: int, sign: str) -> tuple[str, str]:
         """What a thread did with a lock, and who says so; where nobody does, the thread's name."""
         if self.namer is not None and tid:
@@ -143,9 +138,13 @@ class LockRows:
     def blame(self, cells: Iterable[Cell], limit: int) -> tuple[BlameRow, ...]:
         """Blame cells with names, those of equal names together; ranked by misses, then total wait."""
         merged: dict[tuple[str, str, str, str], _Sums] = {}
+        operation = cache(self.operation)  # cells share holders and waiters
+        label = cache(self.label)
         for cell in cells:
-            (holder, holder_by), (victim, victim_by) = self._holder(cell), self._victim(cell)
-            key = self.label(cell.tgid, cell.word), holder, cell.syscall, victim
+            tgid, word = cell.tgid, cell.word
+            holder, holder_by = operation(tgid, word, cell.holder_caller, cell.holder_tid, cell.holder_sign)
+            victim, victim_by = operation(tgid, word, cell.waiter_caller, cell.waiter_tid, cell.waiter_sign)
+            key = label(tgid, word), holder, cell.syscall, victim
             merged.setdefault(key, _Sums()).add(cell, holder_by, victim_by)
         rows = [
             BlameRow(*key, *sums.figures(), sums.by("holder"), sums.by("victim"))
@@ -158,7 +157,9 @@ class LockRows:
         """Blame by lock and holder's operation; ranked like blame."""
         merged: dict[tuple[str, str], _Sums] = {}
         for cell in cells:
-            operation, named_by = self._holder(cell)
+            operation, named_by = self.operation(
+                cell.tgid, cell.word, cell.holder_caller, cell.holder_tid, cell.holder_sign
+            )
             merged.setdefault((self.label(cell.tgid, cell.word), operation), _Sums()).add(cell, named_by)
         rows = [HolderRow(*key, *sums.figures(), sums.by("holder")) for key, sums in merged.items()]
         rows.sort(key=lambda r: (-r.misses, -r.wait_ns_total, r.lock, r.operation))

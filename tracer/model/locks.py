@@ -240,17 +240,22 @@ class Locks:
         """The locks, ranked by misses caused, then by time waited; ``bins``: with ``wait_bins``."""
         return self._rows.locks(self.with_pending().values(), limit, bins=bins)
 
-    def blame(self, limit: int = 50) -> tuple[BlameRow, ...]:
-        """Blame cells with names, those of equal names together; ranked by misses, then total wait."""
-        return self._rows.blame(self._cells(), limit)
+    def blame(self, limit: int = 50, *, settled: bool = False) -> tuple[BlameRow, ...]:
+        """Blame cells with names, those of equal names together; ranked by misses, then total wait.
+
+        Args:
+            settled: without the waits of the last second.
+        """
+        return self._rows.blame(self._cells(settled=settled), limit)
 
     def by_holder(self, limit: int = 50) -> tuple[HolderRow, ...]:
         """Blame by lock and holder's operation alone."""
         return self._rows.holders(self._cells(), limit)
 
-    def _cells(self) -> list[Cell]:
-        cells = self.holders.cells_now(self._acquirer.pending()).cells.values()
-        return [c for c in cells if self.is_lock(c.tgid, c.word)]
+    def _cells(self, *, settled: bool = False) -> list[Cell]:
+        holders = self.holders
+        cells = holders.cells if settled else holders.cells_now(self._acquirer.pending())
+        return [c for c in cells.cells.values() if self.is_lock(c.tgid, c.word)]
 
     def label(self, tgid: int, word: int) -> str:
         """A lock's name with its instance, as tables show it."""

@@ -20,7 +20,7 @@ from tracer.model.operations import tell
 from tracer.model.registry import Registry
 from tracer.model.turns import Turns
 from tracer.model.words import Word
-from tracer.schema import Frame
+from tracer.schema import CallSite, Frame, Target
 
 
 class Site(Protocol):
@@ -70,7 +70,10 @@ class Names:
         self._behaviour = Behaviour(registry, held, turns)
         self._cache: dict[tuple[int, int], Named] = {}
         self._cached_at = -1
-        self._sites: dict[tuple[int, int], Site | None] = {}
+        self._found: dict[tuple[int, int], tuple[str, str, str]] = {}
+        # With the frames they were found for: a call site's frames are rarely learned anew.
+        self._sites: dict[tuple[int, int], tuple[CallSite, Site | None]] = {}
+        self._targets: tuple[Target, ...] = ()
 
     # ---- Namer
 
@@ -78,8 +81,11 @@ class Names:
         """(name, instance, named_by, evidence) of a lock word; ``lock@0x...`` where unknown."""
         if self._cached_at != self.locks.now_ns:
             self._cache.clear()
-            self._sites.clear()
+            self._found.clear()
             self._cached_at = self.locks.now_ns
+            if self._targets != (targets := tuple(self.registry.targets.values())):
+                self._sites.clear()  # another profile may fit now
+                self._targets = targets
         found = self._cache.get((tgid, word))
         if found is None:
             name, named_by, evidence = self._find(tgid, word)
@@ -115,6 +121,12 @@ class Names:
     # ---- by whom
 
     def _find(self, tgid: int, word: int) -> tuple[str, str, str]:
+        found = self._found.get((tgid, word))
+        if found is None:
+            found = self._found[tgid, word] = self._look(tgid, word)
+        return found
+
+    def _look(self, tgid: int, word: int) -> tuple[str, str, str]:
         symbol = self.registry.lock_symbols.get((tgid, word))
         if symbol is not None:
             said = "given by --lock" if symbol.source == "user" else "the symbol at this address"
@@ -136,11 +148,13 @@ class Names:
 
     def _site(self, tgid: int, caller: int) -> Site | None:
         key = tgid, caller
-        if key not in self._sites:
-            known = self.registry.sites.get(key)
-            frames = known.frames if known is not None else ()
-            self._sites[key] = self.profile.site(frames) if self.profile is not None and frames else None
-        return self._sites[key]
+        known = self.registry.sites.get(key)
+        if known is None or self.profile is None or not known.frames:
+            return None
+        found = self._sites.get(key)
+        if found is None or found[0] is not known:
+            found = self._sites[key] = known, self.profile.site(known.frames)
+        return found[1]
 
     def _by_site(self, word: Word) -> tuple[str, str] | None:
         """The lock that (nearly) all known call sites of a word name; disagreement names nothing.

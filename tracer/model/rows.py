@@ -93,7 +93,7 @@ class Rows:
             ),
             streams=tuple(self._stream(s, limit is None) for s in self._shown_streams()),
             locks=self._locks(bins=limit is None),
-            blame=a.locks.blame(LOCK_ROWS),
+            blame=a.locks.blame(LOCK_ROWS, settled=limit is not None),
             held=held_rows(a.held, HELD_ROWS),
             write_path=a.write_paths.rows(a.facts.host),
             episodes=tuple(whole for whole, _ in (episodes if limit is None else episodes[-limit:])),

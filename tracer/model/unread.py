@@ -32,14 +32,21 @@ class Unread(NamedTuple):
 
 def unread(filing: Filing, registry: Registry) -> list[Unread]:
     """All of them, by id."""
+    signalled = {
+        number: (total, ends)
+        for number, (total, ends) in filing.only_signalled(_MANY).items()
+        if len(ends) >= _LATELY
+    }
+    if not signalled:
+        return []
     holders = {
         fd.eventfd_id: fd.tgid
         for fd in registry.fds.values()
-        if fd.eventfd_id >= 0 and registry.is_vmm(fd.tgid)
+        if fd.eventfd_id in signalled and registry.is_vmm(fd.tgid)
     }
     found = []
-    for number, (total, ends) in sorted(filing.only_signalled().items()):
-        if number not in holders or total < _MANY or len(ends) < _LATELY:
+    for number, (total, ends) in sorted(signalled.items()):
+        if number not in holders:
             continue
         gaps = np.diff(np.array(sorted(ends), dtype=np.int64))
         usual = int(np.median(gaps))
