@@ -160,6 +160,21 @@ def test_a_process_that_only_plays_the_guest_is_no_vmm_of_its_own() -> None:
     assert not [f.what for f in summary.findings if "not traced" in f.what or "whose cause" in f.what]
 
 
+def test_interrupts_that_the_guest_s_process_takes_are_no_stream_of_its_own() -> None:
+    """A thread of it waits for them by epoll, and W wakes it in every cycle."""
+    world = World()
+    records = guest_apart(play_on(world, warm=200))
+    off = view(records, OFFCPU)
+    woken = records[(records["kind"] == Kind.OFFCPU) & (records["tid"] == V) & (off["waker_tid"] == W)]
+    parts = [records]
+    for row in woken:
+        begin, end = int(row["enter_ns"]), int(row["enter_ns"] + row["dur_ns"])
+        parts.append(r.epoll_wait(V, begin - 1 * US, end + 1 * US, data=1))
+        parts.append(r.read(V, end + 2 * US, end + 3 * US, fd=3, eventfd=IRQ_ID))
+    analysis = with_guest(world, r.trace(parts))
+    assert [(s.tgid, s.exact) for s in analysis.streams.all_kept()] == [(VMM, True)]
+
+
 @pytest.mark.parametrize(("apart", "told"), [(True, True), (False, False)])
 def test_that_the_guest_runs_in_a_process_that_is_not_traced_is_said(apart: bool, told: bool) -> None:
     world = World()

@@ -111,7 +111,7 @@ def _audio(seen: Evidence) -> Iterator[Finding]:
         yield Finding(
             "no audio stream seen",
             why,
-            PLAY,
+            f"{PLAY}; of a VMM in several processes, trace the one that runs the device",
             "info",
         )
         for target in seen.registry.targets.values():
