@@ -139,3 +139,18 @@ def test_a_signal_that_comes_late_after_a_sleep_is_one_cycle() -> None:
     streams, found = decided(*parts)
     (driver,) = streams.all_drivers()
     assert (misses(found), driver.total, driver.events["late_start"]) == ([], 59, 1)
+
+
+def test_a_server_that_overslept_and_reads_what_was_there_before_it_signals_left_out_no_cycle() -> None:
+    parts: list[Records] = []
+    for k in [*range(51), *range(52, 60)]:
+        at = START + (17 * T // 10 + 50 * T if k == 52 else k * T)
+        back = START + (17 * T // 10 + 50 * T if k == 50 else (k + 1) * T)
+        parts += [signal(at + 20 * US), serve(at + 50 * US), complete(at + MS)]
+        if k == 50:  # something in between took 1.7 periods; the sleep after it was over at once
+            parts.append(r.syscall(D, at + 60 * US, back - 10 * US, number=230))
+        asleep = back - 8 * US if k == 50 else at + 60 * US
+        parts += [r.syscall(D, asleep, back, number=230), taken(back + 10 * US)]
+    streams, found = decided(*parts)
+    (driver,) = streams.all_drivers()
+    assert (misses(found), driver.total, driver.events["late_start"]) == ([], 59, 1)

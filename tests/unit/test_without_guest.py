@@ -3,6 +3,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
+import numpy as np
 import pytest
 import records as r
 from world import (
@@ -23,8 +26,9 @@ from world import (
     play_on,
 )
 
+from tracer.model.analysis import Analysis
 from tracer.model.summary import Miss, Summary
-from tracer.schema import FUTEX, Kind, Records
+from tracer.schema import FUTEX, RW, Fd, Kind, Records, end_ns
 
 PPOLL = 271
 
@@ -201,3 +205,18 @@ def test_musl_mutexes_are_locks() -> None:
     (row,) = [row for row in summary.locks if row.address == LOCK]
     assert (row.contended, row.barged, row.misses_caused) == (4, 0, 1)
     assert row.wait_ns.max < LATE + MS
+
+
+@pytest.mark.parametrize("uring", [False, True])
+def test_completions_that_io_uring_hides_are_not_said_to_be_in_time(uring: bool) -> None:
+    world = World()
+    records = play_on(world, Delays(guest=LATE), warm=80)
+    rw = records.view(RW)
+    seen = records[~np.isin(records["kind"], [Kind.WRITE, Kind.READ]) | (rw["eventfd_id"] != DONE_ID)]
+    batch = world.batch(seen, int(end_ns(seen)[-1]), first=True)
+    fds = (*batch.fds, *([Fd(VMM, 30, "io_uring")] if uring else ()))
+    analysis = Analysis()
+    analysis.feed(replace(batch, fds=fds))
+    analysis.finish()
+    (found,) = [f for f in analysis.summary().findings if f.what.startswith("no completion ever seen")]
+    assert ("io_uring" in found.what, "not counted" in found.why) == (uring, uring)

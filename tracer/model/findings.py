@@ -143,8 +143,16 @@ def _audio(seen: Evidence) -> Iterator[Finding]:
             "with --audio PID; or give --period QUANTUM/RATE",
             "info",
         )
+    uring = {fd.tgid for fd in seen.registry.fds.values() if fd.type == "io_uring"}
     for stream in alive:
-        if stream.cycles >= 64 and not stream.completion_expected:
+        if stream.cycles >= 64 and not stream.completion_expected and stream.tgid in uring:
+            yield Finding(
+                f"no completion ever seen for {stream.title}, and its VMM uses io_uring",
+                "what is written through it is no syscall: only the wake leg is judged, and late completions "
+                "are not counted",
+                "let the VMM write eventfds by write(2) while it is traced, or take the audio server's count",
+            )
+        elif stream.cycles >= 64 and not stream.completion_expected:
             yield Finding(
                 f"no completion ever seen for {stream.title}",
                 "the stream is async, never the last to finish, or the device refuses the writes: "

@@ -88,8 +88,10 @@ class _Loop:
             if low < high:
                 yield min(self.slept[low:high], key=lambda at: abs(at - due))
                 continue
-            while low + 1 < last and self.slept[low + 1] - self.slept[low] < near:
+            while low < last and self.slept[low + 1] - self.slept[low] < near:
                 low += 1  # it overslept, and goes through what it should have waited for
+            if low == last:
+                return
             yield self.slept[low]
 
 
