@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from tracer.cli.main import run_command
 from tracer.cli.run import replay
 from tracer.model.analysis import Analysis
-from tracer.model.summary import Miss, Segment, Summary
+from tracer.model.summary import Miss, Segment, Summary, Window
 from tracer.model.summaryrows import SlackBin, WaitBin
 from tracer.trace import TraceReader
 from tracer.views import html
@@ -158,7 +158,14 @@ def test_the_page_can_be_read_without_eyes_or_mouse(name: str) -> None:
         for key in ("aria-labelledby", "aria-describedby"):
             assert set((attrs.get(key) or "").split()) <= set(ids)
         assert attrs.get("href", "#main")[1:] in ids  # type: ignore[index]
-        assert "tabindex" not in attrs or (attrs["tabindex"] == "0" and attrs.get("aria-label"))
+        stop = attrs.get("tabindex")
+        assert stop in (None, "-1") or (stop == "0" and attrs.get("aria-label"))
+    assert found.all("main")[0]["tabindex"] == "-1"  # the skip link takes the focus along
+    for figure in found.all("figure"):
+        assert figure.get("aria-label") or figure.get("aria-labelledby")
+    scrollers = [attrs for attrs in found.all("div") if attrs.get("class") == "scroll"]
+    assert len(scrollers) == len(found.all("table"))
+    assert all(attrs["role"] == "region" and attrs["aria-label"] for attrs in scrollers)
     for landmark in ("header", "main", "nav", "footer", "h1"):
         assert len(found.all(landmark)) == 1, landmark
     assert found.all("html")[0]["lang"] == "en"
@@ -173,6 +180,22 @@ def test_the_page_can_be_read_without_eyes_or_mouse(name: str) -> None:
     assert all(b - a <= 1 for a, b in itertools.pairwise(levels))
     first_link = next(attrs for tag, attrs, _ in found.elements if tag == "a")
     assert first_link["href"] == "#main"
+
+
+@pytest.mark.parametrize(("apart", "gaps"), [(1, 0), (4, 0), (5, 0), (9, 39)])
+def test_slack_has_gaps_where_cycles_are_missing_and_nowhere_else(apart: int, gaps: int) -> None:
+    """A short recording's stretches are shorter than a period: each reaches to the next cycle's."""
+    width, period = 1 << 22, 4 << 22
+    bins = tuple(SlackBin(n * apart * width, 1, 0, 5_000_000, 5_000_000, None) for n in range(40))
+    stream = dataclasses.replace(
+        views_data.missing().streams[0], period_ns=period, slack_bin_ns=width, slack_bins=bins
+    )
+    drawn = pictures.slack(stream, Window(0, 40 * apart * width))
+    boxes = [
+        (float(x), float(x) + float(w)) for x, w in re.findall(r"M([\d.]+) [\d.]+h([\d.]+)", drawn.least)
+    ]
+    assert len(boxes) == 40
+    assert sum(b[0] - a[1] > 0.2 for a, b in itertools.pairwise(boxes)) == gaps
 
 
 def test_it_leads_with_what_would_have_helped_then_pictures_then_the_rest() -> None:

@@ -184,8 +184,11 @@ def slack(stream: StreamRow, window: Window) -> SlackPicture:
     scale, across = HIGH / (top + below), WIDE / (end - start)
     zero = top * scale
     mean, least, late = [], [], []
-    for b in stream.slack_bins:
-        x, w = (b.start_ns - start) * across, max(width * across, 1.0)
+    following = [b.start_ns for b in stream.slack_bins[1:]] + [end]
+    for b, then in zip(stream.slack_bins, following, strict=True):
+        # A short recording's stretches are shorter than a period; a gap is left where cycles were missing.
+        until = then if then - b.start_ns <= stream.period_ns + width else b.start_ns + width
+        x, w = (b.start_ns - start) * across, max((until - b.start_ns) * across, 1.0)
         if b.mean_ns is not None and b.least_ns is not None:
             mean.append(_box(x, zero - min(b.mean_ns, top) * scale, w, zero))
             least.append(_box(x, zero - min(b.least_ns, top) * scale, w, zero))
