@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
+from bench.predicted import UNCHANGED, Delay, Outcome, Tally, paired
+from bench.predicted import figures as whatif_figures
 from bench.series import order
 from bench.story import chosen_sides, heard, options, same_length
 from bench.told import ENOUGH, WITHIN, Side, Told, checked, compared, figures, page, predictions, told
-from bench.whatif import UNCHANGED, Delay, Outcome, Tally, paired
-from bench.whatif import figures as whatif_figures
 from tracer import audio
 from tracer.errors import UsageError
 
