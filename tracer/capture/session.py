@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """A live session: attaches to processes and iterates batches of what they did.
 
-Owns the order of things: pin, load, learn, filter, what was there before us;
-then, every interval, OPEN spans, the ring, late marks, losses, and what is
-learned beside them. Judges nothing but which lock words to watch.
+Owns the order of things: pin, load, learn, filter, what was there before us; then a batch every interval
+(intake.py makes it), and what ends it all. Judges nothing.
 """
 
 from __future__ import annotations
@@ -18,15 +17,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tracer import schema
-from tracer.capture import inflight, target
+from tracer.capture import target
 from tracer.capture.attached import Attached
-from tracer.capture.batches import ByKind, joined, loss_records, machine_facts
+from tracer.capture.batches import joined, machine_facts
 from tracer.capture.calibrate import calibrate
-from tracer.capture.drain import Drain, in_order
+from tracer.capture.drain import Drain
 from tracer.capture.fdids import FdIds
+from tracer.capture.intake import Intake
 from tracer.capture.machine import this_machine
 from tracer.capture.maps import Maps
-from tracer.capture.names import Learnt, Names
+from tracer.capture.names import Names
 from tracer.capture.probes import LoadTimes, ProbeConfig, Probes
 from tracer.capture.ring import Ring
 from tracer.capture.search import AudioSearch
@@ -35,14 +35,10 @@ from tracer.capture.target import PinnedTarget
 from tracer.capture.usage import Usage
 from tracer.capture.watched import Watched
 from tracer.errors import HostError, TargetError
-from tracer.schema import Batch, Flag, Kind, LossClass, Losses, Records, Target
+from tracer.schema import Batch, Target
 
 __all__ = ["Session", "Settings"]
 
-# A record is submitted within this time of its end, or is marked late.
-_GRACE_NS = 10_000_000
-_OPEN_EVERY_NS = 100_000_000
-_OPEN_AGE_NS = 50_000_000
 _MAX_TARGETS = 32
 _SETTLE_S = 0.15
 
@@ -69,11 +65,7 @@ class Session:
         self._pinned: dict[int, PinnedTarget] = {}
         self._fd_ids: FdIds | None = None
         self._words = Watched(self.settings.held_words)
-        self._late = 0
-        self._lost = Losses()
-        self._watermark_ns = 0
         self._attach_ns = 0
-        self._opened_ns = 0
         self._calibrated: dict[str, int] = {}
         self._entered = False
         self._stop_fd = -1
@@ -81,6 +73,7 @@ class Session:
         self._drain: Drain | None = None
         self._names: Names | None = None
         self._usage: Usage | None = None
+        self._intake: Intake | None = None
 
     # -- starting and ending
 
@@ -148,6 +141,17 @@ class Session:
             first = next(iter(self._pinned))
             self._attached.learned.locks.append(schema.LockSymbol(first, address, name, "user"))
             self._words.prefer(first, [address])
+        self._intake = Intake(
+            self._maps,
+            self._drain,
+            self._attached,
+            self._names,
+            self._usage,
+            self._words,
+            self._search,
+            self._fd_ids,
+            self._attach_ns,
+        )
         times = self._probes.times
         self.start_times = {name: getattr(times, name) for name in LoadTimes.__dataclass_fields__} | {
             "attach_targets": time.perf_counter() - loaded,
@@ -176,6 +180,7 @@ class Session:
     def close(self) -> None:
         """Detach; leaves nothing behind. Idempotent."""
         self._entered = False
+        self._intake = None
         if self._usage is not None:
             self._usage.close()
             self._usage = None
@@ -251,6 +256,10 @@ class Session:
             watched = self._watch_exits(poll, watched)
         yield self._last_batch()
 
+    def _batch(self, host: dict[str, str | int | float], *, final: bool = False) -> Batch:
+        assert self._intake is not None
+        return self._intake.batch(host, final=final)
+
     def _watch_exits(self, poll: select.poll, watched: set[int]) -> set[int]:
         fresh = {pinned.pidfd for pinned in self._pinned.values()} - watched
         for fd in fresh:
@@ -266,117 +275,6 @@ class Session:
         self._names.settle(_SETTLE_S)
         parts.append(self._batch({}, final=True))
         return joined(parts)
-
-    def _batch(self, host: dict[str, str | int | float], final: bool = False) -> Batch:
-        assert self._drain is not None
-        now_ns = time.monotonic_ns()
-        opened = self._open(now_ns)
-        parts = [opened, *self._push_words()]
-        records, at_ns, complete = self._drain.take()
-        # Where a probe was stopped in the middle of a record (its CPU was taken away), what lies
-        # behind it may be older than the next watermark.
-        watermark_ns = max(at_ns - _GRACE_NS if complete or final else 0, self._watermark_ns)
-        self._mark_late(records)
-        parts += [records, self._losses(now_ns)]
-        self._watermark_ns = watermark_ns
-        self._learn(records, opened, now_ns)  # may fill in ids, so before the parts become one
-        parts += self._push_words()  # a lock's first wait: its word is watched from here on
-        return self._wrap(in_order(parts), watermark_ns, host, now_ns)
-
-    def _open(self, now_ns: int) -> Records:
-        if now_ns - self._opened_ns < _OPEN_EVERY_NS * 9 // 10:
-            return schema.empty_records()
-        self._opened_ns = now_ns
-        tids, threads = self._maps.threads()
-        read_ns = time.monotonic_ns()
-        records = inflight.open_records(tids, threads, read_ns, _OPEN_AGE_NS)
-        if self._attached.unsure:
-            unsure = np.isin(records["tid"], list(self._attached.unsure)) & (
-                records["flags"] & Flag.CLIPPED != 0
-            )
-            records = records[~unsure]
-        return records
-
-    def _mark_late(self, records: Records) -> None:
-        late = schema.end_ns(records) < self._watermark_ns
-        if late.any():
-            records["flags"][late] |= np.uint8(Flag.LATE)
-            self._late += int(late.sum())
-
-    def _losses(self, now_ns: int) -> Records:
-        ring, lost_map = self._maps.losses()
-        lost = Losses(ring, lost_map, self._late)
-        before, self._lost = self._lost, lost
-        counts = {
-            LossClass.RING: lost.ring - before.ring,
-            LossClass.MAP: lost.map - before.map,
-            LossClass.LATE: lost.late - before.late,
-        }
-        return loss_records(counts, self._watermark_ns or self._attach_ns, now_ns)
-
-    def _wrap(
-        self, records: Records, watermark_ns: int, host: dict[str, str | int | float], now_ns: int
-    ) -> Batch:
-        assert self._names is not None and self._usage is not None
-        names = self._names.take()
-        self._named(names)
-        learned = self._attached.take_learned()
-        return Batch(
-            records=records,
-            watermark_ns=watermark_ns,
-            targets=tuple(learned.targets.values()),
-            threads=tuple(learned.threads),
-            fds=tuple(learned.fds),
-            epolls=tuple(learned.epolls),
-            sites=names.sites,
-            lock_symbols=(*learned.locks, *names.lock_symbols),
-            losses=self._lost,
-            self_use=self._usage.tick(now_ns),
-            host=host,
-        )
-
-    def _named(self, names: Learnt) -> None:
-        for program in names.programs:
-            self._attached.note_program(program)
-        for tgid in {symbol.tgid for symbol in names.lock_symbols}:
-            self._words.prefer(tgid, [item.address for item in names.lock_symbols if item.tgid == tgid])
-
-    # -- learning from records
-
-    def _learn(self, records: Records, opened: Records, now_ns: int) -> None:
-        learned, side = self._attached.learned, self._attached.side
-        by_kind = ByKind(records)
-        learned.threads.extend(side.life(by_kind))
-        for tgid in self._attached.note_execs(by_kind):
-            self._words.forget(tgid)
-        learned.threads.extend(side.others(by_kind))
-        alive = self._attached.alive()
-        learned.threads.extend(side.refresh(alive, now_ns))
-        learned.fds.extend(side.fds(by_kind))
-        if self._fd_ids is not None:
-            self._fd_ids.learn(learned.fds)
-            self._fd_ids.fill(records, side.tgid_of)
-        for futexes in (ByKind(opened).rows(Kind.FUTEX), by_kind.rows(Kind.FUTEX)):
-            if len(futexes):
-                self._futexes(futexes)
-        self._words.keep(alive, now_ns)
-        self._search.step(by_kind, now_ns)
-
-    def _futexes(self, futexes: Records) -> None:
-        """Choose lock words by FUTEX records (n,); ask for the names of callers."""
-        assert self._names is not None
-        tids, inverse = np.unique(futexes["tid"], return_inverse=True)
-        tgids = np.array([self._attached.side.tgid_of.get(tid, 0) for tid in tids.tolist()])[inverse]
-        for tgid in np.unique(tgids[tgids != 0]).tolist():
-            mine = futexes[tgids == tgid]
-            self._words.learn(tgid, mine)
-            for address in np.unique(mine["caller"]).tolist():
-                if address:
-                    self._names.ask_site(tgid, address)
-
-    def _push_words(self) -> list[Records]:
-        infos = self._attached.infos
-        return self._words.push(self._maps, infos.__contains__, lambda tgid: infos[tgid].alive)
 
     # -- facts
 
