@@ -122,7 +122,7 @@ def worker(*turns: list[Records]) -> Worker:
     timeline.step(Step(r.trace([row for rows in turns for row in rows]), MS))
     window = Window(timeline, 0, MS)
     track = window.track(W)
-    return Worker(window, W, WorkerReading(track, 0, len(track.calls), lambda word: False))
+    return Worker(window, W, WorkerReading(track, lambda word: False))
 
 
 def test_a_wait_is_within_a_turn_where_the_turn_goes_on_after_it() -> None:

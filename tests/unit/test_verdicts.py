@@ -175,7 +175,7 @@ def test_lost_records_make_a_verdict_unknown() -> None:
 
 
 def test_habits_measured_together_are_those_measured_one_by_one() -> None:
-    """The columns of habits.py against path.py, cycle by cycle, with records missing here and there."""
+    """What habits.py tells against path.py, cycle by cycle, with records missing here and there."""
     rng = random.Random(7)
     told = 0
     for _ in range(6):

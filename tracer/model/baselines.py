@@ -123,10 +123,6 @@ class Baselines:
         self._answers = answers
         self._vcpu = vcpu
 
-    def forget(self) -> None:
-        """There are more records."""
-        self._answers.forget()
-
     def usual(self, on_time: Sequence[OnTime], since_ns: int) -> Usual:
         """What is usual after these cycles; records of those that began before ``since_ns`` are gone."""
         samples = [e for e in on_time if e.totals is not None or e.cycle.nominal_ns > since_ns]

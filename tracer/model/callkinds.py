@@ -41,6 +41,8 @@ from tracer.schema import (
 
 #: close on x86-64 and arm64: it ends a command that wrote to a dup.
 CLOSE: Final = frozenset({3, 57})
+#: Memory syscalls belong to whatever command runs (mmap, mprotect, munmap, brk, madvise on x86-64).
+MEMORY_CALLS: Final = frozenset({9, 10, 11, 12, 28})
 #: What a G idles in: a blocking read of its queue (libkrun), or epoll_wait before the read (crosvm).
 IDLE_CALLS: Final = (int(Kind.READ), int(Kind.EPOLL_WAIT))
 #: poll, select, pselect6, ppoll on x86-64; pselect6, ppoll on arm64. In G they wait for a device, which is

@@ -9,31 +9,23 @@ took our command. Commands end with a write, a close, an epoll_ctl or a condvar'
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right, insort
-from typing import Final
 
-import numpy as np
-from numpy.typing import NDArray
-
-from tracer.model.callkinds import CLOSE
+from tracer.model.callkinds import CLOSE, MEMORY_CALLS
 from tracer.model.gpureading import GpuReading
 from tracer.model.kickruns import KickRuns
 from tracer.model.locks import Locks
 from tracer.model.phases import GPU, GUEST, HEAD_OF_LINE, Habitual, Path, Phase
 from tracer.model.pieces import State
+from tracer.model.readers import Readers
 from tracer.model.registry import Registry
 from tracer.model.roles import Roles
 from tracer.model.spans import Call
 from tracer.model.streams import Cycle
-from tracer.model.track import Track
 from tracer.model.window import AFTER_NS, BEFORE_NS, Window
 from tracer.model.worker import Worker
 from tracer.schema import Kind
 
-#: Memory syscalls belong to whatever command runs (mmap, mprotect, munmap, brk, madvise on x86-64).
-MEMORY_CALLS: Final = frozenset({9, 10, 11, 12, 28})
 _READ, _FD, _FUTEX, _SYSCALL = int(Kind.READ), int(Kind.FD), int(Kind.FUTEX), int(Kind.SYSCALL)
-
-_NEVER: Final = np.iinfo(np.int64).max
 
 
 def _computed(window: Window, tid: int, start_ns: int, stop_ns: int) -> int:
@@ -57,19 +49,17 @@ def _worked(window: Window, tid: int, start_ns: int, stop_ns: int) -> int:
     return ns
 
 
-def _pairs(one: NDArray[np.int64], other: NDArray[np.int64]) -> list[tuple[int, int]]:
-    return list(zip(one.tolist(), other.tolist(), strict=True))
-
-
 class Commands:
     """Reads G's spans as commands."""
 
-    def __init__(self, registry: Registry, locks: Locks, roles: Roles, kicks: KickRuns) -> None:
+    def __init__(
+        self, registry: Registry, locks: Locks, roles: Roles, kicks: KickRuns, readers: Readers
+    ) -> None:
         self._registry = registry
         self._locks = locks
         self._roles = roles
         self._kicks = kicks
-        self._known: dict[int, tuple[Track, GpuReading]] = {}
+        self._readers = readers
         self._last: tuple[Window, int, GpuReading] | None = None
 
     # --- kicks ------------------------------------------------------------------
@@ -78,27 +68,12 @@ class Commands:
         """G's spans in a window, read once for all windows that overlap it."""
         if self._last is not None and self._last[0] is window and self._last[1] == gpu:
             return self._last[2]
-        track, ((low, high), offs) = window.track(gpu), window.bounds(gpu)
-        tgid, parks = self._registry.tgid(gpu), self._roles.parks(gpu)
-        found: GpuReading | None = None
-
-        def is_lock(word: int) -> bool:
-            return self._locks.is_lock(tgid, word)
-
-        if not window.alone:
-            known = self._known.get(gpu)
-            if known is None or known[0] is not track or known[1].first > low:
-                found = GpuReading(track, low, len(track.calls), slice(offs[0], None), is_lock, parks=parks)
-                known = self._known[gpu] = (track, found)
-            found = known[1]
-        if found is None or not found.kicked(low, high):
-            found = GpuReading(track, low, high, slice(*offs), is_lock, parks=parks)
+        found = self._readers.gpu(window.track(gpu), gpu, window.bounds(gpu))
         self._last = (window, gpu, found)
         return found
 
     def forget(self) -> None:
         """There are more records, or more is known of locks."""
-        self._known.clear()
         self._last = None
 
     def woken_before(self, window: Window, gpu: int, before_ns: int) -> int:
@@ -300,41 +275,42 @@ class Commands:
     def foreign(
         self, cycle: Cycle, window: Window, gpu: int, worker: Worker, stop: int, habits: Habitual
     ) -> list[tuple[int, int]]:
-        """G's commands in the window that are not ours, as (start, end) in ns, sorted.
+        """G's commands that are not ours and end after the nominal start, as (start, end) in ns, sorted.
 
         Ours are those that wake our W or write our completion. They answer an interrupt of W, so what a G
         that has not slept did before that interrupt was somebody else's, though nothing else shows its end.
         So is what G works before it wakes W, if that is much more than all of ours usually takes, and what it
         did until it was back at its queue without an act of ours.
         """
-        limit = 2 * habits.command_ns
+        limit = -1  # not known yet
         done = cycle.stream.completion.id if cycle.stream.completion is not None else -1
-        reading, (low, high) = self.reading(window, gpu), window.bounds(gpu)[0]
-        acts = reading.acts
-        first = int(acts.at.searchsorted(low))
-        last = min(int(acts.at.searchsorted(high)), int(acts.last_enter.searchsorted(stop, side="right")))
-        some = slice(first, max(first, last))
-        begin, end = np.maximum(acts.begin[some], cycle.nominal_ns - BEFORE_NS), acts.end[some]
-        rearms = np.array([*worker.rearms(), _NEVER], dtype=np.int64)
-        ours = acts.wakes[some] & (rearms[rearms.searchsorted(acts.enter[some])] <= end)
-        ours |= acts.writes[some] & (acts.eventfd[some] == done)
-        irqs = np.array([0, *worker.irqs], dtype=np.int64)
-        irq = irqs[irqs[1:].searchsorted(acts.enter[some], side="right")]
-        end = np.where(ours, np.where(irq > begin, irq, 0), end)
-        since, enter = np.maximum(begin, end), acts.enter[some]
-        long = np.flatnonzero(ours & acts.wakes[some] & (enter - since > limit) & (limit > 0))
-        for i, span in zip(long.tolist(), _pairs(since[long], enter[long]), strict=True):
-            worked = reading.worked.get(span) if window.shared else None
-            if worked is None:
-                worked = _worked(window, gpu, *span)
-                if window.shared:
-                    reading.worked[span] = worked
-            if limit < worked:
-                end[i] = span[1]
-        theirs = np.flatnonzero(end > begin)
-        found = _pairs(begin[theirs], end[theirs])
-        earliest, (since, back) = cycle.nominal_ns - BEFORE_NS, reading.unended
-        some = slice(*back.searchsorted([earliest, stop], side="right").tolist())
-        for one in _pairs(np.maximum(since[some], earliest), back[some]):
-            insort(found, one)
+        reading, earliest = self.reading(window, gpu), cycle.nominal_ns - BEFORE_NS
+        found: list[tuple[int, int]] = []
+        for i in range(bisect_right(reading.act_ends, cycle.nominal_ns), len(reading.acts)):
+            begin, enter, end, last_enter, wakes, written = reading.acts[i]
+            if last_enter > stop:
+                break
+            begin = max(begin, earliest)
+            if written == done or (wakes and worker.rearmed_in(enter, end)):
+                end = worker.irq_before(begin, enter)
+                if wakes:
+                    limit = 2 * habits.command_ns if limit < 0 else limit
+                    since = max(begin, end)
+                    if 0 < limit < enter - since and limit < self._worked(window, gpu, reading, since, enter):
+                        end = enter
+            if end > begin:
+                found.append((begin, end))
+        first, last = (bisect_right(reading.unended_backs, at) for at in (cycle.nominal_ns, stop))
+        for since, back in reading.unended[first:last]:
+            insort(found, (max(since, earliest), back))
         return found
+
+    @staticmethod
+    def _worked(window: Window, gpu: int, reading: GpuReading, start_ns: int, stop_ns: int) -> int:
+        """``_worked``, known to other windows too."""
+        if not window.shared:
+            return _worked(window, gpu, start_ns, stop_ns)
+        worked = reading.worked.get((start_ns, stop_ns))
+        if worked is None:
+            worked = reading.worked[start_ns, stop_ns] = _worked(window, gpu, start_ns, stop_ns)
+        return worked

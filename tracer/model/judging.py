@@ -43,7 +43,7 @@ class Judge:
         self._finder = finder
         self._cutter = cutter
         self._roles = roles
-        self._baselines = Baselines(finder, cutter, Answers(timeline, roles), self._vcpu)
+        self._baselines = Baselines(finder, cutter, Answers(timeline, roles, finder.readers), self._vcpu)
         self._failures = Failures(registry, timeline, locks, roles)
         self._losses: deque[tuple[int, int]] = deque(maxlen=1024)
 
@@ -57,7 +57,6 @@ class Judge:
         """Records follow: what was read of the present ones is not good any more."""
         self._cutter.forget()
         self._finder.forget()
-        self._baselines.forget()
 
     def judge(self, miss: MissState, on_time: Sequence[OnTime]) -> None:
         """Fill in a miss's path, its cause, and why the cause is not known where it is not.

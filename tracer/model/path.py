@@ -33,14 +33,13 @@ from tracer.model.phases import (
     Phase,
 )
 from tracer.model.pieces import State
+from tracer.model.readers import Readers
 from tracer.model.registry import Registry
 from tracer.model.roles import Roles
 from tracer.model.streams import Cycle
 from tracer.model.timeline import Timeline
-from tracer.model.track import Track
 from tracer.model.window import BEFORE_NS, RECENT_NS, Window, is_eventfd_write
 from tracer.model.worker import Worker
-from tracer.model.workerreading import WorkerReading
 from tracer.schema import Kind
 
 _EPOLL_WAIT: Final = int(Kind.EPOLL_WAIT)
@@ -56,31 +55,18 @@ class PathFinder:
         self._timeline = timeline
         self._locks = locks
         self._roles = roles
-        self._commands = Commands(registry, locks, roles, KickRuns(registry, timeline, locks, roles))
-        self._workers: dict[int, tuple[Track, WorkerReading]] = {}
+        self.readers = Readers(registry, locks, roles)
+        self._commands = Commands(
+            registry, locks, roles, KickRuns(registry, timeline, locks, roles), self.readers
+        )
 
     def forget(self) -> None:
         """There are more records, or more is known of locks: what was read may be read otherwise now."""
-        self._workers.clear()
+        self.readers.forget()
         self._commands.forget()
 
     def _worker(self, window: Window, tid: int, tgid: int) -> Worker:
-        def is_lock(word: int) -> bool:
-            return self._locks.is_lock(tgid, word)
-
-        track, (low, high) = window.track(tid), window.bounds(tid)[0]
-
-        def read(high: int) -> WorkerReading:
-            by_wake = self._roles.interrupts_by_wake(tgid)
-            works = self._roles.other_waits(tid)
-            return WorkerReading(track, low, high, is_lock, by_wake=by_wake, works=works)
-
-        if window.alone:
-            return Worker(window, tid, read(high))
-        known = self._workers.get(tid)
-        if known is None or known[0] is not track or known[1].first > low:
-            known = self._workers[tid] = (track, read(len(track.calls)))
-        return Worker(window, tid, known[1])
+        return Worker(window, tid, self.readers.worker(window.track(tid), tid, tgid))
 
     def window(self, cycle: Cycle, before_ns: int = BEFORE_NS) -> Window:
         """The window of a cycle, to be shared by its path and its leaves."""
@@ -148,7 +134,7 @@ class PathFinder:
         low, high = bisect_right(worker.choice_ends, signal), bisect_right(worker.choice_ends, last)
         exits = worker.choice_ends[low:high]
         turn_began = worker.choice_ends[low - 1] if low else 0
-        if low < len(worker.choices) and worker.choices[low][0] > signal:
+        if worker.chose_after(low, signal):
             via, sub = self._what_kept(worker, cycle, signal, turn_began)
         else:
             via, sub = "", ""

@@ -96,7 +96,7 @@ class Off(NamedTuple):
 
 #: Rows of ``call_columns`` and ``off_columns``: as in the tuples, which have these places.
 ENTER, END, KIND, OP, FLAGS, EXPECTED, EVENTFD, WORD = 0, 1, 2, 3, 4, 6, 7, 8
-OUT, BACK, WOKEN, PREEMPTED, STATE, STOLEN, IS_OPEN = 0, 1, 2, 7, 8, 9, 10
+OUT, BACK, WOKEN, WAKER, WAKER_TGID, IN_IRQ, PREEMPTED, STATE, STOLEN, IS_OPEN = 0, 1, 2, 3, 4, 6, 7, 8, 9, 10
 
 Columns = NDArray[np.int64]
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable
-from typing import Any, Final, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,6 +32,10 @@ from tracer.model.spans import (
     offs_of,
 )
 from tracer.schema import Flag, Kind, Records
+
+if TYPE_CHECKING:
+    from tracer.model.gpureading import GpuReading
+    from tracer.model.workerreading import WorkerReading
 
 #: Steal below this is noise of the clock's granularity and is not looked at.
 MIN_STOLEN_NS: Final = 20_000
@@ -78,9 +82,10 @@ class Spans(Generic[_Span]):
 
     Attributes:
         begins, ends: of each.
+        gone: how many there were before the first.
     """
 
-    __slots__ = ("_begin", "_end", "_made", "_missing", "_rows", "_skew", "_spans", "begins", "ends")
+    __slots__ = ("_begin", "_end", "_made", "_missing", "_rows", "_skew", "_spans", "begins", "ends", "gone")
 
     def __init__(self, fields: int, begin: int, end: int, made: Callable[[Columns], list[_Span]]) -> None:
         self._begin, self._end = begin, end
@@ -91,6 +96,7 @@ class Spans(Generic[_Span]):
         self._spans: list[Any] = []  # None where no tuple was made
         self._missing = bytearray()  # by block: 1 if not all of its tuples were
         self._skew = 0  # how many of the first block are gone
+        self.gone = 0
 
     def __len__(self) -> int:
         return len(self.ends)
@@ -151,6 +157,7 @@ class Spans(Generic[_Span]):
     def forget(self, before_ns: int) -> None:
         """Drop spans that ended up to a time."""
         n = bisect_right(self.ends, before_ns)
+        self.gone += n
         del self.begins[:n], self.ends[:n], self._spans[:n]
         self._rows.drop(n)
         del self._missing[: (self._skew + n) >> _BLOCK]
@@ -162,9 +169,11 @@ class Track:
 
     Attributes:
         stolen: when spans began that tell of steal before them.
+        version: changes where spans that were there before are others now.
+        worker, gpu: what was read out of it (readers.py), as long as it lives.
     """
 
-    __slots__ = ("_opened", "calls", "offs", "since_ns", "stolen", "until_ns")
+    __slots__ = ("_opened", "calls", "gpu", "offs", "since_ns", "stolen", "until_ns", "version", "worker")
 
     def __init__(self, since_ns: int) -> None:
         self.since_ns = since_ns
@@ -173,6 +182,9 @@ class Track:
         self.offs = Spans(len(Off._fields), OUT, BACK, offs_of)
         self.stolen: list[int] = []
         self._opened = False
+        self.version = 0
+        self.worker: WorkerReading | None = None
+        self.gpu: GpuReading | None = None
 
     def add(self, records: Records) -> None:
         """Append spans (n,), by end, that end after all before."""
@@ -182,16 +194,17 @@ class Track:
         self.offs.append(more)
         self.stolen += _stolen(more)
         if self._opened or bool(((records["flags"] & _OPEN) != 0).any()):
-            calls, offs = self.calls, self.offs
+            calls, offs, n = self.calls, self.offs, len(self.calls) + len(self.offs)
             open_calls = calls.drop_superseded((calls.columns[FLAGS] & _OPEN) != 0)
             open_offs = offs.drop_superseded(offs.columns[IS_OPEN] != 0)
             self._opened = open_calls or open_offs
+            self.version += len(calls) + len(offs) < n
 
     def bounds(self, start_ns: int, stop_ns: int) -> tuple[tuple[int, int], tuple[int, int]]:
         """Where the syscalls that overlap [start_ns, stop_ns] begin and end, and the off-CPU spans."""
         return self.calls.overlapping(start_ns, stop_ns), self.offs.overlapping(start_ns, stop_ns)
 
-    def wake_in(self, wait: Call, low: int, high: int) -> tuple[Off | None, int]:
+    def wake_in(self, wait: tuple[int, ...], low: int, high: int) -> tuple[Off | None, int]:
         """The last waking inside a wait, of the off-CPU spans [low, high), and its place; None, -1: none."""
         offs, enter = self.offs, wait[0]
         for i in range(bisect_right(offs.ends, wait[1] + 1, low, high) - 1, low - 1, -1):

@@ -7,18 +7,12 @@ Owns the reading of one worker's spans as turns. Decides nothing.
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
-from collections.abc import Iterator
 from typing import Final
 
-from tracer.model.spans import Call
 from tracer.model.streams import Cycle
 from tracer.model.window import Window
-from tracer.model.workerreading import WorkerReading
-from tracer.schema import Flag, Kind
+from tracer.model.workerreading import OTHER_STREAMS, Wait, WorkerReading
 
-#: Plain ints: enum look-ups cost more than the comparison.
-_READ, _RECVMSG = int(Kind.READ), int(Kind.RECVMSG)
-_EVENTFD: Final = int(Flag.EVENTFD)
 _NEVER: Final = 1 << 62
 
 
@@ -28,22 +22,31 @@ class Worker:
     def __init__(self, window: Window, tid: int, reading: WorkerReading) -> None:
         self.tid = tid
         self.window = window
-        self._track = window.track(tid)
-        self._calls, self._offs = window.bounds(tid)
-        low, high = self._calls
-        self.choices = reading.choices[_within(reading.choice_at, low, high)]
-        self.choice_ends = [end for _, end in self.choices]
-        self.irqs = reading.irqs[_within(reading.irq_at, low, high)]
-        self._reading = reading
-        self.parked, self._parked_at = _some(reading.parked, reading.parked_at, low, high)
-        within, at = _some(reading.within, reading.within_at, low, high)
+        self._track = track = window.track(tid)
+        (low, high), (off_low, off_high) = window.bounds(tid)
+        low, high = low + track.calls.gone, high + track.calls.gone
+        self._first_off, self._last_off = off_low + track.offs.gone, off_high + track.offs.gone
+        some = reading.choices.within(low, high)
+        self.choice_ends = reading.choices.ends[some]
+        self._choice_begins = reading.choices.begins[some]
+        self.irqs = reading.irqs.ends[reading.irqs.within(low, high)]
+        self._reading, self._works = reading, reading.works.within(low, high)
+        some = reading.parked.within(low, high)
+        self.parked: list[Wait] = reading.parked.waits[some]
+        self._parked_ends = reading.parked.ends[some]
+        some = reading.within.within(low, high)
+        within = reading.within.waits[some]
         if len(within) > len(self.parked):
             # A worker that waits there in most turns is re-armed there.
-            both = sorted(zip([*self._parked_at, *at], [*self.parked, *within], strict=True))
-            self._parked_at, self.parked = [i for i, _ in both], [wait for _, wait in both]
+            self.parked = sorted([*self.parked, *within])
+            self._parked_ends = [wait.end for wait in self.parked]
             within = []
         #: When its waits within its turns began.
-        self.within = frozenset(wait.enter for wait in within)
+        self.within = frozenset([wait.enter for wait in within])
+
+    def chose_after(self, i: int, at_ns: int) -> bool:
+        """Whether the choice at some place among those of the window began after a time."""
+        return i < len(self._choice_begins) and self._choice_begins[i] > at_ns
 
     def irq_before(self, after_ns: int, before_ns: int) -> int:
         """End of the last interrupt write in (after, before], 0 where none."""
@@ -52,12 +55,7 @@ class Worker:
 
     def irq_of_turn(self, read_ns: int, before_ns: int) -> int:
         """End of the first interrupt write after a read and before W's next choice, 0 where none."""
-        i = bisect_right(self.irqs, read_ns)
-        if i >= len(self.irqs) or self.irqs[i] > before_ns:
-            return 0
-        later = bisect_left(self.choices, (read_ns, 0))
-        chosen = self.choices[later][0] if later < len(self.choices) else self.irqs[i]
-        return self.irqs[i] if self.irqs[i] <= chosen else 0
+        return self._reading.irq_of_turn(read_ns, before_ns)
 
     def answers_itself(self, cycle: Cycle) -> bool:
         """Whether W wrote a cycle's completion in the turn in which it read the signal, with nothing asked
@@ -65,78 +63,60 @@ class Worker:
         read, write = cycle.read_ns, cycle.write_enter_ns
         if read is None or write is None or cycle.writer_tid != self.tid or self.turn_end(read) < write:
             return False
-        return not any(call.kind == _READ and call.flags & _EVENTFD for call in self._between(read, write))
+        return not any(what[0] == OTHER_STREAMS for what in self._served_in(read, write))
 
     def turn_end(self, read_ns: int) -> int:
         """When W next chose or waited for somebody after a read; a far time where it did not."""
-        later = bisect_left(self.choices, (read_ns, 0))
-        chosen = self.choices[later][0] if later < len(self.choices) else _NEVER
-        parked = bisect_left(self.parked, read_ns, key=_enter)
+        later = bisect_left(self._choice_begins, read_ns)
+        chosen = self._choice_begins[later] if later < len(self._choice_begins) else _NEVER
+        parked = bisect_left(self.parked, (read_ns,))
         return min(chosen, self.parked[parked].enter if parked < len(self.parked) else _NEVER)
 
     def goes_on(self, at_ns: int) -> bool:
         """Whether W served something else before it next waited for anybody."""
-        return any(call.kind in (_READ, _RECVMSG) for call in self._between(at_ns, self.turn_end(at_ns)))
+        return bool(self._served_in(at_ns, self.turn_end(at_ns)))
 
-    def _between(self, after_ns: int, before_ns: int) -> Iterator[Call]:
-        """W's syscalls that ended after a time and began before another."""
-        calls, (first, last) = self._track.calls, self._calls
-        for i in range(bisect_right(calls.ends, after_ns, first, last), last):
-            if calls.begins[i] >= before_ns:
-                return
-            yield calls[i]
+    def _served_in(self, after_ns: int, before_ns: int) -> list[tuple[str, int]]:
+        """What W read by syscalls that ended after a time and began before another."""
+        works = self._reading.works
+        low = bisect_right(works.ends, after_ns, self._works.start, self._works.stop)
+        return works.what[low : bisect_left(works.begins, before_ns, low, self._works.stop)]
 
     def parked_in(self, start_ns: int, stop_ns: int) -> list[int]:
         """Waits for re-arm that overlap an interval, as indices of ``parked``."""
         parked = self.parked
-        first = last = bisect_right(parked, start_ns, key=_end)
+        first = last = bisect_right(self._parked_ends, start_ns)
         while last < len(parked) and parked[last][0] < stop_ns:
             last += 1
         return list(range(first, last))
 
     def rearmed(self, i: int) -> tuple[int, int, int]:
         """When and by whom (tid, tgid) a wait was ended; its end and 0 where no waking was seen."""
-        off, at, after = self._reading.rearm(self._parked_at[i])
-        low, high = self._offs
-        if after > high:
-            off, at = self._track.wake_in(self.parked[i], low, high)
-        if off is None or at < low:
-            return self.parked[i][1], 0, 0
+        _, end, woken, waker, waker_tgid, off, after = self.parked[i]
+        if after > self._last_off:
+            return self._rearmed_here(i)
+        return (woken, waker, waker_tgid) if off >= self._first_off else (end, 0, 0)
+
+    def _rearmed_here(self, i: int) -> tuple[int, int, int]:
+        """The same of a wait that goes on beyond what the window looks at."""
+        wait, gone = self.parked[i], self._track.offs.gone
+        off, _ = self._track.wake_in(wait, self._first_off - gone, self._last_off - gone)
+        if off is None:
+            return wait.end, 0, 0
         return off.woken, (0 if off.in_irq else off.waker), off.waker_tgid
 
-    def rearms(self) -> list[int]:
-        """When each wait was ended, sorted."""
-        return sorted(self.rearmed(i)[0] for i in range(len(self.parked)))
+    def rearmed_in(self, start_ns: int, stop_ns: int) -> bool:
+        """Whether a wait was ended in [start, stop]."""
+        # Who is woken is back a moment before its wait ends.
+        for i in range(bisect_left(self._parked_ends, start_ns - 1), len(self.parked)):
+            if self.parked[i].enter > stop_ns:
+                break
+            if start_ns <= self.rearmed(i)[0] <= stop_ns:
+                return True
+        return False
 
     def served(self, low: int, high: int) -> tuple[str, int]:
         """What W served in a turn that began at ``low``: (name, eventfd-id or -1)."""
-        calls, (first, last) = self._track.calls, self._calls
-        first = bisect_left(calls.ends, low, first, last)
-        for i in range(first, last):
-            if calls.begins[i] >= high:
-                break
-            if calls.begins[i] < low:
-                continue
-            call = calls[i]
-            if call.kind == _RECVMSG:
-                return "channel", -1
-            if call.kind == _READ:
-                return ("other streams" if call.flags & _EVENTFD else "pipes"), call.eventfd
-        return "jobs", -1
-
-
-def _within(at: list[int], low: int, high: int) -> slice:
-    return slice(bisect_left(at, low), bisect_left(at, high))
-
-
-def _some(calls: list[Call], at: list[int], low: int, high: int) -> tuple[list[Call], list[int]]:
-    some = _within(at, low, high)
-    return calls[some], at[some]
-
-
-def _enter(call: Call) -> int:
-    return call.enter
-
-
-def _end(call: Call) -> int:
-    return call.end
+        works = self._reading.works
+        i = bisect_left(works.begins, low, self._works.start, self._works.stop)
+        return works.what[i] if i < self._works.stop and works.begins[i] < high else ("jobs", -1)
