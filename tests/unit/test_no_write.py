@@ -26,11 +26,13 @@ class Kicks(World):
     Attributes:
         lost: this cycle's completion is not written.
         other_ns: so long after the re-arm G gets somebody else's command, 0: none.
+        kicker: the vCPU that kicks for our completion.
         wakes: that command wakes the fence thread, which sleeps unless it is ``awake``.
     """
 
     lost: bool = False
     other_ns: int = 0
+    kicker: int = V
     wakes: bool = False
     awake: bool = False
 
@@ -55,7 +57,7 @@ class Kicks(World):
         self.free[G] = rearm + 2 * US
         if 0 < self.other_ns < OURS:
             self._other(rearm)
-        self.kick(rearm + OURS, V)
+        self.kick(rearm + OURS, self.kicker)
         done = rearm + OURS + 20 * US
         if not self.lost:
             done = super()._completed(rearm + OURS + 5 * US, write)
@@ -106,6 +108,17 @@ def test_a_kick_was_not_ours_where_whom_it_was_for_may_have_needed_no_waking(awa
     assert miss.cause == cause
 
 
+@pytest.mark.parametrize(("by", "cause"), [(V2, "guest_late"), (V, "unknown")])
+def test_a_kick_by_a_vcpu_that_does_not_kick_for_ours_is_no_evidence(by: int, cause: str) -> None:
+    """A kick without a command where ours is missing: somebody else's, if it comes from elsewhere."""
+    world = Kicks()
+    for i in range(48):
+        world.lost, world.kicker = i == 32, by if i == 32 else V
+        world.cycle()
+    (miss,) = origins(analyse(world, world.finish()))
+    assert miss.cause == cause
+
+
 def test_a_run_of_g_that_began_before_the_wakeup_was_served_is_no_evidence() -> None:
     """G may take several commands at once; the kicks of those it has taken already are read later."""
     world = Kicks()
@@ -120,7 +133,7 @@ def test_a_run_of_g_that_began_before_the_wakeup_was_served_is_no_evidence() -> 
     runs = analysis.verdicts._judge._failures._kicks.runs(G, VMM, asleep, begin + 100 * US)
     assert runs.spare.tolist() == [2]
     served = begin + 30 * US  # between the two kicks
-    assert runs.traceless(served) == (0, 0)
+    assert runs.traceless(served) == (0, 0, 0)
     assert runs.traceless(begin)[0] == begin + 5 * US
 
 

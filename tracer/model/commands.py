@@ -258,7 +258,7 @@ class Commands:
         if own < soon or _computed(window, gpu, begin, soon) <= limit:
             return 0
         tgid, stop = self._registry.tgid(gpu), window.stop_ns + AFTER_NS
-        kick, asleep = self._kicks.runs(gpu, tgid, window.start_ns - BEFORE_NS, stop).traceless(irq)
+        kick, asleep, _ = self._kicks.runs(gpu, tgid, window.start_ns - BEFORE_NS, stop).traceless(irq)
         return max(begin, own - habits.command_ns) if kick and kick < first < asleep else 0
 
     def _is_own(self, call: Call, tgid: int) -> bool:

@@ -71,7 +71,8 @@ class Failures:
 
         With the guest late no kick comes. So where the completion that closed a cycle answers a later
         one, and G had slept again before the deadline with more kicks taken than commands ended, one of
-        them was ours; unless on-time cycles too have such kicks by then, of commands that leave no trace.
+        them was ours; unless on-time cycles too have such kicks by then, of commands that leave no trace, or
+        the kick is by a vCPU that hardly ever kicks for ours.
         """
         if cycle.read_ns is None:
             return ""
@@ -83,7 +84,7 @@ class Failures:
         read = cycle.stream.wake.read
         until = min(read.end[read.after(cycle.read_ns)], cycle.deadline_ns)
         runs = self._kicks.runs(gpu, cycle.stream.tgid, cycle.nominal_ns - BEFORE_NS, until)
-        kick, end = runs.traceless(cycle.read_ns)
+        kick, end, kicker = runs.traceless(cycle.read_ns)
         if not kick:
             return ""
         begin = self._timeline.begin_ns
@@ -92,6 +93,9 @@ class Failures:
             return ""
         edges = np.array(reads, dtype=np.int64)[:, None] + np.array([0, end - cycle.read_ns], dtype=np.int64)
         runs = self._kicks.runs(gpu, cycle.stream.tgid, int(edges[0, 0]), int(edges[-1, 1]))
+        ours = runs.kickers([c.write_enter_ns for c in on_time if c.write_enter_ns and c.nominal_ns > begin])
+        if kicker and ours.count(kicker) < RARE * len(ours):
+            return ""
         for at in (runs.end[runs.spare > 0], *self._silent(gpu, cycle.stream.tgid, reads[0], kick)):
             within = np.diff(np.searchsorted(at, edges, side="right"), axis=1)
             if (within > 0).sum() >= RARE * len(reads):

@@ -7,6 +7,7 @@ else's that only computed. A guest that kicks once for several commands never sh
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -35,16 +36,31 @@ from tracer.schema import (
 
 
 class Runs(NamedTuple):
-    """G awake, run by run (n,): its first kick, asleep again (ns), kicks of commands that left no trace."""
+    """G awake, run by run (n,): first kick, asleep again (ns), kicks of commands without a trace, its waker.
+
+    ``alone``: it took one kick, so that was its waker's.
+    """
 
     kick: NDArray[np.int64]
     end: NDArray[np.int64]
     spare: NDArray[np.int64]
+    waker: NDArray[np.int64]
+    alone: NDArray[np.bool_]
 
-    def traceless(self, since_ns: int) -> tuple[int, int]:
-        """The first kick since a time for which G ended no command, and when it slept again; 0, 0: none."""
-        found = np.flatnonzero((self.spare > 0) & (self.kick > since_ns))
-        return (int(self.kick[found[0]]), int(self.end[found[0]])) if len(found) else (0, 0)
+    def traceless(self, since_ns: int) -> tuple[int, int, int]:
+        """The first kick since a time for which G ended no command, when it slept again, whose it was.
+
+        Zeros: there is none, or nobody knows.
+        """
+        found = np.flatnonzero((self.spare > 0) & (self.kick > since_ns))[:1].tolist()
+        for i in found:
+            return int(self.kick[i]), int(self.end[i]), int(self.waker[i]) if self.alone[i] else 0
+        return 0, 0, 0
+
+    def kickers(self, done_ns: Sequence[int]) -> list[int]:
+        """Who woke G for the commands that ended at these times, where that is known."""
+        at = np.searchsorted(self.end, np.array(done_ns, dtype=np.int64))
+        return [tid for tid in self.waker[at[at < len(self.end)]].tolist() if tid]
 
 
 class KickRuns:
@@ -81,7 +97,8 @@ class KickRuns:
         for i, (more, settled) in enumerate(zip(beyond.tolist(), even, strict=True)):
             owed = more + (0 if settled else owed)
             spare[i], owed = max(owed, 0), min(owed, 0)
-        return Runs(kick, asleep[1:], spare)
+        waker = view(spans, OFFCPU)["waker_tid"][off].astype(np.int64)
+        return Runs(kick, asleep[1:], spare, waker[:-1], np.diff(values[first]) == 1)
 
     def _all_slept(self, tgid: int, since: NDArray[np.int64], until: NDArray[np.int64]) -> NDArray[np.bool_]:
         """In which of G's sleeps every vCPU slept at some time: none then still owes a kick of before."""
