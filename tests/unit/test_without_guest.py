@@ -148,6 +148,7 @@ def test_a_worker_that_hands_over_itself_is_late_until_then_and_g_busy_after(nam
     world = Handing()
     (origin,) = origins(feed(world, play_on(world, delays)).summary())
     assert (origin.cause, origin.leg, origin.kick) == (cause, "completion", "exact")
+    assert not any(s.kind == "lock" for s in origin.segments)  # G's idle wait ends after it was woken
     assert not any(s.kind == "guest" for s in origin.segments)
 
 
@@ -220,3 +221,28 @@ def test_completions_that_io_uring_hides_are_not_said_to_be_in_time(uring: bool)
     analysis.finish()
     (found,) = [f for f in analysis.summary().findings if f.what.startswith("no completion ever seen")]
     assert ("io_uring" in found.what, "not counted" in found.why) == (uring, uring)
+
+
+def test_a_g_that_idles_in_musls_condvar_waits_for_no_lock() -> None:
+    """There a waiter waits for 2, on a word of its own; a mutex's wait shows that it is musl."""
+
+    class Musl(Handing):
+        def _worked(self, t: int, d: Delays) -> int:
+            parts, self.parts = self.parts, []
+            done = super()._worked(t, d)
+            for part in self.parts:
+                if part["kind"][0] == Kind.FUTEX and part["op"][0] == r.WAIT:
+                    part = part.copy()
+                    futex = part.view(FUTEX)
+                    futex["op"], futex["expected"] = 128, 2
+                parts.append(part)
+            if self.number % 8 == 3:
+                held = r.wait(W, LOCK, done + MS, done + 2 * MS, op=128, expected=0x80000010)
+                parts += [held, r.wake(G, LOCK, done + 2 * MS)]
+            self.parts = parts
+            return done
+
+    world = Musl()
+    summary = feed(world, play_on(world, Delays(gpu_syscall=LATE))).summary()
+    assert [m.cause for m in origins(summary)] == ["head_of_line"]
+    assert [row.address for row in summary.locks if row.kind in ("mutex", "pthread")] == [LOCK]

@@ -68,27 +68,46 @@ ACQ = np.dtype(
 )
 
 
-def without_inheritance(records: Records) -> Records:
-    """Records (n,) with calls on mutexes that inherit priority as waits and wakes on plain ones.
+class Plain:
+    """Gives futex calls on mutexes of other making as waits for, and wakes of, plain ones.
 
-    So too with those of musl, and of glibc's robust ones: the word is the owner's tid (musl's plain mutex:
-    16) under the bit that says that somebody waits, and this is what a waiter expects.
+    Mutexes that inherit priority are locked by the kernel. In musl's (and glibc's robust ones) the word is
+    the owner's tid (musl's plain mutex: 16) under the bit that says that somebody waits, and this is what a
+    waiter expects. A program in which such waits are seen is taken for musl's from then on: there a wait for
+    2 is no lock's, but a condvar's, on a word of the waiter's own.
+
+    Args:
+        tgids_of: processes of threads (n,), 0 where not known.
     """
-    at = np.flatnonzero(records["kind"] == _FUTEX)
-    op = records["op"][at] & _WITHOUT_CLOCK
-    waits = at[op == PTHREAD_WAIT]
-    expected = view(records, FUTEX)["expected"][waits]
-    owned = waits[((expected & _WAITERS) != 0) & ((expected & _OWNER) != 0) & ((expected & _OWNER) != _OWNER)]
-    inherits = _IS_PI[op]
-    if not inherits.any() and not len(owned):
+
+    def __init__(self, tgids_of: Callable[[NDArray[np.uint32]], NDArray[np.uint32]]) -> None:
+        self._tgids_of = tgids_of
+        self._musl: set[int] = set()
+
+    def step(self, records: Records) -> Records:
+        """The records (n,) of one step; a copy where there is something to change."""
+        at = np.flatnonzero(records["kind"] == _FUTEX)
+        op = records["op"][at] & _WITHOUT_CLOCK
+        waits = at[op == PTHREAD_WAIT]
+        expected = view(records, FUTEX)["expected"][waits]
+        owner = expected & _OWNER
+        owned = waits[((expected & _WAITERS) != 0) & (owner != 0) & (owner != _OWNER)]
+        if len(owned):
+            self._musl.update(self._tgids_of(records["tid"][owned]).tolist())
+        condvars = waits[expected == CONTENDED] if self._musl else waits[:0]
+        if len(condvars):
+            condvars = condvars[np.isin(self._tgids_of(records["tid"][condvars]), sorted(self._musl - {0}))]
+        inherits = _IS_PI[op]
+        if not inherits.any() and not len(owned) and not len(condvars):
+            return records
+        at, op = at[inherits], op[inherits]
+        locks, unlocks = np.append(at[op != _PI_UNLOCK], owned), at[op == _PI_UNLOCK]
+        records = records.copy()
+        futex = view(records, FUTEX)
+        futex["expected"][condvars] = 0
+        futex["op"][locks], futex["expected"][locks] = PTHREAD_WAIT, CONTENDED
+        futex["op"][unlocks] = FUTEX_WAKE | FUTEX_PRIVATE
         return records
-    at, op = at[inherits], op[inherits]
-    locks, unlocks = np.append(at[op != _PI_UNLOCK], owned), at[op == _PI_UNLOCK]
-    records = records.copy()
-    futex = view(records, FUTEX)
-    futex["op"][locks], futex["expected"][locks] = PTHREAD_WAIT, CONTENDED
-    futex["op"][unlocks] = FUTEX_WAKE | FUTEX_PRIVATE
-    return records
 
 
 def _classes() -> NDArray[np.uint8]:

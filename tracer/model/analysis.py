@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from itertools import islice
 
 from tracer.model import guests
-from tracer.model.acquire import without_inheritance
+from tracer.model.acquire import Plain
 from tracer.model.between import Between
 from tracer.model.counterfactual import Names as RemedyNames
 from tracer.model.cutter import LeafCutter
@@ -84,6 +84,7 @@ class Analysis:
         registry = getattr(self, "registry", None)
         self.registry: Registry = registry if isinstance(registry, Registry) else Registry()
         self.sequencer = Sequencer()
+        self._plain = Plain(self.registry.tgids_of)
         self.timeline = Timeline()
         self.facts = Facts(self._profiles)
         self.streams = Streams(self.registry, self._period)
@@ -119,13 +120,13 @@ class Analysis:
             batch.targets, batch.threads, batch.fds, batch.epolls, batch.sites, batch.lock_symbols
         )
         self.facts.learn(batch, self.registry)
-        for records, end_ns in self.sequencer.feed(without_inheritance(batch.records), batch.watermark_ns):
-            self._step(Step(records, end_ns))
+        for records, end_ns in self.sequencer.feed(batch.records, batch.watermark_ns):
+            self._step(Step(self._plain.step(records), end_ns))
 
     def finish(self) -> None:
         """The source has ended: analyse what is left, and decide what can be decided."""
         for records, end_ns in self.sequencer.finish():
-            self._step(Step(records, end_ns))
+            self._step(Step(self._plain.step(records), end_ns))
         self._decide(self.timeline.end_ns, final=True)
         self.locks.finish()
         self._rows.forget_names()

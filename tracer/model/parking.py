@@ -37,7 +37,8 @@ class Parking:
         """Whether a futex wait within a thread's work is one for a lock.
 
         Args:
-            guest: whether a vCPU may hold such a lock; a G that idles on a futex is woken by one.
+            guest: whether a vCPU may hold such a lock; a G that idles on a futex is woken by one (or by W, in
+                a VMM without a guest).
         """
         if not wait.op & FUTEX_PRIVATE or wait.expected in _STD_PARKED:
             return False
@@ -45,7 +46,8 @@ class Parking:
         tgid = self._registry.tgid(tid)
         if off is None or off.in_irq or off.waker_tgid != tgid:
             return False
-        if not guest and self._registry.role(off.waker) == "vcpu":
+        giver = "W" if tgid in self._registry.guestless else "vcpu"
+        if not guest and self._registry.role(off.waker) == giver:
             return False
         wakes = self._locks.wakes(tgid, wait.word, wait.enter, wait.end)
         if not any(waker == off.waker and end >= off.woken for end, waker in wakes):

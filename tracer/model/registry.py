@@ -45,6 +45,7 @@ class Registry:
     """Processes, threads, fds, call sites. Threads of untraced processes are kept for their names.
 
     Attributes:
+        guestless: VMMs whose W's give G its commands themselves.
         guests: processes that run only a VMM's guest (its devices are elsewhere), and whose.
     """
 
@@ -55,6 +56,7 @@ class Registry:
     sites: dict[tuple[int, int], CallSite] = field(default_factory=dict)
     lock_symbols: dict[tuple[int, int], LockSymbol] = field(default_factory=dict)
     guests: dict[int, int] = field(default_factory=dict)
+    guestless: set[int] = field(default_factory=set)
     _exited: deque[ThreadState] = field(default_factory=deque)
     # tgid by tid, 0 where unknown; the last place is nobody's, and stands for all tids beyond it.
     _tgids: NDArray[np.uint32] = field(default_factory=lambda: np.zeros(1 << 16, dtype=np.uint32))

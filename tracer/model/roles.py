@@ -89,6 +89,7 @@ class Roles:
             kinds = step.threads.calls(tid)["kind"]
             self._kickers(step, tid, parked(step.threads.calls(tid)) if self.parks(tid) else kinds == _READ)
         seen = {s.context for s in streams.streams if s.exact}
+        self.registry.guestless = {tgid for tgid in self._handed if self.hands_over(tgid)}
         for tid in self._lone(streams):
             self._kickers(step, tid, step.threads.calls(tid)["kind"] == _EPOLL_WAIT, served=tid in seen)
         self._pools(step)
