@@ -100,9 +100,14 @@ class Filing:
         """
         last = _births(rows)
         found = np.zeros(len(rw), dtype=bool)
-        for number in last.keys() & self.eventfds.keys():
-            found |= (rw["eventfd_id"] == number) & (rw["enter_ns"] < np.uint64(last[number]))
-        return found
+        numbers = np.array(sorted(number for number in last if number in self.eventfds), dtype=np.int64)
+        if not len(numbers) or not len(rw):
+            return found
+        born = np.array([last[number] for number in numbers.tolist()], dtype=np.uint64)
+        ids = rw["eventfd_id"].astype(np.int64)
+        at = np.minimum(np.searchsorted(numbers, ids), len(numbers) - 1)
+        before: NDArray[np.bool_] = (numbers[at] == ids) & (rw["enter_ns"] < born[at])
+        return before
 
     def births(self, rows: Records) -> list[int]:
         """Take a step's FD records; those of ``eventfds`` whose ids are other eventfds now."""
