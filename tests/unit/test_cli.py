@@ -335,6 +335,22 @@ def test_doctor_shows_each_fix_and_exits_4_where_something_is_missing_3_where_on
     assert "2 checks failed" in out
 
 
+@pytest.mark.parametrize(
+    "command",
+    [["report"], ["whatif", "--as", "dup"], ["export", "--to", "csv"], ["glitches", "x.wav", "--trace"]],
+)
+def test_a_trace_that_may_not_be_read_is_told_by_its_reader_which_knows_what_to_do(
+    command: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "x.xdt").mkdir()
+    monkeypatch.setattr(os, "access", lambda *rest, **more: False)
+    assert run_command([*command, "x.xdt"]) in (2, 5)  # empty, or there is no x.wav: but said by us
+    said = capsys.readouterr().err
+    assert "is not readable" not in said and "Invalid value" not in said
+    assert len(said.splitlines()) == 2
+
+
 def test_list_says_so_where_there_is_none(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -21,7 +21,7 @@ SUFFIXES = {"parquet": "-parquet", "csv": "-csv", "archive": ".xdt.tar", "perfet
 
 
 def export(
-    path: Annotated[Path, typer.Argument(metavar="DIR", help="A trace.", show_default=False)],
+    path: Annotated[Path, typer.Argument(metavar="DIR", help="A trace.", show_default=False, readable=False)],
     form: Annotated[
         str,
         typer.Option(

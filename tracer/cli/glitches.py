@@ -27,10 +27,16 @@ FORMATS = ("text", "json")
 def glitches(
     sounds: Annotated[
         list[Path],
-        typer.Argument(metavar="WAV...", help="Captures of a steady tone: WAV or FLAC.", show_default=False),
+        typer.Argument(
+            metavar="WAV...",
+            readable=False,
+            help="Captures of a steady tone: WAV or FLAC.",
+            show_default=False,
+        ),
     ],
     trace: Annotated[
-        Path | None, typer.Option("--trace", metavar="DIR", help="The trace that ran meanwhile.")
+        Path | None,
+        typer.Option("--trace", metavar="DIR", readable=False, help="The trace that ran meanwhile."),
     ] = None,
     form: Annotated[
         str, typer.Option("--format", metavar="text|json", help="json: one object a capture.")

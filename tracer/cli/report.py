@@ -34,7 +34,10 @@ def open_trace(path: Path) -> Any:
 
 def report(
     path: Annotated[
-        Path, typer.Argument(metavar="DIR", help="A trace folder, archive or bundle.", show_default=False)
+        Path,
+        typer.Argument(
+            metavar="DIR", help="A trace folder, archive or bundle.", show_default=False, readable=False
+        ),
     ],
     form: Annotated[
         str,

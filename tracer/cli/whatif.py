@@ -46,7 +46,9 @@ def _check_locks(wanted: tuple[str, ...], seen: list[str], profile: str | None) 
 
 
 def whatif(
-    path: Annotated[Path, typer.Argument(metavar="DIR", help="A trace folder.", show_default=False)],
+    path: Annotated[
+        Path, typer.Argument(metavar="DIR", help="A trace folder.", show_default=False, readable=False)
+    ],
     without: Annotated[
         list[str] | None,
         typer.Option("--without", metavar="LOCK", help="Nobody waits for this lock; may be repeated."),
