@@ -16,7 +16,7 @@ import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
-from dataclasses import replace
+from dataclasses import asdict, fields, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -198,7 +198,17 @@ def measure(trial: Trial, kept: Path | None, traces: Path | None = None) -> Scor
             return judged(trial, Path(name), kept)
     folder = traces / str(trial.seed)
     record(trial, folder)
-    return judged(trial, folder, kept)
+    return judged(recorded(folder, trial), folder, kept)
+
+
+def recorded(folder: Path, planned: Trial) -> Trial:
+    """What was run there; the plan may have changed since. Older runs do not say."""
+    path = folder / "trial.json"
+    if not path.exists():
+        return planned
+    kept = json.loads(path.read_text(encoding="utf-8"))
+    values = {of.name: kept[of.name] for of in fields(Trial)}
+    return Trial(**{**values, "extra": tuple(values["extra"])})
 
 
 def record(trial: Trial, folder: Path) -> None:
@@ -207,6 +217,7 @@ def record(trial: Trial, folder: Path) -> None:
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
         capture(trial, folder)
+        (folder / "trial.json").write_text(json.dumps(asdict(trial)), encoding="utf-8")
         (folder / "done").touch()
 
 

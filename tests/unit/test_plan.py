@@ -4,9 +4,11 @@
 from __future__ import annotations
 
 from itertools import islice
+from pathlib import Path
 
 import pytest
 
+from bench import accuracy
 from bench.labels import INSTEAD_ON_WAKE
 from bench.matrix import ANSWERS_LATE, LATE_WAKEUPS, VICTIMS, Trial, in_a_round, trials
 from bench.plan import SPACING, WARM_UP, expected
@@ -75,6 +77,16 @@ def test_what_answers_late_is_forecast_by_its_own_share() -> None:
         }
         assert set(expected([Trial(kind, "dup", "256/48000", 60.0, 1)])) == {(kind.split(".")[0], "wake")}
     assert set(expected([Trial(LATE_WAKEUPS, "dup", "256/48000", 60.0, 1)])) == {("host_late", "wake")}
+
+
+def test_a_kept_run_is_judged_as_what_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The plan may be another one by then, and a seed another run."""
+    was = Trial("serialised", "dup", "64/48000", 6.0, 7, ("--guest-us", "5,40"), negative=True)
+    monkeypatch.setattr(accuracy, "capture", lambda trial, folder: None)
+    accuracy.record(was, tmp_path / "7")
+    other = Trial("no_write", "task", "1024/48000", 4.0, 7)
+    assert accuracy.recorded(tmp_path / "7", other) == was
+    assert accuracy.recorded(tmp_path / "8", other) == other  # recorded before it was written down
 
 
 def test_every_victim_has_its_share() -> None:
