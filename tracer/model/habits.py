@@ -46,8 +46,12 @@ class Answers:
         """An answer per cycle; None where it is not the usual case."""
         answers: list[Answer | None] = [None] * len(cycles)
         by_threads: dict[tuple[int, int], list[int]] = {}
+        gpus: dict[tuple[int, int], int] = {}
         for i, cycle in enumerate(cycles):
-            gpu = self._roles.gpu_worker(cycle.stream.tgid, cycle.writer_tid)
+            wrote = cycle.stream.tgid, cycle.writer_tid
+            gpu = gpus.get(wrote)
+            if gpu is None:
+                gpu = gpus[wrote] = self._roles.gpu_worker(*wrote)
             if (
                 cycle.write_enter_ns is not None
                 and cycle.read_ns is not None

@@ -69,7 +69,10 @@ class Verdicts:
 
     def state(self, stream: Stream) -> StreamState:
         """The state of a stream, made when first asked for."""
-        return self.states.setdefault(stream.serial, StreamState())
+        state = self.states.get(stream.serial)
+        if state is None:
+            state = self.states[stream.serial] = StreamState()
+        return state
 
     def by_cause(self) -> dict[str, int]:
         """Misses by cause, of all streams there ever were; the driver's own faults have none."""
