@@ -78,6 +78,7 @@ class Tone:
 
     @property
     def threshold(self) -> float:
+        """How far a sample may be from what the ones before it foretell and still be of the tone."""
         return max(_EDGE_SHARE * self.amplitude * math.sin(self.omega / 2), _SIGMAS * self.noise)
 
 

@@ -40,7 +40,8 @@ from tracer.schema import (
 )
 
 #: close on x86-64 and arm64: it ends a command that wrote to a dup.
-CLOSE: Final = frozenset({3, 57})
+_CLOSE, _CLOSE_ARM64 = 3, 57
+CLOSE: Final = frozenset({_CLOSE, _CLOSE_ARM64})
 #: Memory syscalls belong to whatever command runs (mmap, mprotect, munmap, brk, madvise on x86-64).
 MEMORY_CALLS: Final = frozenset({9, 10, 11, 12, 28})
 #: What a G idles in: a blocking read of its queue (libkrun), or epoll_wait before the read (crosvm).
@@ -53,6 +54,12 @@ _READ, _FUTEX, _EPOLL_WAIT = int(Kind.READ), int(Kind.FUTEX), int(Kind.EPOLL_WAI
 _EVENTFD: Final = int(Flag.EVENTFD)
 #: Later than any time.
 NEVER: Final = np.iinfo(np.int64).max
+
+
+def closes(numbers: NDArray[np.uint16]) -> NDArray[np.bool_]:
+    """Which of the system call numbers (n,) of FD records are close."""
+    found: NDArray[np.bool_] = (numbers == _CLOSE) | (numbers == _CLOSE_ARM64)
+    return found
 
 
 def is_idle(call: Call) -> bool:

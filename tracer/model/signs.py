@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tracer.model.acquire import CONTENDED, PTHREAD_WAIT, STD_WAIT
+from tracer.model.callkinds import CLOSE
 from tracer.model.uses import Uses
 from tracer.schema import FUTEX, RW, Flag, Kind, Records, end_ns, view
 
@@ -24,7 +25,7 @@ Times = NDArray[np.uint64]
 #: A call that ended longer ago than this before a wait, or a hold's begin, is not told of it.
 AROUND_NS: Final = 100_000_000
 #: System call numbers of x86-64.
-_CLOSE, _FCNTL = 3, 72
+_FCNTL: Final = 72
 _DUPS: Final = frozenset((32, 33, 72, 292))
 #: lseek, readlink, readlinkat: what W does for an fd that has just arrived.
 _LOOKS_AT_FD: Final = frozenset((8, 89, 267))
@@ -110,5 +111,5 @@ class Signs:
         if kind == Kind.SYSCALL:
             return "fcntl" if number == _FCNTL else "other"
         if kind == Kind.FD:
-            return "close" if number == _CLOSE else "dup" if number in _DUPS else "other"
+            return "close" if number in CLOSE else "dup" if number in _DUPS else "other"
         return _PLAIN.get(kind, "other")

@@ -16,6 +16,7 @@ from typing import Final
 import numpy as np
 
 from tracer.model.blame import syscall_label
+from tracer.model.callkinds import closes
 from tracer.model.held import Held
 from tracer.model.locks import Locks
 from tracer.model.misses import MissState
@@ -36,7 +37,6 @@ LEAKED_FDS: Final = 200
 #: So many origins served after the channel make starvation by it a finding.
 STARVED: Final = 3
 _MAX_STANDS: Final = 64
-_CLOSE: Final = (3, 57)
 
 
 @dataclass(slots=True)
@@ -85,8 +85,8 @@ class Symptoms:
         received, fds = step.of(Kind.RECVMSG), step.of(Kind.FD)
         bucket = step.end_ns // BUCKET_NS
         receivers, users = self.registry.tgids_of(received["tid"]), self.registry.tgids_of(fds["tid"])
-        closes = (fds["op"] == _CLOSE[0]) | (fds["op"] == _CLOSE[1])
-        made, closed_well = ~closes & (fds["ret"] >= 0), closes & (fds["ret"] == 0)
+        is_close = closes(fds["op"])
+        made, closed_well = ~is_close & (fds["ret"] >= 0), is_close & (fds["ret"] == 0)
         for tgid, target in self.registry.targets.items():
             if target.role != "vmm":
                 continue

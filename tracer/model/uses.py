@@ -10,11 +10,11 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Final
 
+from tracer.model.callkinds import closes
 from tracer.model.registry import Registry
 from tracer.model.step import Step
 from tracer.schema import FD, RW, Flag, Kind, Records
 
-_CLOSE: Final = 3  # x86-64
 #: Ids remembered of each use; some are forgotten beyond.
 _MAX_IDS: Final = 4096
 
@@ -58,7 +58,7 @@ class Uses:
     def _learn(ids: _Ids, role: str, calls: Records) -> None:
         kind, number = calls["kind"], calls.view(RW)["eventfd_id"]
         eventfd = (calls["flags"] & Flag.EVENTFD) != 0
-        is_close = (kind == int(Kind.FD)) & (calls["op"] == _CLOSE)
+        is_close = (kind == int(Kind.FD)) & closes(calls["op"])
         closed = set(calls.view(FD)["eventfd_id"][is_close].tolist())
         writes = eventfd & (kind == int(Kind.WRITE))
         # An id lives on in another's eventfd: what was only ever an item is forgotten with it.

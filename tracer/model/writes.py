@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from tracer.model.callkinds import closes
 from tracer.model.histogram import LogHistogram
 from tracer.model.registry import Registry
 from tracer.model.step import Step
@@ -23,7 +24,6 @@ from tracer.schema import FD, FUTEX, OFFCPU, RECORD, RW, Kind, Records, end_ns, 
 _AROUND = 3  # calls before and after a write that are looked at
 _LATER_NS = 50_000_000  # a write is judged this much later, when its close is known
 _NOT_DUP = np.array((3, 19, 57, 284, 290))  # close, eventfd, eventfd2 on x86-64 and arm64
-_CLOSE = np.array((3, 57))
 _WAKE = 1
 _WRITE, _FD, _FUTEX = int(Kind.WRITE), int(Kind.FD), int(Kind.FUTEX)
 _MAX_IDS = 256
@@ -121,7 +121,7 @@ class Writes:
         stop, kind = end_ns(rows), rows["kind"]
         fd = rw["fd"][at]
         is_dup = (kind == _FD) & ~_among(fdop["op"], _NOT_DUP) & (fdop["ret"] >= 0)
-        is_close = (kind == _FD) & _among(fdop["op"], _CLOSE)
+        is_close = (kind == _FD) & closes(fdop["op"])
         is_wake = (kind == _FUTEX) & ((futex["op"] & 0x7F) == _WAKE)
         enter = rows["enter_ns"]
         begin, finish = enter[at].copy(), stop[at].copy()

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What the loop of a command asks of a view.
 
-Owns the protocol and the actions a user may ask for. Draws nothing.
+Owns the protocol, the actions a user may ask for, and what views without keys share. Draws nothing.
 """
 
 from __future__ import annotations
@@ -45,3 +45,19 @@ class View(Protocol):
     def finish(self, summary: Summary, extra: Mapping[str, object]) -> None:
         """Show the last summary, after ``__exit__``; ``extra``: e.g. the demo's ``ground_truth``."""
         ...
+
+
+class Unattended:
+    """What views share that nobody sits in front of: no keys, and a terminal that needs no restoring."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        return None
+
+    def poll(self) -> Sequence[Action]:
+        """Nothing is ever asked for."""
+        return ()

@@ -8,12 +8,11 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Mapping, Sequence
-from types import TracebackType
-from typing import Any, Self, TextIO
+from collections.abc import Mapping
+from typing import Any, TextIO
 
 from tracer.model.summary import Summary
-from tracer.views.base import Action
+from tracer.views.base import Unattended
 
 #: A snapshot carries the newest of these only, else a long run's lines would grow without bound.
 SNAPSHOT_MISSES = 200
@@ -44,7 +43,7 @@ def snapshot_of(summary: Summary) -> Summary:
     )
 
 
-class JsonLines:
+class JsonLines(Unattended):
     """A view for programs.
 
     Args:
@@ -55,17 +54,6 @@ class JsonLines:
     def __init__(self, out: TextIO, refresh_s: float = 1.0) -> None:
         self._out = out
         self.refresh_s = refresh_s
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        return None
-
-    def poll(self) -> Sequence[Action]:
-        return ()
 
     def show(self, summary: Summary) -> None:
         self._out.write(to_line(snapshot_of(summary), "snapshot"))

@@ -7,15 +7,14 @@ Owns what goes to a pipe, a log or the normal screen. Never moves a cursor.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
-from types import TracebackType
-from typing import Self, TextIO
+from collections.abc import Mapping
+from typing import TextIO
 
 from rich.console import Console
 from rich.text import Text
 
 from tracer.model.summary import Summary
-from tracer.views.base import Action
+from tracer.views.base import Unattended
 from tracer.views.fmt import ENDLESS, cut, plural
 from tracer.views.grid import Block, segments, stack
 from tracer.views.tables import render_report
@@ -73,7 +72,7 @@ def render_ground_truth(extra: Mapping[str, object]) -> Block:
     return Block(build)
 
 
-class TextBlocks:
+class TextBlocks(Unattended):
     """A view for pipes and logs: a short block per refresh, the whole at the end.
 
     Args:
@@ -85,17 +84,6 @@ class TextBlocks:
         self._console = console_for(out)
         self._quiet = refresh_s is None
         self.refresh_s = refresh_s if refresh_s is not None else 3600.0
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        return None
-
-    def poll(self) -> Sequence[Action]:
-        return ()
 
     def show(self, summary: Summary) -> None:
         if not self._quiet:
