@@ -19,9 +19,10 @@ from tracer.cli.main import run_command
 from tracer.cli.run import replay
 from tracer.errors import ExpressionError
 from tracer.model import measures
-from tracer.model.conditions import Comparison, Condition, Joined, Not, evaluate, parse
+from tracer.model.conditions import Comparison, Condition, Joined, Not, parse
 from tracer.model.measured import read
 from tracer.model.measures import MEASURES, SHARE, TIME, UNITS, Measure
+from tracer.model.outcomes import evaluate
 from tracer.model.summary import CAUSES, Lost, RecordCounts, Summary
 from tracer.model.summaryrows import Slack
 from tracer.trace import TraceReader, TraceWriter

@@ -108,7 +108,7 @@ def judge(conditions: list[Condition], summary: Summary, lost: str | None) -> No
     """
     if not conditions:
         return
-    from tracer.model.conditions import evaluate
+    from tracer.model.outcomes import evaluate
 
     sys.stdout.flush()  # the report comes before what is said of it
     for condition in conditions:

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Every table and column that pandas users see: name, type, unit, meaning.
 
-Owns the one list that gives frames their dtypes, docs/frames.md its text, exports their README and
-tests their expectation. Builds nothing. Names are those of the records (docs/records.md) and of the
-summary (docs/summary.md); columns are in the order shown here.
+Owns the one list (hence its length) that gives frames their dtypes, docs/frames.md its text, exports their
+README and tests their expectation. Builds nothing. Names are those of the records (docs/records.md) and of
+the summary (docs/summary.md); columns are in the order shown here.
 """
 
 from __future__ import annotations

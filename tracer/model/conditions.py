@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """``--fail-on``: a small language of conditions on a Summary.
 
-Owns the grammar (docs/fail-on.md) and three-valued logic: what a trace cannot tell is neither true nor
-false. What the names mean is measures.py's and measured.py's. Prints nothing and exits nowhere.
+Owns the grammar (docs/fail-on.md). Which names there are is measures.py's, whether a condition holds is
+outcomes.py's. Prints nothing and exits nowhere.
 
     condition  := all ("or" all)*
     all        := one ("and" one)*
@@ -23,9 +23,7 @@ from typing import Final, NoReturn
 
 from tracer.errors import ExpressionError
 from tracer.model import measures
-from tracer.model.measured import read
 from tracer.model.measures import PLAIN_NAME, Measure, Unsuitable
-from tracer.model.summary import Summary
 
 #: Conditions deeper or longer than that are no conditions.
 MAX_CHARS: Final = 4096
@@ -40,7 +38,8 @@ _TOKEN: Final = re.compile(
       """,
     re.VERBOSE | re.ASCII,
 )
-_OPERATORS: Final[Mapping[str, Callable[[Fraction, Fraction], bool]]] = {
+#: What may stand between a measure and a number.
+OPERATORS: Final[Mapping[str, Callable[[Fraction, Fraction], bool]]] = {
     ">": operator.gt,
     ">=": operator.ge,
     "<": operator.lt,
@@ -89,61 +88,6 @@ Condition = Comparison | Not | Joined
 
 def _in_brackets(condition: Condition) -> str:
     return f"({condition})" if isinstance(condition, Joined) else str(condition)
-
-
-@dataclass(frozen=True, slots=True)
-class Outcome:
-    """What became of a condition.
-
-    Attributes:
-        met: None where the trace cannot tell.
-        readings: each comparison's measure with what it is, in words.
-        notes: what a reader must know to trust the answer.
-    """
-
-    met: bool | None
-    readings: tuple[str, ...]
-    notes: tuple[str, ...]
-
-
-def evaluate(condition: Condition, summary: Summary, *, whole: bool = True) -> Outcome:
-    """Whether a condition holds for a summary.
-
-    Args:
-        whole: False where a part of the recording is lost; then only that is told which it cannot change.
-    """
-    readings: dict[str, None] = {}
-    notes: dict[str, None] = {}
-    met = _evaluate(condition, summary, whole, readings, notes)
-    return Outcome(met, tuple(readings), tuple(notes))
-
-
-def _evaluate(
-    condition: Condition, summary: Summary, whole: bool, readings: dict[str, None], notes: dict[str, None]
-) -> bool | None:
-    if isinstance(condition, Comparison):
-        reading = read(condition.measure, summary)
-        readings[f"{condition.measure} is {reading.text}"] = None
-        if reading.note:
-            notes[reading.note] = None
-        compare = _OPERATORS[condition.operator]
-        values = reading.values if whole else _possible(reading.values, condition)
-        answers = {compare(value, condition.value) for value in values}
-        return answers.pop() if len(answers) == 1 else None
-    if isinstance(condition, Not):
-        inner = _evaluate(condition.inner, summary, whole, readings, notes)
-        return None if inner is None else not inner
-    found = [_evaluate(part, summary, whole, readings, notes) for part in condition.parts]
-    decisive = condition.word == "or"
-    if decisive in found:
-        return decisive
-    return None if None in found else not decisive
-
-
-def _possible(values: tuple[Fraction, ...], asked: Comparison) -> list[Fraction]:
-    """What a measure of the whole recording may be, given that of a part: one of each kind of answer."""
-    trend, around = asked.measure.trend, [asked.value + step for step in (-1, 0, 1)]
-    return [v for value in values for v in (value, *around) if not trend or (v - value) * trend >= 0]
 
 
 def parse(text: str) -> Condition:
@@ -248,8 +192,8 @@ class _Parser:
     def _comparison(self) -> Condition:
         measure = self._measure()
         sign = self._take()
-        if sign.kind != "sign" or sign.text not in _OPERATORS:
-            self._expected(f"a comparison ({', '.join(_OPERATORS)})", sign)
+        if sign.kind != "sign" or sign.text not in OPERATORS:
+            self._expected(f"a comparison ({', '.join(OPERATORS)})", sign)
         number = self._take()
         if number.kind != "number":
             self._expected("a number", number)
