@@ -29,7 +29,7 @@ from tracer.views.tables import (
     render_streams,
     screen,
 )
-from tracer.views.text import TextBlocks
+from tracer.views.text import TextBlocks, render_ground_truth
 
 
 @pytest.mark.parametrize(
@@ -233,7 +233,11 @@ def test_text_blocks_carry_no_escape_and_end_with_the_ground_truth() -> None:
     view.finish(views_data.hostile(), {"ground_truth": {"cycles": 5, "missed_cycles": 1, "episodes": 1}})
     assert "\x1b" not in out.getvalue()
     last = out.getvalue().splitlines()[-1]
-    assert last == "the audio server itself counted 5 cycles, 1 missed cycle, 1 episode"
+    said = "the audio server itself counted 5 cycles, 1 missed cycle, 1 episode"
+    assert len(views_data.hostile().streams) > 1
+    assert last == f"{said}, each stream's counted apart"
+    truth = {"ground_truth": {"cycles": 5, "missed_cycles": 1, "episodes": 1}}
+    assert render_ground_truth(truth).plain(140).strip() == said
 
 
 def test_in_a_pipe_no_sentence_and_no_name_is_cut(monkeypatch: pytest.MonkeyPatch) -> None:

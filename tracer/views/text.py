@@ -56,8 +56,12 @@ class _Lines:
         return segments(console, self._lines)
 
 
-def render_ground_truth(extra: Mapping[str, object]) -> Block:
-    """The demo's own count, to hold against ours; nothing where there is none."""
+def render_ground_truth(extra: Mapping[str, object], *, several: bool = False) -> Block:
+    """The demo's own count, to hold against ours; nothing where there is none.
+
+    Args:
+        several: there are several streams: the demo counts each one's episodes, we what one delay made once.
+    """
 
     def build(width: int, height: int | None) -> list[Text]:
         truth = extra.get("ground_truth")
@@ -67,7 +71,7 @@ def render_ground_truth(extra: Mapping[str, object]) -> Block:
             plural(int(truth.get(key, 0)), noun)
             for key, noun in (("cycles", "cycle"), ("missed_cycles", "missed cycle"), ("episodes", "episode"))
         )
-        return [Text(cut(text, width))]
+        return [Text(cut(f"{text}, each stream's counted apart" if several else text, width))]
 
     return Block(build)
 
@@ -92,4 +96,7 @@ class TextBlocks(Unattended):
             )
 
     def finish(self, summary: Summary, extra: Mapping[str, object]) -> None:
-        write_block(self._console, stack([render_report(summary), render_ground_truth(extra)]))
+        write_block(
+            self._console,
+            stack([render_report(summary), render_ground_truth(extra, several=len(summary.streams) > 1)]),
+        )
