@@ -278,6 +278,36 @@ def test_completions_find_their_streams_among_some_that_never_complete(
     assert found == answers
 
 
+def _overloaded(rng: random.Random, count: int) -> tuple[list[Stream], list[Completion]]:
+    """So many streams whose answers take up almost the whole of each of 140 cycles, and often more."""
+    driver = Driver("d", AUDIO, D, 4)
+    period = 10_666_666
+    driver.starts = [10 * period + i * period for i in range(141)]
+    wakes = [Eventfd(10 + i, 0) for i in range(count)]
+    dones = [Completion(50 + i, VMM, Series(), Series()) for i in range(count)]
+    free = [0] * count  # when each stream's answer was written
+    answered = 0
+    for start in driver.starts[:-1]:
+        for i, wake in enumerate(wakes):
+            at = max(start + 20_000 * (i + 1), free[i] + 20_000)  # W serves it again once it was answered
+            wake.read.end.append(at)
+            answered = max(at + 40_000, answered) + int(rng.uniform(0.2, 1.8) * 0.93 * period / count)
+            dones[i].written.end.append(answered)
+            free[i] = answered
+    for done in dones:
+        done.written.total = len(done.written.end)
+    streams = [Stream(i + 1, f"eventfd {w.id}", VMM, w, driver, W) for i, w in enumerate(wakes)]
+    return streams, dones
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_completions_find_their_streams_where_no_cycle_has_all_its_answers(seed: int) -> None:
+    """A late answer shifts the ranks of all that come after it: no eventfd has most of a stream's votes."""
+    streams, dones = _overloaded(random.Random(seed), 12)
+    match(streams, dones, 140)
+    assert [s.completion for s in streams] == dones
+
+
 SHORT = 128 * 1_000_000_000 // 48_000
 TARGETS = {41: 51, 42: 52, 43: 53, 44: 54}
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from math import inf
 from statistics import median_low
 from typing import Final
@@ -115,7 +115,10 @@ def match(peers: Sequence[Stream], fits: Sequence[Completion], cycles: int = RAN
         and _is_open(s, len(windows), certain)
     ]
     certain |= {s.completion.id for s in peers if s.completion is not None and s not in rest}
-    guesses = _guess(rest, [e for e in fits if e.id not in certain], windows)
+    left = [e for e in fits if e.id not in certain]
+    guesses = _by_votes(rest, left, votes)
+    others = [s for s in rest if s.serial not in guesses]
+    guesses |= _guess(others, [e for e in left if e.id not in guesses.values()], windows)
     gone = certain.union(guesses.values())
     for stream in rest:
         if stream.serial in guesses:
@@ -140,6 +143,23 @@ def _is_open(stream: Stream, cycles: int, certain: set[int]) -> bool:
         return True
     more = cycles * 2 >= min(stream.taken_over, MOST_CYCLES)
     return stream.guessed and (more or stream.completion.id in certain)
+
+
+def _by_votes(
+    peers: Sequence[Stream], fits: Sequence[Completion], votes: Mapping[int, Mapping[int, int]]
+) -> dict[int, int]:
+    """Completions (ids) of streams (serials) whose ranks are disturbed: some cycle is always late.
+
+    A late answer shifts the ranks of all after it, so no eventfd may have most of a stream's votes. The
+    right one still has more than any other, and no other stream has more of it.
+    """
+    if not peers or not fits:
+        return {}
+    table = np.array([[votes.get(s.serial, {}).get(e.id, 0) for e in fits] for s in peers])
+    most = (table == table.max(axis=1, keepdims=True)) & (table == table.max(axis=0))
+    alone = (most.sum(axis=1, keepdims=True) == 1) & (most.sum(axis=0) == 1)
+    pairs = np.argwhere(most & alone & (table >= MIN_COMPLETIONS))
+    return {peers[i].serial: fits[j].id for i, j in pairs.tolist()}
 
 
 def _guess(
