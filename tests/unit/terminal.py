@@ -110,6 +110,14 @@ class Terminal:
         code: int | None = self._child.exitstatus
         return code
 
+    def hang_up(self) -> int | None:
+        """Close the terminal; the program's exit code once it has ended, None if a signal killed it."""
+        os.close(self._child.child_fd)
+        self._child.wait()
+        self._child.closed = self._child.ptyproc.closed = True
+        code: int | None = self._child.exitstatus
+        return code
+
     def kill(self) -> None:
         """End it whatever it does; once more does nothing."""
         if self._child.closed:

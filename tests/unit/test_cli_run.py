@@ -156,6 +156,17 @@ def test_signals_ask_for_the_end_and_handlers_come_back(number: signal.Signals) 
     assert signal.getsignal(number) is before
 
 
+def test_nohup_is_respected() -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with ending_by_signal() as ending:
+            os.kill(os.getpid(), signal.SIGHUP)
+            assert not ending.requested
+        assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
 def test_the_second_ctrl_c_does_not_wait_for_order() -> None:
     with ending_by_signal():
         os.kill(os.getpid(), signal.SIGINT)

@@ -106,6 +106,16 @@ def test_signals_end_it_with_the_last_summary(start: Callable[..., Terminal], nu
     assert "Each of these alone would have avoided" in terminal.text()
 
 
+@pytest.mark.parametrize("size", [(140, 44), (80, 25)])
+def test_a_terminal_that_is_closed_is_an_orderly_end(
+    start: Callable[..., Terminal], size: tuple[int, int]
+) -> None:
+    terminal = start("attach", "42")
+    terminal.resize(*size)
+    terminal.wait_for("Streams")
+    assert terminal.hang_up() == 0
+
+
 def test_ctrl_c_ends_it_with_the_last_summary(start: Callable[..., Terminal]) -> None:
     terminal = start("attach", "42")
     terminal.wait_for("Streams")

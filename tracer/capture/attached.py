@@ -22,7 +22,7 @@ from tracer.capture.maps import Maps
 from tracer.capture.names import Names, Program
 from tracer.capture.side import Side
 from tracer.capture.target import PinnedTarget
-from tracer.errors import TargetError
+from tracer.errors import HostError, TargetError
 from tracer.schema import Kind, Life, Target
 
 
@@ -85,7 +85,7 @@ class Attached:
         if tgid in self.pinned or tgid in self.joined or tgid == os.getpid():
             return
         self.joined[tgid] = vmm
-        with suppress(TargetError):
+        with suppress(TargetError, HostError):
             self.pinned[tgid] = target.pin(tgid, "vmm")
             self.attach(tgid)
 
@@ -97,6 +97,8 @@ class Attached:
         self._look(tgid)
         self._take_over(tgid)
         self._names.ask_program(tgid)
+        if not info.alive:  # it went just now: its id may come to be another's
+            self._maps.remove_target(tgid)
 
     def find_audio(self, choice: int | bool | None, vmms: tuple[int, ...]) -> None:
         """Trace the audio servers too: a tgid, None or True: whoever drives the VMMs, False: none.

@@ -7,6 +7,7 @@ Owns which part is made when (the heavy imports too). Computes nothing.
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -160,7 +161,7 @@ def make_view(*, as_json: bool, refresh_s: float | None, quiet: bool = False) ->
         from tracer.views.jsonl import JsonLines
 
         return JsonLines(sys.stdout, refresh_s or 1.0)
-    if not quiet and sys.stdout.isatty():
+    if not quiet and sys.stdout.isatty() and os.environ.get("TERM") not in ("dumb", "unknown"):
         from tracer.views.live import LiveScreen, keyboard
 
         return LiveScreen(sys.stdout, keyboard(), refresh_s or 0.25)

@@ -75,9 +75,11 @@ class Ending:
 
 @contextmanager
 def ending_by_signal() -> Iterator[Ending]:
-    """Ctrl-C, SIGTERM and SIGHUP ask for the end instead of tearing the process down."""
+    """Ctrl-C, SIGTERM and SIGHUP (not under nohup) ask for the end instead of tearing the process down."""
     ending = Ending()
-    old = {number: signal.signal(number, ending._on_signal) for number in _SIGNALS}
+    hangs_up = signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN
+    wanted = [number for number in _SIGNALS if number is not signal.SIGHUP or hangs_up]
+    old = {number: signal.signal(number, ending._on_signal) for number in wanted}
     try:
         yield ending
     finally:

@@ -135,11 +135,12 @@ class LiveSession(Frames):
                 watched = wanted
                 for vmm, process in guests:
                     session.join(vmm, process)
-                began = time.monotonic()
-                if began >= due:
+                now = time.monotonic()
+                if now >= due:
+                    before = time.thread_time()
                     self._show(self._html("live"))
-                    now = time.monotonic()
-                    due = max(began + self._refresh_s, now + (now - began) / _DRAW_SHARE)
+                    spent = time.thread_time() - before
+                    due = max(now + self._refresh_s, time.monotonic() + spent / _DRAW_SHARE)
         except BaseException as error:
             self._error = error
         finally:

@@ -274,5 +274,5 @@ def _tracing(seen: Evidence) -> Iterator[Finding]:
             f"{seen.losses.total} records were lost "
             f"(ring {seen.losses.ring}, map {seen.losses.map}, late {seen.losses.late})",
             "verdicts whose window overlaps a loss are unknown",
-            "a larger ring (--ring-mib), fewer targets, or less load on this CPU",
+            "trace fewer targets, or have less load on this CPU",
         )

@@ -27,7 +27,14 @@ def elsewhere(registry: Registry, roles: Roles) -> Iterator[tuple[int, int]]:
 
 
 def findings(registry: Registry, roles: Roles) -> Iterator[Finding]:
-    """One for each such process."""
+    """One for each such process, traced or not."""
+    for process, tgid in sorted(registry.guests.items()):
+        yield Finding(
+            f"the guest of pid {tgid} runs in {process} ({registry.comm(process)}), which is traced too",
+            f"its threads wake {registry.comm(roles.gpu_worker(tgid))!r}",
+            "nothing: it joins by itself, and its threads and open files are in the trace",
+            "info",
+        )
     for tgid, process in elsewhere(registry, roles):
         votes = roles.kicked_from[tgid]
         name = registry.comm(process)

@@ -7,13 +7,15 @@ happens. Computes nothing; starts no thread (bcc's BPF() changes directory proce
 
 from __future__ import annotations
 
+import errno
 import os
 import select
 import signal
 import sys
 import termios
 import tty
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from types import FrameType, TracebackType
 from typing import Any, Self, TextIO
 
@@ -83,11 +85,13 @@ class LiveScreen:
         try:
             if self._painter is not None:
                 painter, self._painter = self._painter, None
-                painter.close()
+                with _hung_up():
+                    painter.close()
         finally:
             if self._mode is not None and self._keys is not None:
                 mode, self._mode = self._mode, None
-                termios.tcsetattr(self._keys, termios.TCSADRAIN, mode)
+                with suppress(termios.error):  # it hung up
+                    termios.tcsetattr(self._keys, termios.TCSADRAIN, mode)
 
     def _on_suspend(self, number: int, frame: FrameType | None) -> None:
         self._suspend = True  # acted upon in poll(): a handler may run in the middle of a frame
@@ -158,7 +162,8 @@ class LiveScreen:
             paused=self._paused,
             footer=self._footer(width),
         )
-        self._painter.paint(lines, (width, height))
+        with _hung_up():
+            self._painter.paint(lines, (width, height))
 
     def _footer(self, width: int) -> Text:
         line = Text(no_wrap=True)
@@ -175,7 +180,18 @@ class LiveScreen:
         return line
 
     def finish(self, summary: Summary, extra: Mapping[str, object]) -> None:
-        TextBlocks(self._out).finish(summary, extra)
+        with _hung_up():
+            TextBlocks(self._out).finish(summary, extra)
+
+
+@contextmanager
+def _hung_up() -> Iterator[None]:
+    """Nobody sees what a terminal that hung up is told: SIGHUP ends the session, in good order."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno != errno.EIO:
+            raise
 
 
 def keyboard() -> TextIO | None:

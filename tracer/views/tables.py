@@ -109,6 +109,8 @@ def screen(
     if view == "misses" and not summary.misses:
         lines.extend([Text(), Text(cut(_no_misses(summary), width))])
     lines = lines[:body] + [Text()] * (body - len(lines))
+    for line in lines if width < 20 else ():  # blocks are drawn for no less
+        line.truncate(width, overflow="ellipsis")
     return [*lines, footer] if footer is not None else lines
 
 
