@@ -205,7 +205,7 @@ def test_each_worker_that_died_is_an_episode_of_its_own(other: int, episodes: in
     states = [episode_state(1, one, None), episode_state(2, two, None, start=1500)]
     for state, tid in zip(states, (W, other), strict=True):
         cycle = Cycle(state.stream, one.driver, 1, 1000, 1000, 1000, 1010, reader_tid=tid)
-        state.origins.append(MissState(1, cycle, state, "wake", "forward_failed"))
+        state.origins.append(MissState(1, cycle, state.id, "wake", "forward_failed"))
     found = merged(states, lambda state: culprit(state, analysis.registry, lambda word: "a lock"))
     assert [len(group) for _, group in found] == [2 // episodes] * episodes
 

@@ -9,7 +9,7 @@ from tracer.model.cycles import Cycle, Stream
 from tracer.model.drivers import Driver
 from tracer.model.eventfds import Eventfd
 from tracer.model.leaves import LOCK, NOT_SCHEDULED, Leaf
-from tracer.model.misses import EpisodeState, MissState
+from tracer.model.misses import MissState
 from tracer.model.phases import WORKER, Path, Phase
 from tracer.model.registry import Registry
 from tracer.model.replay import Case
@@ -56,7 +56,7 @@ class Misses:
         self.made += 1
         cycle = Cycle(stream, self.driver, number, number, number, number, number)
         cut = [Leaf(0, ms * 1_000_000, kind, 0, 0, instead=instead) for kind, ms, instead in leaves]
-        made = MissState(self.made, cycle, EpisodeState(1, stream, 0, None), "wake", cause, origin=origin)
+        made = MissState(self.made, cycle, 1, "wake", cause, origin=origin)
         made.judgement = Judgement(cause, None, ((enough or cause,),), (), {})
         if origin is None:
             made.case = Case(Path([Phase(0, sum(leaf.ns for leaf in cut), WORKER, 0)], 0), cut)

@@ -3,15 +3,11 @@
 
 from __future__ import annotations
 
-import gc
-import weakref
-
 import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tracer.model.gpureading import GpuReading
-from tracer.model.timeline import QUIET_NS, RETENTION_NS, STEP_NS, Sequencer, Timeline
+from tracer.model.timeline import QUIET_NS, RETENTION_NS, STEP_NS, Sequencer
 from tracer.schema import RECORD, Kind, Records, empty_records
 
 LONG_NS = 10 * 365 * 86_400 * 10**9
@@ -68,19 +64,3 @@ def test_steps_depend_on_records_only_however_batches_are_cut(gaps: list[int], d
     kept = [(end, of) for end, of in whole if of]
     assert [one for _, of in kept for one in of] == ends
     assert all(end - STEP_NS < one <= end or one == ends[0] for end, of in kept for one in of)
-
-
-def test_a_track_that_is_given_up_is_freed_without_the_collector() -> None:
-    def is_lock(_word: int) -> bool:
-        return False
-
-    kept, timeline = weakref.ref(is_lock), Timeline()
-    track = timeline.track(7, 1_000)
-    track.gpu = GpuReading(track, is_lock)  # the two refer to each other
-    del track, is_lock
-    gc.disable()
-    try:
-        timeline.track(7, 10 * RETENTION_NS)
-        assert kept() is None
-    finally:
-        gc.enable()

@@ -58,12 +58,13 @@ class LeafCutter:
     def forget(self) -> None:
         """There are more records, or more is known of locks: what was cut may be cut otherwise now."""
         self._table = Sorts()
-        self._strips: dict[tuple[int, str], Strip] = {}
+        # W's differ where its waits within turns are its re-arms in some windows (worker.py).
+        self._strips: dict[tuple[int, str, bool], Strip] = {}
         # Of each thread: not scheduled, on a CPU, blocked; and of a thread's syscalls.
         self._usual: dict[int, tuple[int, int, int]] = {}
         self._syscalls: dict[tuple[int, int, int], int] = {}
         # Those of the one window that shares them with no other.
-        self._alone: tuple[Window | None, dict[tuple[int, str], Strip]] = (None, {})
+        self._alone: tuple[Window | None, dict[tuple[int, str, bool], Strip]] = (None, {})
 
     def cut(self, path: Path, window: Window, vcpu: int, *, same: Leaves | None = None) -> Leaves:
         """The leaves of each phase of a path; their lengths sum to the phases'.
@@ -132,9 +133,10 @@ class LeafCutter:
                 self._alone = (window, {})
             strips = self._alone[1]
         start, stop = window.start_ns, window.stop_ns
-        strip = strips.get((tid, who))
+        key = tid, who, who == WORKER and bool(within)
+        strip = strips.get(key)
         if strip is None or not strip.start_ns <= start <= strip.stop_ns:
-            strip = strips[tid, who] = Strip(start, start)
+            strip = strips[key] = Strip(start, start)
         if strip.stop_ns < stop:
             # Once more from where nothing hangs on what came after the end: out of any syscall.
             kinds, i = self._table.like, len(strip.starts) - 1

@@ -30,6 +30,9 @@ class RunDelay:
 
     def step(self, step: Step, tids: set[int]) -> None:
         """Take over the off-CPU spans of ``tids``."""
+        if len(self.total_ns) > 2 * len(tids) + _INSTEAD:  # threads come and go for weeks
+            for tid in self.total_ns.keys() - tids:
+                del self.total_ns[tid], self.instead_ns[tid]
         for tid in tids:
             off = step.sleeps(tid)
             if not len(off):

@@ -91,13 +91,14 @@ class GpuReading:
 
     __slots__ = (
         "_also",
+        "_calls",
         "_is_lock",
         "_locks",
         "_looked_to",
+        "_offs",
         "_parks",
         "_seen",
         "_sure",
-        "_track",
         "_version",
         "act_ends",
         "acts",
@@ -117,7 +118,8 @@ class GpuReading:
         parks: bool = False,
         only: tuple[tuple[int, int], tuple[int, int]] | None = None,
     ) -> None:
-        self._track, self._version = track, track.version
+        # Not the track, which holds its reading: what is in a circle only the collector of garbage frees.
+        self._calls, self._offs, self._version = track.calls, track.offs, track.version
         self._is_lock, self._parks = is_lock, parks
         self._locks: dict[int, bool] = {}  # what was a lock, and what was not
         self._sure: list[int] = []  # places of calls that are for its queue beyond doubt
@@ -139,29 +141,51 @@ class GpuReading:
             (low, high), (first, last) = only
             self._read(calls.columns[:, low:high], offs.columns[:, first:last], low, first)
 
-    def holds(self, is_lock: Callable[[int], bool], *, parks: bool) -> bool:
+    def holds(self, track: Track, is_lock: Callable[[int], bool], *, parks: bool) -> bool:
         """Whether it would be read alike today."""
         return (
-            self._version == self._track.version
+            self._version == track.version
             and self._parks == parks
             and all(is_lock(word) == known for word, known in self._locks.items())
         )
 
     def read_on(self) -> None:
         """Take over what is new, and again what comes after G's last call for its queue."""
-        calls, offs, seen = self._track.calls, self._track.offs, self._seen
+        calls, offs, seen = self._calls, self._offs, self._seen
         self.worked.clear()
         if not seen.sure and not self._any_sure():
             return
         del self._sure[seen.sure :], self.woken[seen.woken :], self.busy[seen.busy :]
         del self.acts[seen.acts :], self.act_ends[seen.acts :]
         del self.unended[seen.unended :], self.unended_backs[seen.unended :]
+        self._forget()
         low, first = max(0, seen.place - calls.gone), max(0, seen.offs - offs.gone)
         self._read(calls.columns[:, low:], offs.columns[:, first:], low, first)
 
+    def _forget(self) -> None:
+        """Drop what lies before the first span that is kept; the last call for its queue and waking stay."""
+        calls = self._calls
+        before = calls.begins[0] if len(calls) else 0
+        sure = max(0, min(bisect_left(self._sure, calls.gone), len(self._sure) - 1))
+        woken = max(0, bisect_left(self.woken, before) - 1)
+        busy, acts = bisect_left(self.busy, before), bisect_left(self.act_ends, before)
+        unended = bisect_left(self.unended_backs, before)
+        del self._sure[:sure], self.woken[:woken], self.busy[:busy]
+        del self.acts[:acts], self.act_ends[:acts]
+        del self.unended[:unended], self.unended_backs[:unended]
+        if len(self._also) > 2 * len(calls):
+            self._also = {begin for begin in self._also if begin >= before}
+        self._seen = self._seen._replace(
+            sure=len(self._sure),
+            woken=len(self.woken),
+            busy=len(self.busy),
+            acts=len(self.acts),
+            unended=len(self.unended),
+        )
+
     def _any_sure(self) -> bool:
         """Whether what is new shows G's queue; until then each window reads what it needs."""
-        calls = self._track.calls
+        calls = self._calls
         since = max(0, self._looked_to - calls.gone)
         columns = calls.columns[:, since:]
         self._looked_to = calls.gone + max(since, len(calls) - 1)  # what the last one is, the next may tell
@@ -188,15 +212,15 @@ class GpuReading:
         before = len(self._sure), len(self.woken), len(self.busy), len(self.acts), len(self.unended)
         over, enter, acts = self._find_acts(columns, kicks, woken)
         busy = np.flatnonzero(~own)
-        self._sure += (sure + low + self._track.calls.gone).tolist()
+        self._sure += (sure + low + self._calls.gone).tolist()
         self.woken += woken.tolist()
         self.busy += columns[END].take(busy).tolist()
         if not len(sure):
             return  # nothing is settled
         last, end = int(sure[-1]), int(columns[END, sure[-1]])
         self._seen = _Seen(
-            low + self._track.calls.gone + last + 1,
-            first + self._track.offs.gone + int(offs[BACK].searchsorted(end, side="right")),
+            low + self._calls.gone + last + 1,
+            first + self._offs.gone + int(offs[BACK].searchsorted(end, side="right")),
             len(self._sure),
             before[1] + int(woken.searchsorted(end, side="right")),
             before[2] + int(busy.searchsorted(last + 1)),
@@ -251,7 +275,7 @@ class GpuReading:
 
     def kicked(self, low: int, high: int) -> bool:
         """Whether one of some syscalls is a call for G's queue beyond doubt."""
-        gone = self._track.calls.gone
+        gone = self._calls.gone
         i = bisect_left(self._sure, low + gone)
         return i < len(self._sure) and self._sure[i] < high + gone
 

@@ -103,7 +103,7 @@ class KickRuns:
     def _all_slept(self, tgid: int, since: NDArray[np.int64], until: NDArray[np.int64]) -> NDArray[np.bool_]:
         """In which of G's sleeps every vCPU slept at some time: none then still owes a kick of before."""
         every = np.ones(len(since), dtype=np.bool_)
-        tids = sorted(self._registry.with_role("vcpu", tgid))
+        tids = self._roles.vcpus(tgid)
         for tid in tids:
             spans = self._timeline.spans(tid, int(since[0]), int(until.max()))
             off = view(spans[spans["kind"] == Kind.OFFCPU], OFFCPU)

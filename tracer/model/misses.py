@@ -53,11 +53,14 @@ class EpisodeState:
 
 @dataclass(slots=True)
 class MissState:
-    """One missed cycle with its verdict (origins) or its origin (carried)."""
+    """One missed cycle with its verdict (origins) or its origin (carried).
+
+    ``episode``: the id of its own; the episode holds its origins, and a circle would outlive both.
+    """
 
     id: int
     cycle: Cycle
-    episode: EpisodeState
+    episode: int
     leg: str
     cause: str = "unknown"
     judgement: Judgement | None = None

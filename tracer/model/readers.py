@@ -42,7 +42,7 @@ class Readers:
         if reading is None or reading not in self._up_to_date:
             is_lock, works = self._is_lock(tgid), self._roles.other_waits(tid)
             by_wake = self._roles.interrupts_by_wake(tgid)
-            if reading is not None and reading.holds(is_lock, by_wake=by_wake, works=works):
+            if reading is not None and reading.holds(track, is_lock, by_wake=by_wake, works=works):
                 reading.read_on()
             else:
                 reading = track.worker = WorkerReading(track, is_lock, by_wake=by_wake, works=works)
@@ -58,7 +58,7 @@ class Readers:
         reading, tgid = track.gpu, self._registry.tgid(tid)
         if reading is None or reading not in self._up_to_date:
             is_lock, parks = self._is_lock(tgid), self._roles.parks(tid)
-            if reading is not None and reading.holds(is_lock, parks=parks):
+            if reading is not None and reading.holds(track, is_lock, parks=parks):
                 reading.read_on()
             else:
                 reading = track.gpu = GpuReading(track, is_lock, parks=parks)

@@ -22,7 +22,7 @@ from tracer.model.callkinds import POLLS
 from tracer.model.registry import Registry
 from tracer.model.step import Step
 from tracer.model.streams import Streams
-from tracer.schema import FUTEX, RW, Flag, Kind, Records, view
+from tracer.schema import FUTEX, RW, Flag, Kind, Life, Records, view
 
 _READ, _WRITE, _FUTEX = int(Kind.READ), int(Kind.WRITE), int(Kind.FUTEX)
 _EVENTFD = int(Flag.EVENTFD)
@@ -67,6 +67,9 @@ class Roles:
 
     def step(self, step: Step, streams: Streams) -> None:
         """Take over one step's records, after ``streams`` took them."""
+        for row in step.of(Kind.LIFE):
+            if row["op"] == Life.START:  # a tid that comes again is another thread's
+                self._forget(int(row["tid"]))
         for tid in sorted({s.driver.tid for s in streams.streams}):
             self._set(tid, "D", "behaviour")
         workers = {s.context for s in streams.streams if s.context}
@@ -99,6 +102,17 @@ class Roles:
             for counts in (self._waits, self._served, self._idles, self._pool):
                 for tid in [tid for tid in counts if tid not in self.registry.threads]:
                     del counts[tid]
+
+    def _forget(self, tid: int) -> None:
+        """What was counted of a thread that is no more."""
+        for votes in (self.vcpu_votes, self._served, self._pool, *self.gpu_votes.values()):
+            votes.pop(tid, None)
+        self._waits.pop(tid, None)
+        self._idles.pop(tid, None)
+
+    def _lives(self, tid: int) -> bool:
+        state = self.registry.threads.get(tid)
+        return state is not None and state.exit_ns is None
 
     def _set(self, tid: int, role: str, by: str) -> None:
         state = self.registry.threads.get(tid)
@@ -237,7 +251,11 @@ class Roles:
 
     def _decide(self, streams: Streams) -> None:
         for tgid, votes in self.gpu_votes.items():
-            best, n = min(votes.items(), key=lambda item: (-item[1], item[0]))
+            # A device that is reset has another G then; the votes of the one before are years of them.
+            living = {tid: n for tid, n in votes.items() if n >= MIN_VOTES and self._lives(tid)}
+            if not votes:
+                continue
+            best, n = min((living or votes).items(), key=lambda item: (-item[1], item[0]))
             held = self.registry.with_role("G", tgid)
             if n >= MIN_VOTES or not held:
                 for tid in held:
@@ -256,6 +274,9 @@ class Roles:
             state = self.registry.threads.get(tid)
             if state is not None and n >= MIN_VOTES and self.registry.is_vmm(state.tgid) and not state.role:
                 self._set(tid, "vcpu", "behaviour")
+        guests = self.registry.guests
+        for process in [p for p, vmm in guests.items() if self.guest_process(vmm) != p]:
+            del guests[process]  # the first few kicks were somebody else's
         for tgid in self.kicked_from:
             process = self.guest_process(tgid)
             known = self.registry.guests.get(process)

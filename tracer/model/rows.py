@@ -63,7 +63,7 @@ class Rows:
         episode_of = {e.id: whole for whole, members in episodes for e in members}
         rows = tuple(
             # An episode that went on while so many others came and went is kept no longer than they.
-            self._misses.row(m, whole.id if (whole := episode_of.get(m.episode.id)) else m.episode.id)
+            self._misses.row(m, whole.id if (whole := episode_of.get(m.episode)) else m.episode)
             for m in shown
         )
         self._misses.keep(m.id for m in shown)

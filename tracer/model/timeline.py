@@ -146,7 +146,7 @@ class Timeline:
             gone = self._chunk_ends[old - 1]
             del self._chunks[:old], self._chunk_ends[:old]
             for tid in [t for t, track in self._tracks.items() if track.forget(gone)]:
-                self._tracks.pop(tid).close()
+                del self._tracks[tid]
 
     @property
     def begin_ns(self) -> int:
@@ -205,9 +205,8 @@ class Timeline:
     def track(self, tid: int, start_ns: int) -> Track:
         """A thread's spans from a time on as tuples; converted once and kept."""
         track = self._tracks.get(tid)
+        start_ns = max(start_ns, self.begin_ns)  # what ended before that is gone: no reason to read anew
         if track is None or not track.since_ns <= start_ns <= track.until_ns + STEP_NS:
-            if track is not None:
-                track.close()
             track = self._tracks[tid] = Track(start_ns)
         for i in range(bisect_right(self._chunk_ends, track.until_ns), len(self._chunks)):
             chunk = self._chunks[i]

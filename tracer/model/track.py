@@ -200,10 +200,6 @@ class Track:
             self._opened = open_calls or open_offs
             self.version += len(calls) + len(offs) < n
 
-    def close(self) -> None:
-        """Let go of what was read out of it, which refers to it: only the collector would free the two."""
-        self.worker = self.gpu = None
-
     def bounds(self, start_ns: int, stop_ns: int) -> tuple[tuple[int, int], tuple[int, int]]:
         """Where the syscalls that overlap [start_ns, stop_ns] begin and end, and the off-CPU spans."""
         return self.calls.overlapping(start_ns, stop_ns), self.offs.overlapping(start_ns, stop_ns)

@@ -134,7 +134,7 @@ class Verdicts:
             state.episode, state.last = episode, None
             state.episodes += 1
         state.pending_until = max(state.pending_until, cycle.end_ns)
-        miss = MissState(self.total_misses, cycle, episode, cycle.leg)
+        miss = MissState(self.total_misses, cycle, episode.id, cycle.leg)
         if not cycle.stream.exact:
             miss.evidence = "degraded"
         before = state.last

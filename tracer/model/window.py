@@ -52,7 +52,7 @@ class Window:
         self._bounds: dict[int, tuple[tuple[int, int], tuple[int, int]]] = {}
         self._calls: dict[int, list[Call]] = {}
         self._offs: dict[int, list[Off]] = {}
-        self._pieces: dict[int, tuple[list[int], list[Piece]]] = {}
+        self._pieces: dict[tuple[int, bool], tuple[list[int], list[Piece]]] = {}
         self.alone = alone
         #: Whether what was cut in it holds for other windows too: where steal lay is told per window.
         self.shared = not alone and not timeline.stolen(start_ns, stop_ns + AFTER_NS)
@@ -98,13 +98,15 @@ class Window:
         if stop_ns <= start_ns:
             return []
         track = self.track(tid)
-        known = self._pieces.get(tid)
-        if known is None:
+        before = start_ns < self.start_ns  # apart: what steal there is is looked for in all that is asked for
+        known = self._pieces.get((tid, before))
+        if known is None or start_ns < known[0][0] or stop_ns > known[1][-1].end:
             last = self.stop_ns + AFTER_NS
             if not any(self.start_ns - self._before_ns < out <= last for out in track.stolen):
                 return cut(track, start_ns, stop_ns)
-            whole = self._with_steal(tid, min(self.start_ns, start_ns), max(self.stop_ns, stop_ns))
-            known = self._pieces[tid] = ([p.start for p in whole], whole)
+            begin = min(self.start_ns - self._before_ns, start_ns) if before else self.start_ns
+            whole = self._with_steal(tid, begin, max(self.stop_ns, stop_ns))
+            known = self._pieces[tid, before] = ([p.start for p in whole], whole)
         starts, whole = known
         low = max(0, bisect_right(starts, start_ns) - 1)
         high = bisect_left(starts, stop_ns)

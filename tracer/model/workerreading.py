@@ -138,10 +138,11 @@ class WorkerReading:
 
     __slots__ = (
         "_by_wake",
+        "_calls",
         "_is_lock",
         "_locks",
+        "_offs",
         "_read_to",
-        "_track",
         "_version",
         "_works",
         "choices",
@@ -159,7 +160,8 @@ class WorkerReading:
         by_wake: bool = False,
         works: Set[int] = frozenset(),
     ) -> None:
-        self._track, self._version = track, track.version
+        # Not the track, which holds its reading: what is in a circle only the collector of garbage frees.
+        self._calls, self._offs, self._version = track.calls, track.offs, track.version
         self._is_lock = is_lock
         self._by_wake, self._works = by_wake, works
         self._locks: dict[int, bool] = {}  # what was a lock, and what was not
@@ -168,10 +170,10 @@ class WorkerReading:
         self.parked, self.within = Waits(), Waits()
         self.read_on()
 
-    def holds(self, is_lock: Callable[[int], bool], *, by_wake: bool, works: Set[int]) -> bool:
+    def holds(self, track: Track, is_lock: Callable[[int], bool], *, by_wake: bool, works: Set[int]) -> bool:
         """Whether it would be read alike today."""
         return (
-            self._version == self._track.version
+            self._version == track.version
             and self._by_wake == by_wake
             and self._works == works
             and all(is_lock(word) == known for word, known in self._locks.items())
@@ -179,7 +181,7 @@ class WorkerReading:
 
     def read_on(self) -> None:
         """Take over what is new; the last turn may have gone on."""
-        calls = self._track.calls
+        calls = self._calls
         gone, last = calls.gone, calls.gone + len(calls)
         if last == self._read_to:
             return
@@ -233,7 +235,7 @@ class WorkerReading:
 
     def _ended(self, enter: NDArray[np.int64], end: NDArray[np.int64]) -> list[Wait]:
         """Waits with the last waking within each."""
-        offs = self._track.offs
+        offs = self._offs
         first = bisect_left(offs.ends, int(enter[0]))
         columns = offs.columns[:, first:]
         woken = np.append(np.flatnonzero(columns[WOKEN]), -1)
