@@ -268,7 +268,12 @@ def _device(seen: Evidence) -> Iterator[Finding]:
 def _tracing(seen: Evidence) -> Iterator[Finding]:
     for target in seen.registry.targets.values():
         for note in target.notes:
-            yield Finding(note, f"pid {target.tgid}", "xdtrace doctor says how to mend it", "info")
+            yield Finding(
+                note,
+                f"pid {target.tgid}",
+                f"`xdtrace doctor {target.tgid}` shows what there is of it",
+                "info",
+            )
     if seen.losses.total:
         yield Finding(
             f"{seen.losses.total} records were lost "
