@@ -268,13 +268,19 @@ def _leave_wakes(case: Case, waits: Sequence[int], taken: dict[int, float]) -> N
 
 def _under(case: Case, words: frozenset[Word]) -> list[int]:
     """Leaves that wait for one of these locks themselves, or for a CPU after it; in order."""
+    if not words:
+        return []
     found = {i for word in words & case.words for i in case.members_of((LOCK, *word))}
     return sorted(i for i in found if ((leaf := case.like(i)).word or leaf.after) in words)
 
 
-def _remedied(case: Case, remedy: str, names: Names) -> Iterable[int]:
-    phases = case.path.phases
+def _of_phases(case: Case, via: str, of_sub: Callable[[str], bool]) -> list[int]:
+    """Leaves of the phases of one via, as far as their sub is wanted."""
+    phases, columns = enumerate(case.path.phases), case.columns
+    return [i for n, p in phases if p.via == via and of_sub(p.sub) for i in columns.of_interval(n)]
 
+
+def _remedied(case: Case, remedy: str, names: Names) -> Iterable[int]:
     def writes(i: int, *, pipes: bool) -> bool:
         held = case.like(i).holder
         if held is None or held.call is None or held.tid not in names.gpu:
@@ -295,9 +301,9 @@ def _remedied(case: Case, remedy: str, names: Names) -> Iterable[int]:
         return [*gone, *_piped(case, names)] if names.gpu & case.tids else gone
     if remedy == "fair":
         # Each other ready event goes first once ("round"); what W chose beyond that is gone.
-        return [i for i in case.members_of((SERIALISED,)) if phases[case.phase_of(i)].sub == "chosen"]
+        return _of_phases(case, SERIALISED, lambda sub: sub == "chosen")
     if remedy == "own_context":
-        kept = [i for i in case.members_of((NOT_REARMED,)) if phases[case.phase_of(i)].sub != "own"]
+        kept = _of_phases(case, NOT_REARMED, lambda sub: sub != "own")
         # Who holds the context's item table does so for others' items; a stream alone has its own.
         return [*case.members_of((SERIALISED,)), *kept, *_under(case, names.item_state)]
     if remedy == "realtime":

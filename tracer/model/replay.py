@@ -10,6 +10,7 @@ from __future__ import annotations
 import itertools
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Mapping, Sequence, Set
+from operator import sub
 
 import numpy as np
 from numpy.typing import NDArray
@@ -50,6 +51,7 @@ class Case:
         "_sorts",
         "_spare",
         "_starts",
+        "_tids",
         "_totals",
         "_waits",
         "columns",
@@ -70,6 +72,7 @@ class Case:
             self._end_ns = max(path.end_ns - self._asleep, path.deadline_ns + 1)
         self._flat_: tuple[NDArray[np.int64], NDArray[np.int64]] | None = None
         self._lock_waits: list[Leaf] | None = None
+        self._tids: set[int] | None = None
         self._members: dict[Key, list[int]] = {}
         #: Time per candidate; the first phase with it.
         self._totals: dict[Key, int] = {}
@@ -86,28 +89,31 @@ class Case:
     def _count(self) -> None:
         """Count the leaves by sort, and the sorts by candidate."""
         columns, totals, first = self.columns, self._totals, self._first
-        starts, ends, sorts, firsts = columns.starts, columns.ends, columns.sorts, columns.firsts
+        sorts, firsts = columns.sorts, columns.firsts
         everywhere, keys = columns.table.everywhere, columns.table.keys
         counts: dict[int, int] = {}
         since: dict[int, int] = {}
+        long = list(map(sub, columns.ends, columns.starts))
+        low = 0
         for index, phase in enumerate(self.path.phases):
-            low, high = firsts[index], firsts[index + 1]
-            if low < high and phase.via:
-                group = (phase.via,)
-                totals[group] = totals.get(group, 0) + columns.ns_in(index)
-                first.setdefault(group, index)
+            high, via = firsts[index + 1], phase.via
+            if via and low < high:
+                if (via,) not in totals:
+                    totals[via,], first[via,] = 0, index
+                totals[via,] += sum(long[low:high])
                 for i in range(low, high):
                     sort = sorts[i]
                     if sort in everywhere:
                         if sort not in counts:
                             counts[sort], since[sort] = 0, index
-                        counts[sort] += ends[i] - starts[i]
+                        counts[sort] += long[i]
             elif phase.sub != CLOCK:
                 for i in range(low, high):
                     sort = sorts[i]
                     if sort not in counts:
                         counts[sort], since[sort] = 0, index
-                    counts[sort] += ends[i] - starts[i]
+                    counts[sort] += long[i]
+            low = high
         self._sorts = counts
         for sort, ns in counts.items():
             for key in keys[sort]:
@@ -179,15 +185,16 @@ class Case:
     @property
     def tids(self) -> set[int]:
         """Threads among the leaves."""
-        found: set[int] = set()
-        for sort in set(self.columns.sorts):
-            leaf = self.columns.table.like[sort]
-            found.add(leaf.tid)
-            if leaf.holder is not None:
-                found.add(leaf.holder.tid)
-            if leaf.off_tid:
-                found.add(leaf.off_tid)
-        return found
+        if self._tids is None:
+            self._tids = found = set()
+            for sort in set(self.columns.sorts):
+                leaf = self.columns.table.like[sort]
+                found.add(leaf.tid)
+                if leaf.holder is not None:
+                    found.add(leaf.holder.tid)
+                if leaf.off_tid:
+                    found.add(leaf.off_tid)
+        return self._tids
 
     @property
     def leaves(self) -> list[Leaf]:
