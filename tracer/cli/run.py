@@ -90,7 +90,7 @@ def ending_by_signal() -> Iterator[Ending]:
 def collect_seldom() -> None:
     """Look for garbage in cycles seldom: what an analysis keeps makes the default pace a fifth of all CPU.
 
-    Not seldomer: a reading and the spans it reads hold each other, megabytes of them under churn.
+    What an analysis lets go is in no cycle (tests/unit/test_letting_go.py): there is next to nothing to find.
     """
     gc.freeze()
     gc.set_threshold(200_000, 20, 50)
